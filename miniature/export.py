@@ -1,0 +1,2 @@
+def save_checkpoint(*a, **k):
+    raise NotImplementedError

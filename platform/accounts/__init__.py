@@ -1,0 +1,1 @@
+"""Who: users, teams, projects, tokens. Imports only ``common``."""

@@ -1,0 +1,84 @@
+"""Who is calling: an API token as ``Bearer``, bare, or as the password of HTTP Basic (what A1111 clients can send)."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from dataclasses import dataclass
+from datetime import timedelta
+
+from django.db.models import Q
+from django.db.models.functions import Now
+from django.utils import timezone
+from rest_framework.authentication import BaseAuthentication
+from rest_framework.exceptions import AuthenticationFailed
+from rest_framework.request import Request
+
+from accounts.models import ApiToken, Team, User
+from accounts.services import token_digest
+from common.errors import ForbiddenError
+
+LAST_USE_RESOLUTION = timedelta(minutes=1)
+"""``last_used_at`` is written at most this often, so that polling does not write."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """For whom a request acts. ``token`` is None when a person acts in the admin or a schedule fires."""
+
+    user: User
+    team: Team
+    token: ApiToken | None = None
+
+    def require(self, scope: str) -> None:
+        """Raises: ForbiddenError: The token lacks the scope."""
+        if self.token is not None and not self.token.has_scope(scope):
+            raise ForbiddenError(f"The token lacks the scope {scope!r}.")
+
+
+def token_text(header: str) -> str | None:
+    """The token inside an Authorization header; None when there is none to speak of."""
+    scheme, _, rest = header.strip().partition(" ")
+    if not scheme:
+        return None
+    if not rest:
+        return scheme
+    if scheme.lower() == "bearer":
+        return rest.strip()
+    if scheme.lower() == "basic":
+        try:
+            user, _, password = base64.b64decode(rest, validate=True).decode().partition(":")
+        except (binascii.Error, UnicodeDecodeError):
+            return None
+        return password or user
+    return None
+
+
+def caller_of(header: str) -> Caller | None:
+    """The caller behind an Authorization header; None when no usable token is in it."""
+    text = token_text(header)
+    if not text:
+        return None
+    token = ApiToken.objects.usable().select_related("user", "team").filter(digest=token_digest(text)).first()
+    if token is None:
+        return None
+    if token.last_used_at is None or timezone.now() - token.last_used_at > LAST_USE_RESOLUTION:
+        stale = Q(last_used_at__isnull=True) | Q(last_used_at__lt=Now() - LAST_USE_RESOLUTION)
+        ApiToken.objects.filter(stale, pk=token.pk).update(last_used_at=Now())
+    return Caller(user=token.user, team=token.team, token=token)
+
+
+class ApiTokenAuthentication(BaseAuthentication):
+    """DRF: ``request.user`` is the user, ``request.auth`` the :class:`Caller`."""
+
+    def authenticate(self, request: Request) -> tuple[User, Caller] | None:
+        header = request.headers.get("Authorization", "")
+        if not header.strip():
+            return None
+        caller = caller_of(header)
+        if caller is None:
+            raise AuthenticationFailed("The token is unknown, expired or revoked.")
+        return caller.user, caller
+
+    def authenticate_header(self, request: Request) -> str:
+        return "Bearer"

@@ -1,0 +1,73 @@
+"""Writes about people: teams, members, tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Sequence
+from datetime import datetime
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models.functions import Now
+from django.utils.text import slugify
+
+from accounts.models import ApiToken, Membership, Role, Scope, Team, User
+from common.errors import FieldError, InvalidRequestError
+
+TOKEN_PREFIX = "rk_"
+
+
+def token_digest(token: str) -> str:
+    """The keyed hash under which a token is stored and looked up."""
+    return hmac.new(settings.SECRET_KEY.encode(), b"api-token:" + token.encode(), hashlib.sha256).hexdigest()
+
+
+@transaction.atomic
+def token_issue(
+    *,
+    user: User,
+    team: Team,
+    name: str = "",
+    scopes: Sequence[str] | None = None,
+    expires_at: datetime | None = None,
+) -> tuple[ApiToken, str]:
+    """Make a token and return it with its text, which can never be read again.
+
+    Raises:
+        InvalidRequestError: A scope is unknown.
+    """
+    unknown = [scope for scope in scopes or [] if scope not in Scope.values]
+    if unknown:
+        accepted = ", ".join(Scope.values)
+        raise InvalidRequestError([FieldError("scopes", f"Scope {unknown[0]!r} is unknown; accepted are {accepted}.")])
+    text = TOKEN_PREFIX + secrets.token_urlsafe(32)
+    token = ApiToken.objects.create(
+        user=user,
+        team=team,
+        name=name,
+        digest=token_digest(text),
+        prefix=text[:10],
+        scopes=list(scopes) if scopes else list(Scope.values),
+        expires_at=expires_at,
+    )
+    return token, text
+
+
+def token_revoke(*, token: ApiToken) -> None:
+    ApiToken.objects.filter(pk=token.pk, revoked_at__isnull=True).update(revoked_at=Now())
+
+
+@transaction.atomic
+def member_ensure(
+    *, team_name: str, user_name: str, role: str = Role.MEMBER, service_account: bool = False
+) -> Membership:
+    """The user's membership of the team; creates team, user and membership when absent."""
+    team, _ = Team.objects.get_or_create(name=slugify(team_name), defaults={"title": team_name})
+    user, created = User.objects.get_or_create(username=user_name, defaults={"is_service_account": service_account})
+    if created:
+        user.set_unusable_password()
+        user.save(update_fields=["password"])
+    membership, _ = Membership.objects.get_or_create(team=team, user=user, defaults={"role": role})
+    return membership

@@ -1,0 +1,95 @@
+"""Loadable files. An approved asset is immutable: a new upload under its name is a new row, and queued jobs keep the old one.
+
+::
+
+    received ──→ hashed ──→ scanned ──→ recognised ──→ approved ──→ retired
+        └───────────┴──────────┴────────────┴──→ quarantined (with the reason; its file is removed)
+"""
+
+from __future__ import annotations
+
+from django.db import models
+from django.db.models import Q
+
+from accounts.models import Team, User
+
+
+class AssetKind(models.TextChoices):
+    CHECKPOINT = "checkpoint"
+    VAE = "vae"
+    LORA = "lora"
+    EMBEDDING = "embedding"
+    HYPERNETWORK = "hypernetwork"
+    CONTROLNET = "controlnet"
+    UPSCALER = "upscaler"
+
+
+class AssetState(models.TextChoices):
+    RECEIVED = "received"
+    HASHED = "hashed"
+    SCANNED = "scanned"
+    RECOGNISED = "recognised"
+    APPROVED = "approved"
+    QUARANTINED = "quarantined"
+    RETIRED = "retired"
+
+
+class Access(models.TextChoices):
+    PUBLIC = "public", "Everybody"
+    TEAMS = "teams", "Chosen teams"
+    USERS = "users", "Chosen users"
+
+
+class AssetQuerySet(models.QuerySet["Asset"]):
+    def visible_to(self, *, user: User, team: Team) -> AssetQuerySet:
+        """Approved assets this user may name while acting for this team."""
+        allowed = Q(access=Access.PUBLIC) | Q(access=Access.TEAMS, teams=team) | Q(access=Access.USERS, users=user)
+        return self.filter(allowed, state=AssetState.APPROVED).distinct()
+
+
+class Asset(models.Model):
+    kind = models.CharField(max_length=16, choices=AssetKind)
+    name = models.CharField(max_length=200, help_text="The file's stem; what clients call it.")
+    file_key = models.CharField(max_length=300, blank=True, help_text="Key in the asset storage.")
+    config_key = models.CharField(
+        max_length=300, blank=True, help_text="Key of the neighbouring YAML, if one came along."
+    )
+    size_bytes = models.BigIntegerField(default=0)
+    sha256 = models.CharField(max_length=64, blank=True)
+    short_hash = models.CharField(max_length=10, blank=True, help_text="A1111's: the first ten digits of the sha-256.")
+    family = models.CharField(max_length=32, blank=True)
+    state = models.CharField(max_length=16, choices=AssetState, default=AssetState.RECEIVED)
+    reason = models.TextField(blank=True, help_text="Why it is quarantined.")
+    is_default = models.BooleanField(default=False, help_text="The checkpoint of requests that name none.")
+    access = models.CharField(max_length=8, choices=Access, default=Access.PUBLIC)
+    teams: models.ManyToManyField = models.ManyToManyField(Team, blank=True, related_name="assets")
+    users: models.ManyToManyField = models.ManyToManyField(User, blank=True, related_name="assets")
+    uploaded_by = models.ForeignKey(User, null=True, blank=True, on_delete=models.SET_NULL, related_name="uploads")
+    created_at = models.DateTimeField(auto_now_add=True)
+    approved_at = models.DateTimeField(null=True, blank=True)
+
+    objects = AssetQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["kind", "name", "-created_at"]
+        indexes = [models.Index(fields=["kind", "state", "name"], name="asset_by_name")]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["kind", "name", "sha256"],
+                condition=Q(state__in=["approved", "retired"]),
+                name="one_approved_asset_per_name_and_hash",
+            ),
+            models.UniqueConstraint(fields=["kind"], condition=Q(is_default=True), name="one_default_asset_per_kind"),
+        ]
+
+    def __str__(self) -> str:
+        return self.title
+
+    @property
+    def filename(self) -> str:
+        return f"{self.name}.safetensors"
+
+    @property
+    def title(self) -> str:
+        """As A1111 shows it: file name and short hash."""
+        return f"{self.filename} [{self.short_hash}]" if self.short_hash else self.filename

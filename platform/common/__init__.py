@@ -1,0 +1,1 @@
+"""Mechanism without business words: errors, problem+json, identifiers, query helpers. Imports nothing of ours."""

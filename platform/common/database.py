@@ -1,0 +1,90 @@
+"""What the two databases do differently, in one place: the clock, row locks, refusing to change a row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from django.db import connections, migrations, models, router
+from django.db.models import ExpressionWrapper, QuerySet, Value
+from django.db.models.functions import Now
+
+
+def now_plus(seconds: float) -> ExpressionWrapper:
+    """The database's clock plus an interval; no worker's or web server's clock decides anything."""
+    return ExpressionWrapper(Now() + Value(timedelta(seconds=seconds)), output_field=models.DateTimeField())
+
+
+def skip_locked(rows: QuerySet[Any]) -> QuerySet[Any]:
+    """Lock the rows and pass over those that another transaction holds. SQLite's write transactions exclude one another anyway."""
+    if connections[rows.db].features.has_select_for_update_skip_locked:
+        return rows.select_for_update(skip_locked=True, of=("self",))
+    return rows
+
+
+def insert_rows(pattern: models.Model, *, varying: Sequence[str], rows: Sequence[Sequence[int]]) -> None:
+    """Insert one row per item of ``rows`` in a single statement, however many there are.
+
+    Args:
+        pattern: An unsaved instance; its values are every row's values except for the ``varying`` fields.
+        varying: Names of integer fields whose values come from ``rows``.
+    """
+    connection = connections[router.db_for_write(type(pattern))]
+    fields = [field for field in pattern._meta.local_concrete_fields if not field.primary_key]
+    columns, values, parameters = [], [], []
+    for field in fields:
+        columns.append(connection.ops.quote_name(field.column))
+        if field.name in varying:
+            values.append(_json_item[connection.vendor].format(varying.index(field.name)))
+            continue
+        values.append("%s" if connection.vendor == "sqlite" else f"CAST(%s AS {field.db_type(connection)})")
+        value = field.pre_save(pattern, add=True)
+        parameters.append(field.get_db_prep_save(value, connection))
+    table = connection.ops.quote_name(pattern._meta.db_table)
+    source = _json_rows[connection.vendor]
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"INSERT INTO {table} ({', '.join(columns)}) SELECT {', '.join(values)} FROM {source}",  # noqa: S608
+            [*parameters, json.dumps(rows)],
+        )
+
+
+_json_rows = {"sqlite": "json_each(%s) AS item", "postgresql": "jsonb_array_elements(CAST(%s AS jsonb)) AS item(value)"}
+_json_item = {"sqlite": "json_extract(item.value, '$[{0}]')", "postgresql": "CAST(item.value->>{0} AS bigint)"}
+
+
+def append_only(table: str) -> migrations.RunPython:
+    """A migration step after which the database itself refuses UPDATE and DELETE on ``table``."""
+
+    def install(apps: Any, schema_editor: Any) -> None:
+        for statement in append_only_sql(table, schema_editor.connection.vendor):
+            schema_editor.execute(statement)
+
+    def remove(apps: Any, schema_editor: Any) -> None:
+        for statement in append_only_removal_sql(table, schema_editor.connection.vendor):
+            schema_editor.execute(statement)
+
+    return migrations.RunPython(install, remove)
+
+
+def append_only_sql(table: str, vendor: str) -> list[str]:
+    if vendor == "sqlite":
+        return [
+            f"CREATE TRIGGER {table}_no_{verb} BEFORE {verb.upper()} ON {table} "
+            f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
+            for verb in ("update", "delete")
+        ]
+    return [
+        f"CREATE FUNCTION {table}_append_only() RETURNS trigger LANGUAGE plpgsql AS "
+        f"$$ BEGIN RAISE EXCEPTION '{table} is append-only' USING ERRCODE = 'integrity_constraint_violation'; END $$",
+        f"CREATE TRIGGER {table}_append_only BEFORE UPDATE OR DELETE ON {table} "
+        f"FOR EACH ROW EXECUTE FUNCTION {table}_append_only()",
+    ]
+
+
+def append_only_removal_sql(table: str, vendor: str) -> list[str]:
+    if vendor == "sqlite":
+        return [f"DROP TRIGGER {table}_no_{verb}" for verb in ("update", "delete")]
+    return [f"DROP TRIGGER {table}_append_only ON {table}", f"DROP FUNCTION {table}_append_only()"]

@@ -1,0 +1,10 @@
+"""`uvicorn config.asgi:application`: the one web process. Waiting requests cost no thread (``renderjobs/waiting.py``)."""
+
+from __future__ import annotations
+
+import os
+
+from django.core.asgi import get_asgi_application
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
+application = get_asgi_application()

@@ -1,0 +1,87 @@
+"""Typed readers of environment variables. A wrong value stops the start with a sentence that names the variable.
+
+No other module reads ``os.environ`` for configuration.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+from urllib.parse import SplitResult, parse_qs, urlsplit
+
+from django.core.exceptions import ImproperlyConfigured
+
+TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+
+
+def text(name: str, default: str | None = None) -> str:
+    value = os.environ.get(name, "") or default
+    if value is None:
+        raise ImproperlyConfigured(f"{name} is required and not set.")
+    return value
+
+
+def choice(name: str, accepted: tuple[str, ...], default: str) -> str:
+    value = text(name, default)
+    if value not in accepted:
+        raise ImproperlyConfigured(f"{name} is {value!r}; accepted are {', '.join(accepted)}.")
+    return value
+
+
+def boolean(name: str, default: bool) -> bool:
+    value = text(name, "1" if default else "0").lower()
+    if value not in TRUE + FALSE:
+        raise ImproperlyConfigured(f"{name} is {value!r}; accepted are {', '.join(TRUE + FALSE)}.")
+    return value in TRUE
+
+
+def integer(name: str, default: int, *, minimum: int, maximum: int) -> int:
+    value = text(name, str(default))
+    try:
+        number = int(value)
+    except ValueError as error:
+        raise ImproperlyConfigured(f"{name} is {value!r}; a whole number is accepted.") from error
+    if not minimum <= number <= maximum:
+        raise ImproperlyConfigured(f"{name} is {number}; accepted are {minimum} to {maximum}.")
+    return number
+
+
+def words(name: str, default: str = "") -> list[str]:
+    """A comma-separated list; empty items are dropped."""
+    return [word.strip() for word in os.environ.get(name, default).split(",") if word.strip()]
+
+
+def url(name: str, default: str, *, schemes: tuple[str, ...]) -> SplitResult:
+    value = text(name, default)
+    parts = urlsplit(value)
+    if parts.scheme not in schemes:
+        # The value may hold a password, so only the scheme is repeated.
+        raise ImproperlyConfigured(
+            f"{name} begins with {parts.scheme or 'no scheme'!r}; accepted are {', '.join(s + '://' for s in schemes)}."
+        )
+    return parts
+
+
+def query_options(parts: SplitResult) -> dict[str, str]:
+    return {key: values[-1] for key, values in parse_qs(parts.query).items()}
+
+
+def secret(name: str, *, kept_in: Path | None) -> str:
+    """The secret from the environment, else one generated once and kept in ``kept_in`` (the embedded form)."""
+    if value := os.environ.get(name):
+        return value
+    if kept_in is None:
+        raise ImproperlyConfigured(f"{name} is required in production and not set; any random text of 50 characters.")
+    path = kept_in / name.lower()
+    if not path.exists():
+        kept_in.mkdir(parents=True, exist_ok=True)
+        draft = kept_in / f".{name.lower()}.{os.getpid()}"
+        draft.touch(mode=0o600)
+        draft.write_text(secrets.token_urlsafe(50))
+        # The first of two starting processes wins; both then read the same text.
+        with contextlib.suppress(FileExistsError):
+            os.link(draft, path)
+        draft.unlink()
+    return path.read_text()

@@ -1,0 +1,8 @@
+"""The settings, one subject per file. `DJANGO_SETTINGS_MODULE=config.settings`; tests use ``config.settings.test``."""
+
+from config.settings.base import *  # noqa: F403
+from config.settings.celery import *  # noqa: F403
+from config.settings.logging import *  # noqa: F403
+from config.settings.rendering import *  # noqa: F403
+from config.settings.rest import *  # noqa: F403
+from config.settings.storages import *  # noqa: F403

@@ -1,0 +1,34 @@
+"""Our own limits. Each is checked at the door, before anything is stored, charged or queued."""
+
+from __future__ import annotations
+
+from config import env
+from config.settings.base import DATA_DIR
+
+MIN_SIDE_PX, MAX_SIDE_PX = 16, 8192
+MAX_PIXELS = env.integer("MAX_PIXELS", 16_777_216, minimum=4096, maximum=2**28)
+"""Of one picture; the default is 4096 x 4096."""
+MAX_STEPS = 1000
+MAX_BATCH_SIZE = 1000
+MAX_IMAGES_PER_JOB = env.integer("MAX_IMAGES_PER_JOB", 20_000, minimum=1, maximum=1_000_000)
+MAX_SYNC_IMAGES = 100
+"""A synchronous answer holds its pictures in memory as base64."""
+MAX_PROMPT_BYTES = 16_384
+
+LEASE_SECONDS = 30
+LEASE_RENEWAL_SECONDS = 10
+WORKER_POLL_SECONDS = 5
+WORKER_DEAD_AFTER_SECONDS = 30
+MAX_ATTEMPTS = 3
+"""Of one image, before it fails with the last reason."""
+MAX_MICROBATCH = env.integer("MAX_MICROBATCH", 8, minimum=1, maximum=256)
+MICROBATCH_PIXELS = env.integer("MICROBATCH_PIXELS", 2_097_152, minimum=4096, maximum=2**32)
+"""Pixels of one pass: larger pictures share a pass with fewer others (8 of 512 x 512)."""
+
+IDEMPOTENCY_DAYS = 7
+WORKER_POOL = env.text("WORKER_POOL", "default")
+WORKER_CACHE_DIR = DATA_DIR / "worker-cache"
+TORCH_DEVICE = env.choice("TORCH_DEVICE", ("auto", "cpu", "cuda"), "auto")
+TORCH_DTYPE = env.choice("TORCH_DTYPE", ("auto", "float32", "float16", "bfloat16"), "auto")
+RENDERER = "gpuworker.engine.DiffusersRenderer"
+"""Dotted path; tests of scheduling and faults name their pattern renderer here."""

@@ -1,0 +1,1 @@
+"""Where it runs: pools and the workers in them. Imports ``common`` and ``accounts``."""

@@ -1,0 +1,38 @@
+"""Pools (one GPU class, one price) and the workers that serve them."""
+
+from __future__ import annotations
+
+from django.db import models
+
+
+class Pool(models.Model):
+    name = models.SlugField(max_length=64, unique=True)
+    gpu_class = models.CharField(
+        max_length=64, default="cpu", help_text="One class per pool: pictures of one pool are comparable."
+    )
+    enabled = models.BooleanField(default=True)
+
+    class Meta:
+        ordering = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Worker(models.Model):
+    """One process that owns one card. Alive while ``last_seen_at`` is recent by the database's clock."""
+
+    name = models.CharField(max_length=200, unique=True)
+    pool = models.ForeignKey(Pool, on_delete=models.PROTECT, related_name="workers")
+    device = models.CharField(max_length=120, blank=True)
+    draining = models.BooleanField(default=False, help_text="Finishes what it has and claims nothing more.")
+    loaded_checkpoint_sha256 = models.CharField(max_length=64, blank=True)
+    started_at = models.DateTimeField()
+    last_seen_at = models.DateTimeField()
+    stopped_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering = ["name"]
+
+    def __str__(self) -> str:
+        return self.name

@@ -1,0 +1,68 @@
+"""States and lanes, and the arrows along which states may move."""
+
+from __future__ import annotations
+
+from django.db import models
+
+
+class JobKind(models.TextChoices):
+    TXT2IMG = "txt2img"
+
+
+class JobState(models.TextChoices):
+    """``queued`` → ``running`` → ``succeeded`` | ``partly_succeeded`` | ``failed`` | ``cancelled``."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    PARTLY_SUCCEEDED = "partly_succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class ImageState(models.TextChoices):
+    """``waiting`` → ``claimed`` → ``rendering`` → ``delivered`` | ``failed`` | ``cancelled``; a lost lease leads back."""
+
+    WAITING = "waiting"
+    CLAIMED = "claimed"
+    RENDERING = "rendering"
+    DELIVERED = "delivered"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Lane(models.IntegerChoices):
+    """Smaller goes first."""
+
+    INTERACTIVE = 0
+    STANDARD = 1
+    BACKGROUND = 2
+
+
+class AttemptOutcome(models.TextChoices):
+    RUNNING = "running"
+    DELIVERED = "delivered"
+    FAILED = "failed"
+    LOST = "lost", "Lease lost"
+    RELEASED = "released", "Given back unfinished"
+    CANCELLED = "cancelled"
+
+
+JOB_ARROWS: dict[str, frozenset[str]] = {
+    JobState.QUEUED: frozenset(
+        {JobState.RUNNING, JobState.CANCELLED, JobState.FAILED, JobState.SUCCEEDED, JobState.PARTLY_SUCCEEDED}
+    ),
+    JobState.RUNNING: frozenset({JobState.SUCCEEDED, JobState.PARTLY_SUCCEEDED, JobState.FAILED, JobState.CANCELLED}),
+}
+IMAGE_ARROWS: dict[str, frozenset[str]] = {
+    ImageState.WAITING: frozenset({ImageState.CLAIMED, ImageState.CANCELLED, ImageState.FAILED}),
+    ImageState.CLAIMED: frozenset({ImageState.RENDERING, ImageState.WAITING, ImageState.FAILED, ImageState.CANCELLED}),
+    ImageState.RENDERING: frozenset(
+        {ImageState.DELIVERED, ImageState.WAITING, ImageState.FAILED, ImageState.CANCELLED}
+    ),
+}
+JOB_OPEN = (JobState.QUEUED, JobState.RUNNING)
+JOB_TERMINAL = (JobState.SUCCEEDED, JobState.PARTLY_SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+IMAGE_HELD = (ImageState.CLAIMED, ImageState.RENDERING)
+"""States in which a worker's lease holds the image."""
+IMAGE_TERMINAL = (ImageState.DELIVERED, ImageState.FAILED, ImageState.CANCELLED)

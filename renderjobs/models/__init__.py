@@ -1,0 +1,14 @@
+from renderjobs.models.images import Attempt, Claim, RenderImage
+from renderjobs.models.jobs import IdempotencyRecord, JobEvent, RenderJob
+from renderjobs.models.schedules import BatchSchedule, BatchTemplate
+
+__all__ = [
+    "Attempt",
+    "BatchSchedule",
+    "BatchTemplate",
+    "Claim",
+    "IdempotencyRecord",
+    "JobEvent",
+    "RenderImage",
+    "RenderJob",
+]

@@ -1,0 +1,206 @@
+"""job_submit and job_cancel: the writes a caller can cause. One transaction accepts a job with everything it needs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from django.conf import settings
+from django.db import IntegrityError, transaction
+from django.db.models.functions import Now
+
+from accounts.authentication import Caller
+from accounts.models import Project, Role
+from assets.models import Asset
+from assets.selectors import checkpoint_default, checkpoint_find
+from billing.ratecards import price_in_force
+from common.database import insert_rows, now_plus
+from common.errors import ConflictError, FieldError, ForbiddenError, InvalidRequestError
+from fleet.services import pool_for_new_jobs
+from renderjobs.choices import IMAGE_HELD, JOB_OPEN, ImageState, Lane
+from renderjobs.dispatch import wake_on_commit
+from renderjobs.expansion import pass_digest, recipe_of, seeds_of
+from renderjobs.models import BatchSchedule, IdempotencyRecord, RenderImage, RenderJob
+from renderjobs.request import RenderRequest
+from renderjobs.rollup import job_settle
+from renderjobs.transitions import counted, images_move, job_created, jobs_locked
+
+MAX_TAGS, MAX_TAG_LENGTH = 20, 64
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """``replayed`` is True when an earlier call with the same key or task id made the job."""
+
+    job: RenderJob
+    replayed: bool
+
+
+def job_submit(
+    *,
+    caller: Caller,
+    request: RenderRequest,
+    source: str,
+    body: Any = None,
+    idempotency_key: str = "",
+    task_id: str = "",
+    lane: int = Lane.STANDARD,
+    priority: int = 0,
+    project: str = "",
+    tags: Mapping[str, str] | None = None,
+    schedule: BatchSchedule | None = None,
+    scheduled_for: datetime | None = None,
+) -> Submitted:
+    """Accept a job: the job, its images and the idempotency record in one transaction, the wake-up after it.
+
+    Args:
+        body: What the caller sent, compared when ``idempotency_key`` or ``task_id`` comes again.
+    Raises:
+        InvalidRequestError: Checkpoint, project or tags cannot be used; nothing is stored.
+        ConflictError: The key or task id was used before with another body.
+        UnavailableError: No pool, or no price for it.
+    """
+    if caller.user.role_in(caller.team) == Role.VIEWER:
+        raise ForbiddenError("A viewer cannot submit jobs.")
+    digest = body_digest(body)
+    if earlier := _earlier(caller, idempotency_key, task_id, digest):
+        return Submitted(earlier, replayed=True)
+    checkpoint = checkpoint_of(caller, request)
+    pool = pool_for_new_jobs()
+    price = price_in_force(pool_id=pool.pk)
+    job = RenderJob(
+        kind=request.kind,
+        source=source,
+        team=caller.team,
+        project=_project(caller, project),
+        user=caller.user,
+        token=caller.token,
+        pool=pool,
+        checkpoint=checkpoint,
+        lane=lane,
+        priority=priority,
+        task_id=task_id,
+        request=request.to_json(),
+        tags=_tags(tags or {}),
+        images_total=request.images_total,
+        currency=price.currency,
+        event_sequence=1,
+        schedule=schedule,
+        scheduled_for=scheduled_for,
+        created_at=Now(),
+    )
+    pattern = _image_pattern(job, request, checkpoint)
+    seeds = seeds_of(request, random.SystemRandom())
+    try:
+        with transaction.atomic():
+            job.save(force_insert=True)
+            job_created(job, cause=f"submitted through {source}")
+            rows = [(index, seed, subseed) for index, (seed, subseed) in enumerate(seeds)]
+            insert_rows(pattern, varying=("index", "seed", "subseed"), rows=rows)
+            if idempotency_key:
+                _remember(caller, idempotency_key, digest, job)
+            wake_on_commit(pool.name)
+    except IntegrityError:
+        # Two calls with one key raced; the other one's job is the answer to both.
+        earlier = _earlier(caller, idempotency_key, task_id, digest)
+        if earlier is None:
+            raise
+        return Submitted(earlier, replayed=True)
+    job.refresh_from_db(fields=["created_at"])
+    return Submitted(job, replayed=False)
+
+
+def job_cancel(*, job: RenderJob, cause: str = "cancelled by the caller") -> RenderJob:
+    """Take back what is not delivered. Waiting images end now; a worker sees the flag at its next step.
+
+    Cancelling an ended job changes nothing.
+    """
+    with transaction.atomic():
+        locked = jobs_locked([job.pk])
+        current = locked[job.pk]
+        if current.state in JOB_OPEN:
+            images = list(RenderImage.objects.filter(job=current, state__in=[ImageState.WAITING, *IMAGE_HELD]))
+            images_move(images, ImageState.CANCELLED, cause=cause, jobs=locked)
+            RenderJob.objects.filter(pk=current.pk).update(**counted(images_cancelled=len(images)))
+            job_settle(current, cause=cause)
+    return RenderJob.objects.get(pk=job.pk)
+
+
+def checkpoint_of(caller: Caller, request: RenderRequest) -> Asset:
+    """The checkpoint a request names, pinned from now on.
+
+    Raises:
+        InvalidRequestError: Unknown, or outside the caller's access; the two read the same.
+    """
+    asset = checkpoint_find(caller, request.checkpoint) if request.checkpoint else checkpoint_default(caller)
+    if asset is None:
+        message = (
+            f"Checkpoint {request.checkpoint!r} is unknown."
+            if request.checkpoint
+            else "No checkpoint is installed; import one first."
+        )
+        raise InvalidRequestError([FieldError("sd_model_checkpoint", message, request.checkpoint)])
+    return asset
+
+
+def body_digest(body: Any) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _earlier(caller: Caller, key: str, task_id: str, digest: str) -> RenderJob | None:
+    """The job an earlier call with this key or task id made.
+
+    Raises:
+        ConflictError: That call had another body.
+    """
+    if key and caller.token:
+        fresh = IdempotencyRecord.objects.filter(created_at__gt=now_plus(-settings.IDEMPOTENCY_DAYS * 86_400))
+        record = fresh.filter(token=caller.token, key=key).select_related("job").first()
+        if record is not None:
+            if record.body_sha256 != digest:
+                raise ConflictError(
+                    f"Idempotency-Key {key!r} was used before with another body.", field="Idempotency-Key"
+                )
+            return record.job
+    if task_id:
+        return RenderJob.objects.filter(team=caller.team, user=caller.user, task_id=task_id).first()
+    return None
+
+
+def _remember(caller: Caller, key: str, digest: str, job: RenderJob) -> None:
+    IdempotencyRecord.objects.filter(
+        token=caller.token, key=key, created_at__lte=now_plus(-settings.IDEMPOTENCY_DAYS * 86_400)
+    ).delete()
+    IdempotencyRecord.objects.create(token=caller.token, key=key, body_sha256=digest, job=job, created_at=Now())
+
+
+def _project(caller: Caller, name: str) -> Project | None:
+    if not name:
+        return None
+    project = Project.objects.filter(team=caller.team, name=name).first()
+    if project is None:
+        raise InvalidRequestError([FieldError("project", f"Project {name!r} is unknown in this team.", name)])
+    return project
+
+
+def _tags(tags: Mapping[str, str]) -> dict[str, str]:
+    wrong = [
+        key
+        for key, value in tags.items()
+        if not isinstance(value, str) or not 0 < len(key) <= MAX_TAG_LENGTH or len(value) > MAX_TAG_LENGTH
+    ]
+    if wrong or len(tags) > MAX_TAGS:
+        message = f"Tags are at most {MAX_TAGS} pairs of texts of up to {MAX_TAG_LENGTH} characters."
+        raise InvalidRequestError([FieldError("tags", message)])
+    return dict(tags)
+
+
+def _image_pattern(job: RenderJob, request: RenderRequest, checkpoint: Asset) -> RenderImage:
+    """An unsaved image with everything that all images of the job have in common."""
+    recipe = recipe_of(request, seed=0, subseed=0, checkpoint_sha256=checkpoint.sha256, checkpoint_name=checkpoint.name)
+    return RenderImage(job=job, pool_id=job.pool_id, lane=job.lane, priority=job.priority, pass_key=pass_digest(recipe))

@@ -1,0 +1,63 @@
+"""Wiring only: services on loopback, the append-only triggers around a flush. Rows come from ``factories``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from django.conf import settings
+from django.db.backends.sqlite3.operations import DatabaseOperations
+
+from common.database import append_only_removal_sql, append_only_sql
+from tests.services import RedisServer, redis_server
+
+APPEND_ONLY_TABLES = ("billing_ledgertransaction", "billing_ledgerline")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def flush_may_empty_the_ledger() -> Iterator[None]:
+    """After a transactional test Django empties every table; SQLite's DELETE would meet the append-only triggers.
+
+    PostgreSQL flushes with TRUNCATE, which row triggers do not see.
+    """
+    flush = DatabaseOperations.sql_flush
+
+    def sql_flush(self: DatabaseOperations, *args: object, **kwargs: object) -> list[str]:
+        removal = [line for table in APPEND_ONLY_TABLES for line in append_only_removal_sql(table, "sqlite")]
+        install = [line for table in APPEND_ONLY_TABLES for line in append_only_sql(table, "sqlite")]
+        statements = flush(self, *args, **kwargs)
+        return [*removal, *statements, *install] if statements else statements
+
+    DatabaseOperations.sql_flush = sql_flush
+    yield
+    DatabaseOperations.sql_flush = flush
+
+
+@pytest.fixture(scope="session")
+def redis_process() -> Iterator[RedisServer]:
+    """A real Redis where the settings expect it: on the unix socket in DATA_DIR."""
+    with redis_server(Path(settings.DATA_DIR) / "redis.sock") as server:
+        yield server
+
+
+@pytest.fixture
+def broker(redis_process: RedisServer) -> RedisServer:
+    """The real broker, empty."""
+    redis_process.client.flushall()
+    return redis_process
+
+
+@pytest.fixture(autouse=True)
+def storage_of_its_own(tmp_path: Path, settings: object) -> None:
+    """Pictures and assets of a test lie in its own folder, so that 'nothing is left behind' can be checked."""
+    settings.STORAGES = {  # type: ignore[attr-defined]
+        **settings.STORAGES,  # type: ignore[attr-defined]
+        **{
+            alias: {
+                "BACKEND": "django.core.files.storage.FileSystemStorage",
+                "OPTIONS": {"location": str(tmp_path / folder)},
+            }
+            for alias, folder in (("default", "pictures"), ("assets", "assets"))
+        },
+    }

@@ -1,0 +1,82 @@
+"""Rows for tests, with nothing but what the test names."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+from django.utils import timezone
+
+from accounts.authentication import Caller
+from accounts.models import Role
+from accounts.services import member_ensure, token_issue
+from assets.models import Asset, AssetKind, AssetState
+from billing.models import RateCard, RatePrice
+from fleet.models import Pool
+from renderjobs.models import RenderJob
+from renderjobs.models.jobs import Source
+from renderjobs.request import RenderRequest
+from renderjobs.submission import job_submit
+
+PRICE = Decimal("0.001")
+
+
+def a_pool(name: str = "default") -> Pool:
+    return Pool.objects.get_or_create(name=name)[0]
+
+
+def a_rate_card(per_gpu_second: Decimal = PRICE) -> RateCard:
+    card, created = RateCard.objects.get_or_create(
+        name="v1", defaults={"currency": "USD", "valid_from": datetime(2020, 1, 1, tzinfo=UTC)}
+    )
+    if created:
+        RatePrice.objects.create(card=card, per_gpu_second=per_gpu_second)
+    return card
+
+
+def a_caller(
+    team: str = "team-a", user: str = "ada", role: str = Role.MEMBER, scopes: list[str] | None = None
+) -> Caller:
+    """A member of the team with a fresh token; the token's text is ``caller.token.text``."""
+    membership = member_ensure(team_name=team, user_name=user, role=role)
+    token, text = token_issue(user=membership.user, team=membership.team, scopes=scopes)
+    token.text = text
+    return Caller(user=membership.user, team=membership.team, token=token)
+
+
+def a_checkpoint(name: str = "mini", **changes: Any) -> Asset:
+    """An approved, public checkpoint row; its file exists only when the test writes one."""
+    sha256 = hashlib.sha256(name.encode()).hexdigest()
+    values = {
+        "kind": AssetKind.CHECKPOINT,
+        "name": name,
+        "sha256": sha256,
+        "short_hash": sha256[:10],
+        "family": "sd1",
+        "state": AssetState.APPROVED,
+        "approved_at": timezone.now(),
+        "file_key": f"checkpoint/{sha256}.safetensors",
+        "is_default": not Asset.objects.filter(is_default=True).exists(),
+    }
+    return Asset.objects.create(**{**values, **changes})
+
+
+def a_request(**changes: Any) -> RenderRequest:
+    values = {"prompt": "a red circle", "seed": 1000, "width": 64, "height": 64, "steps": 4}
+    return RenderRequest.build({**values, **changes})
+
+
+def a_platform() -> None:
+    """What every submission needs: a pool, a price and a default checkpoint."""
+    a_pool()
+    a_rate_card()
+    if not Asset.objects.filter(is_default=True).exists():
+        a_checkpoint()
+
+
+def a_job(caller: Caller | None = None, **changes: Any) -> RenderJob:
+    """A submitted job; ``changes`` go to the request."""
+    a_platform()
+    return job_submit(caller=caller or a_caller(), request=a_request(**changes), source=Source.API).job
