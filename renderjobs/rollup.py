@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from django.db import transaction
+
 from renderjobs.choices import JobState
 from renderjobs.models import RenderJob
 from renderjobs.transitions import job_move
+from renderjobs.waiting import announce_end
 
 
 def job_settle(job: RenderJob, *, cause: str) -> None:
@@ -21,3 +24,4 @@ def job_settle(job: RenderJob, *, cause: str) -> None:
     else:
         state = JobState.FAILED
     job_move(job, state, cause=cause)
+    transaction.on_commit(lambda: announce_end(job.pk), robust=True)

@@ -22,10 +22,11 @@ from billing.ratecards import price_in_force
 from common.database import insert_rows, now_plus
 from common.errors import ConflictError, FieldError, ForbiddenError, InvalidRequestError
 from fleet.services import pool_for_new_jobs
-from renderjobs.choices import IMAGE_HELD, JOB_OPEN, ImageState, Lane
+from renderjobs.choices import IMAGE_HELD, JOB_OPEN, AttemptOutcome, ImageState, Lane
+from renderjobs.claims import claim_close
 from renderjobs.dispatch import wake_on_commit
 from renderjobs.expansion import pass_digest, recipe_of, seeds_of
-from renderjobs.models import BatchSchedule, IdempotencyRecord, RenderImage, RenderJob
+from renderjobs.models import Attempt, BatchSchedule, IdempotencyRecord, RenderImage, RenderJob
 from renderjobs.request import RenderRequest
 from renderjobs.rollup import job_settle
 from renderjobs.transitions import counted, images_move, job_created, jobs_locked
@@ -125,7 +126,11 @@ def job_cancel(*, job: RenderJob, cause: str = "cancelled by the caller") -> Ren
         current = locked[job.pk]
         if current.state in JOB_OPEN:
             images = list(RenderImage.objects.filter(job=current, state__in=[ImageState.WAITING, *IMAGE_HELD]))
+            running = Attempt.objects.filter(image__job=current, ended_at=None)
+            running.update(outcome=AttemptOutcome.CANCELLED, ended_at=Now())
             images_move(images, ImageState.CANCELLED, cause=cause, jobs=locked)
+            for claim_id in {image.claim_id for image in images if image.claim_id}:
+                claim_close(claim_id)
             RenderJob.objects.filter(pk=current.pk).update(**counted(images_cancelled=len(images)))
             job_settle(current, cause=cause)
     return RenderJob.objects.get(pk=job.pk)

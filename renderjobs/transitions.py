@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from django.db.models import F
@@ -16,6 +16,9 @@ from django.db.models.functions import Now
 
 from renderjobs.choices import IMAGE_ARROWS, JOB_ARROWS, JOB_TERMINAL, JobState
 from renderjobs.models import JobEvent, RenderImage, RenderJob
+
+ROWS_PER_STATEMENT = 500
+"""Below SQLite's limit of variables."""
 
 
 class ForbiddenMove(Exception):
@@ -28,8 +31,10 @@ def jobs_locked(job_ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, RenderJob]:
     return {job.pk: job for job in rows}
 
 
-def images_move(images: Sequence[RenderImage], to_state: str, *, cause: str, jobs: dict[uuid.UUID, RenderJob]) -> None:
-    """Move images that the caller has read under the lock of their ``jobs``; other changed fields are the caller's to save.
+def images_move(
+    images: Sequence[RenderImage], to_state: str, *, cause: str, jobs: dict[uuid.UUID, RenderJob], **changes: Any
+) -> None:
+    """Move images that the caller has read under the lock of their ``jobs``, and save ``changes`` with them.
 
     Raises:
         ForbiddenMove: There is no such arrow; nothing is written.
@@ -45,10 +50,16 @@ def images_move(images: Sequence[RenderImage], to_state: str, *, cause: str, job
         job = jobs[job_id]
         events += _events(job, [(image.index, image.state) for image in members], to_state, cause)
         RenderJob.objects.filter(pk=job_id).update(event_sequence=job.event_sequence)
-    RenderImage.objects.filter(pk__in=[image.pk for image in images]).update(state=to_state)
-    JobEvent.objects.bulk_create(events, batch_size=500)
+    for some in batched([image.pk for image in images], ROWS_PER_STATEMENT):
+        RenderImage.objects.filter(pk__in=some).update(state=to_state, **changes)
+    JobEvent.objects.bulk_create(events, batch_size=ROWS_PER_STATEMENT)
     for image in images:
         image.state = to_state
+
+
+def batched(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
 def job_move(job: RenderJob, to_state: str, *, cause: str, **changes: Any) -> None:

@@ -15,8 +15,14 @@ MAX_SYNC_IMAGES = 100
 """A synchronous answer holds its pictures in memory as base64."""
 MAX_PROMPT_BYTES = 16_384
 
-LEASE_SECONDS = 30
-LEASE_RENEWAL_SECONDS = 10
+LEASE_SECONDS = env.integer("LEASE_SECONDS", 30, minimum=2, maximum=3600)
+"""A worker that stops renewing loses its images after this long."""
+LEASE_RENEWAL_SECONDS = 1
+"""One UPDATE per running micro-batch: it renews, publishes the step and learns of a cancel."""
+STALL_SECONDS = 300
+"""Without a finished step, a loaded file or a delivered image for this long, the lease is no longer renewed."""
+SHUTDOWN_GRACE_SECONDS = 10
+"""What runs at SIGTERM may finish within this; then its leases are given back."""
 WORKER_POLL_SECONDS = 5
 WORKER_DEAD_AFTER_SECONDS = 30
 MAX_ATTEMPTS = 3

@@ -1,0 +1,1 @@
+"""Paired measurements: both sides in one run, alternating, never an absolute number as a pass criterion."""

@@ -1,0 +1,35 @@
+"""`make bench`: the benchmarks that need no GPU. Prints the table of ratios and writes ``benchmarks/results/*.json``."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+
+
+def main() -> None:
+    scratch = tempfile.TemporaryDirectory(prefix="renderkiln-bench-")
+    os.environ["DATA_DIR"] = scratch.name
+    os.environ.pop("DATABASE_URL", None)
+    os.environ.pop("REDIS_URL", None)
+    from manage import prepare
+
+    prepare()
+    import django
+
+    django.setup()
+    from benchmarks import control_plane, whole_platform
+    from benchmarks.pairs import table, write
+
+    chosen = sys.argv[1:]
+    ratios = []
+    for benchmark in (control_plane.submission, control_plane.claim, whole_platform.against_bare_engine):
+        if chosen and benchmark.__name__ not in chosen:
+            continue
+        ratios.append(benchmark())
+        write(ratios[-1])
+    print(table(ratios))
+
+
+if __name__ == "__main__":
+    main()

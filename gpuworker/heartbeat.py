@@ -1,0 +1,87 @@
+"""Renews leases and publishes progress from one thread, bound to real progress: a stalled pass loses its lease.
+
+The renewal is also how a worker learns that its lease passed or its job was cancelled; it then raises the stop flag, which
+the denoising loop reads once per step.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+from django.conf import settings
+from django.db import Error as DatabaseError
+from django.db import close_old_connections
+
+from fleet.services import worker_seen
+from renderjobs.claims import lease_renew
+
+logger = logging.getLogger(__name__)
+WORKER_SEEN_SECONDS = 5
+
+
+class Lease:
+    """One claim's shared flags between the rendering thread and the heartbeat."""
+
+    def __init__(self, claim_id: int):
+        self.claim_id = claim_id
+        self.step = self.steps = 0
+        self.stop = False
+        self.last_progress = time.monotonic()
+
+    def on_step(self, step: int, steps: int) -> None:
+        """Called from the denoising loop: two assignments, nothing else."""
+        self.step, self.steps = step, steps
+        self.last_progress = time.monotonic()
+
+    def should_stop(self) -> bool:
+        return self.stop
+
+    @property
+    def stalled(self) -> bool:
+        return time.monotonic() - self.last_progress > settings.STALL_SECONDS
+
+
+class Heartbeat(threading.Thread):
+    def __init__(self, *, worker_id: int):
+        super().__init__(name="heartbeat", daemon=True)
+        self.worker_id = worker_id
+        self.loaded_checkpoint_sha256 = ""
+        self._leases: dict[int, Lease] = {}
+        self._lock = threading.Lock()
+
+    def keep(self, claim_id: int) -> Lease:
+        """Begin to renew; end with ``drop``."""
+        lease = Lease(claim_id)
+        with self._lock:
+            self._leases[claim_id] = lease
+        return lease
+
+    def drop(self, claim_id: int) -> None:
+        with self._lock:
+            self._leases.pop(claim_id, None)
+
+    def kept(self) -> list[Lease]:
+        with self._lock:
+            return list(self._leases.values())
+
+    def run(self) -> None:
+        beats_per_seen = max(1, WORKER_SEEN_SECONDS // settings.LEASE_RENEWAL_SECONDS)
+        beat = 0
+        while True:
+            time.sleep(settings.LEASE_RENEWAL_SECONDS)
+            beat += 1
+            try:
+                close_old_connections()
+                for lease in self.kept():
+                    self.renew(lease)
+                if beat % beats_per_seen == 0:
+                    worker_seen(worker_id=self.worker_id, loaded_checkpoint_sha256=self.loaded_checkpoint_sha256)
+            except DatabaseError:
+                # The lease runs on for a while; if the database stays away it passes, and the images go to others.
+                logger.exception("A heartbeat could not be written")
+
+    def renew(self, lease: Lease) -> None:
+        if lease.stalled or not lease_renew(claim_id=lease.claim_id, step=lease.step, steps=lease.steps):
+            lease.stop = True

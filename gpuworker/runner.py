@@ -1,0 +1,217 @@
+"""One micro-batch from lease to last delivery. Rendering stays on this thread; encode, upload and commit run beside it.
+
+The next micro-batch is claimed while the pictures of the last one are still on their way (H1). A bounded number may be on
+the way: when storage is slow, claiming stops.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol
+
+from django.core.files.storage import default_storage
+from django.db import InterfaceError, OperationalError, close_old_connections
+
+from fleet.models import Worker
+from gpuworker.contract import Failed, ImageOutcome, Rendered, RenderSpec, Stopped
+from gpuworker.heartbeat import Heartbeat, Lease
+from gpuworker.model_files import WrongHashError, checkpoint_file
+from gpuworker.output import picture_store
+from gpuworker.renderer import Renderer
+from renderjobs.claims import (
+    ClaimedBatch,
+    ClaimedImage,
+    LeaseLost,
+    lease_release,
+    microbatch_claim,
+    rendering_begin,
+)
+from renderjobs.delivery import StoredPicture, image_deliver, image_fail, image_waste
+
+logger = logging.getLogger(__name__)
+DELIVERY_THREADS = 4
+MAX_ON_THE_WAY = 64
+DELIVERY_TRIES = 5
+
+
+class Flag(Protocol):
+    def is_set(self) -> bool: ...
+
+
+class Runner:
+    def __init__(self, *, worker: Worker, renderer: Renderer, heartbeat: Heartbeat, draining: Flag):
+        self.worker = worker
+        self.renderer = renderer
+        self.heartbeat = heartbeat
+        self.draining = draining
+        self._deliveries = ThreadPoolExecutor(DELIVERY_THREADS, thread_name_prefix="deliver")
+        self._on_the_way = threading.BoundedSemaphore(MAX_ON_THE_WAY)
+        self._limits: dict[tuple[Any, ...], int] = {}
+        """Pass key → the largest micro-batch that fitted after one did not."""
+
+    def run_until_empty(self) -> None:
+        """Render until nothing waits, the process drains or the worker was told to; then wait for the last delivery."""
+        futures: list[Future[None]] = []
+        while not self.draining.is_set() and not self._told_to_drain():
+            batch = microbatch_claim(worker_id=self.worker.pk, pool_id=self.worker.pool_id)
+            if batch is None:
+                break
+            futures = [future for future in futures if not future.done()]
+            futures += self.run(batch)
+        for future in futures:
+            future.result()
+
+    def run(self, batch: ClaimedBatch) -> list[Future[None]]:
+        """Render one micro-batch; returns its deliveries, which go on in other threads."""
+        lease = self.heartbeat.keep(batch.claim_id)
+        futures: list[Future[None]] = []
+        try:
+            rendering_begin(claim_id=batch.claim_id)
+            for image, outcome in self._outcomes(batch, lease):
+                self._on_the_way.acquire()
+                future = self._deliveries.submit(self._deliver, batch, image, outcome, lease)
+                future.add_done_callback(lambda _: self._on_the_way.release())
+                futures.append(future)
+        except LeaseLost:
+            logger.info("Claim %s is not ours any more", batch.claim_id)
+        finally:
+            self._drop_after(futures, batch.claim_id)
+        return futures
+
+    def release_all(self) -> None:
+        """Give back every lease this process still keeps."""
+        for lease in self.heartbeat.kept():
+            lease.stop = True
+            self.heartbeat.drop(lease.claim_id)
+            lease_release(claim_id=lease.claim_id, cause="the worker stops")
+
+    def _told_to_drain(self) -> bool:
+        return Worker.objects.filter(pk=self.worker.pk, draining=True).exists()
+
+    def _drop_after(self, futures: list[Future[None]], claim_id: int) -> None:
+        """Keep the lease until the last picture of the micro-batch is delivered."""
+        if not futures:
+            self.heartbeat.drop(claim_id)
+            return
+        left = len(futures)
+        lock = threading.Lock()
+
+        def one_done(_: Future[None]) -> None:
+            nonlocal left
+            with lock:
+                left -= 1
+                if left == 0:
+                    self.heartbeat.drop(claim_id)
+
+        for future in futures:
+            future.add_done_callback(one_done)
+
+    def _outcomes(self, batch: ClaimedBatch, lease: Lease) -> Iterator[tuple[ClaimedImage, ImageOutcome]]:
+        """One outcome per image, whatever happens: what fails as a whole fails for each image of the pass."""
+        from gpuworker.engine.errors import EngineError  # torch comes with it; the parent process must not load it
+
+        ended: set[int] = set()
+        try:
+            checkpoint = checkpoint_file(batch.checkpoint)
+            lease.last_progress = time.monotonic()
+            self.heartbeat.loaded_checkpoint_sha256 = checkpoint.sha256
+            for position, outcome in self._passes(batch, lease, lambda part: RenderSpec(part, checkpoint)):
+                ended.add(position)
+                yield batch.images[position], outcome
+            return
+        except (EngineError, WrongHashError, OSError) as error:
+            code = getattr(error, "code", "weights_unavailable")
+            retryable = getattr(error, "retryable", isinstance(error, OSError))
+            reason = str(error)
+            logger.warning("Claim %s failed: %s", batch.claim_id, error)
+        except Exception:
+            logger.exception("Claim %s failed", batch.claim_id)
+            code, reason, retryable = "internal", "The renderer stopped unexpectedly.", True
+        for position, image in enumerate(batch.images):
+            if position not in ended:
+                yield image, Failed(position, code, reason, retryable)
+
+    def _passes(
+        self, batch: ClaimedBatch, lease: Lease, spec_of: Callable[[tuple], RenderSpec]
+    ) -> Iterator[tuple[int, ImageOutcome]]:
+        """Render in passes that fit: out of memory halves the pass, and the smaller size is remembered."""
+        from gpuworker.engine.errors import OutOfMemoryError
+
+        key = batch.images[0].recipe.pass_key
+        todo = list(range(len(batch.images)))
+        while todo:
+            part = todo[: self._limits.get(key, len(todo))]
+            spec = spec_of(tuple(batch.images[position].recipe for position in part))
+            exhausted = False
+            try:
+                for outcome in self.renderer.render(spec, on_step=lease.on_step, should_stop=lease.should_stop):
+                    yield part[outcome.position], outcome
+            except OutOfMemoryError:
+                if len(part) == 1:
+                    raise
+                exhausted = True
+            if exhausted:  # outside the handler, so that the exception's frames have let go of their tensors (R9)
+                self._limits[key] = len(part) // 2
+                logger.warning("A pass of %s pictures did not fit; trying %s", len(part), len(part) // 2)
+            else:
+                todo = todo[len(part) :]
+
+    def _deliver(self, batch: ClaimedBatch, image: ClaimedImage, outcome: ImageOutcome, lease: Lease) -> None:
+        try:
+            match outcome:
+                case Rendered():
+                    self._deliver_picture(batch, image, outcome)
+                case Failed():
+                    retried(
+                        lambda: image_fail(
+                            batch=batch,
+                            image=image,
+                            code=outcome.code,
+                            message=outcome.message,
+                            retryable=outcome.retryable,
+                            gpu_us=outcome.gpu_us,
+                        )
+                    )
+                case Stopped():
+                    raise LeaseLost
+        except LeaseLost:
+            # Cancelled, or taken away: an expected end. The card's time is kept as waste.
+            retried(lambda: image_waste(batch=batch, image=image, gpu_us=outcome.gpu_us))
+        except Exception:
+            # The image stays under the lease; when that passes, it is tried again elsewhere.
+            logger.exception("Image %s of claim %s could not be delivered", image.image_id, batch.claim_id)
+        finally:
+            lease.last_progress = time.monotonic()
+
+    def _deliver_picture(self, batch: ClaimedBatch, image: ClaimedImage, rendered: Rendered) -> None:
+        # Each storage backend raises errors of its own, so any of them is tried again.
+        picture: StoredPicture = retried(lambda: picture_store(image, rendered), errors=(Exception,))
+        try:
+            retried(lambda: image_deliver(batch=batch, image=image, picture=picture, gpu_us=rendered.gpu_us))
+        except LeaseLost:
+            default_storage.delete(picture.key)
+            raise
+
+
+def retried(
+    work: Callable[[], Any], *, errors: tuple[type[Exception], ...] = (OperationalError, InterfaceError)
+) -> Any:
+    """Run ``work`` again, a few times with growing pauses, after an error that may pass."""
+    for attempt in pauses():
+        try:
+            return work()
+        except errors:
+            if attempt is None:
+                raise
+            time.sleep(attempt)
+            close_old_connections()
+    raise AssertionError("unreachable")
+
+
+def pauses() -> Iterable[float | None]:
+    """0.2, 0.4, 0.8 … seconds, then None for the last try."""
+    return [*(0.2 * 2**exponent for exponent in range(DELIVERY_TRIES - 1)), None]

@@ -1,0 +1,218 @@
+"""A worker's hold on images: claim a micro-batch, renew its lease, give it back, take it away when it has passed.
+
+Every function is one transaction. Jobs are locked before their images are read, so claim, delivery, cancel and expiry
+of one job never interleave. Times are the database's; a claim whose ``expires_at`` has passed can never be renewed.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import F, QuerySet
+from django.db.models.functions import Now
+
+from assets.models import Asset
+from billing.ratecards import Price, price_in_force
+from common.database import now_plus
+from gpuworker.contract import Recipe
+from renderjobs.choices import IMAGE_HELD, AttemptOutcome, ImageState, JobState
+from renderjobs.expansion import recipe_of
+from renderjobs.models import Attempt, Claim, RenderImage, RenderJob
+from renderjobs.request import RenderRequest
+from renderjobs.rollup import job_settle
+from renderjobs.transitions import counted, images_move, job_move, jobs_locked
+
+logger = logging.getLogger(__name__)
+CLAIM_RETRIES = 5
+
+
+class LeaseLost(Exception):
+    """The image is not this worker's any more: its lease passed, or the job was cancelled. An expected end."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedImage:
+    """One image in a worker's hands; ``fence`` proves it on every write."""
+
+    image_id: int
+    attempt_id: int
+    fence: int
+    index: int
+    job: RenderJob
+    recipe: Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedBatch:
+    """A micro-batch under one lease, at one price."""
+
+    claim_id: int
+    checkpoint: Asset
+    price: Price
+    images: tuple[ClaimedImage, ...]
+
+    def only(self, images: Sequence[ClaimedImage]) -> ClaimedBatch:
+        return replace(self, images=tuple(images))
+
+
+def waiting_in(pool_id: int) -> QuerySet[RenderImage]:
+    """The pool's queue, in order: lane, priority, then submission."""
+    waiting = RenderImage.objects.filter(pool_id=pool_id, state=ImageState.WAITING)
+    return waiting.order_by("lane", "-priority", "pk")
+
+
+def microbatch_claim(*, worker_id: int, pool_id: int) -> ClaimedBatch | None:
+    """Lease the first waiting image and others that may share its pass; None when nothing waits."""
+    for _ in range(CLAIM_RETRIES):
+        lead = waiting_in(pool_id).values("pk", "job_id", "pass_key", "run_alone").first()
+        if lead is None:
+            return None
+        with transaction.atomic():
+            jobs, images = _companions_locked(pool_id, lead)
+            if images:
+                return _lease(worker_id, pool_id, jobs, images)
+    return None  # others were faster each time; the next wake-up or poll comes again
+
+
+def _companions_locked(pool_id: int, lead: dict) -> tuple[dict[uuid.UUID, RenderJob], list[RenderImage]]:
+    """The images to take, read again under the lock of their jobs: another worker may have been faster."""
+    if lead["run_alone"]:
+        jobs = jobs_locked([lead["job_id"]])
+        return jobs, list(waiting_in(pool_id).filter(pk=lead["pk"]))
+    together = waiting_in(pool_id).filter(pass_key=lead["pass_key"], run_alone=False)
+    job_ids = {job_id for (job_id,) in together.values_list("job_id")[: settings.MAX_MICROBATCH]}
+    jobs = jobs_locked(job_ids)
+    if not jobs:
+        return {}, []
+    limit = microbatch_limit(RenderRequest.from_json(next(iter(jobs.values())).request))
+    return jobs, list(together.filter(job_id__in=jobs)[:limit])
+
+
+def microbatch_limit(request: RenderRequest) -> int:
+    """How many pictures of this size go into one pass."""
+    return max(1, min(settings.MAX_MICROBATCH, settings.MICROBATCH_PIXELS // (request.width * request.height)))
+
+
+def _lease(worker_id: int, pool_id: int, jobs: dict[uuid.UUID, RenderJob], images: list[RenderImage]) -> ClaimedBatch:
+    claim = Claim.objects.create(worker_id=worker_id, created_at=Now(), expires_at=now_plus(settings.LEASE_SECONDS))
+    images_move(
+        images,
+        ImageState.CLAIMED,
+        cause=f"claim {claim.pk}",
+        jobs=jobs,
+        claim=claim,
+        fence=F("fence") + 1,
+        attempts=F("attempts") + 1,
+    )
+    attempts = Attempt.objects.bulk_create(
+        [Attempt(image=image, fence=image.fence + 1, claim=claim, started_at=Now()) for image in images]
+    )
+    for job in jobs.values():
+        if job.state == JobState.QUEUED and any(image.job_id == job.pk for image in images):
+            job_move(job, JobState.RUNNING, cause=f"claim {claim.pk}")
+    checkpoints = Asset.objects.in_bulk({jobs[image.job_id].checkpoint_id for image in images})
+    claimed = tuple(
+        ClaimedImage(
+            image_id=image.pk,
+            attempt_id=attempt.pk,
+            fence=attempt.fence,
+            index=image.index,
+            job=jobs[image.job_id],
+            recipe=_recipe(image, jobs[image.job_id], checkpoints[jobs[image.job_id].checkpoint_id]),
+        )
+        for image, attempt in zip(images, attempts, strict=True)
+    )
+    checkpoint = checkpoints[claimed[0].job.checkpoint_id]
+    return ClaimedBatch(claim.pk, checkpoint, price_in_force(pool_id=pool_id), claimed)
+
+
+def _recipe(image: RenderImage, job: RenderJob, checkpoint: Asset) -> Recipe:
+    return recipe_of(
+        RenderRequest.from_json(job.request),
+        seed=image.seed,
+        subseed=image.subseed,
+        checkpoint_sha256=checkpoint.sha256,
+        checkpoint_name=checkpoint.name,
+    )
+
+
+def held_images(claim_id: int) -> tuple[dict[uuid.UUID, RenderJob], list[RenderImage]]:
+    """The claim's unfinished images and their jobs, locked; call inside a transaction."""
+    job_ids = RenderImage.objects.filter(claim_id=claim_id, state__in=IMAGE_HELD).values_list("job_id", flat=True)
+    jobs = jobs_locked(set(job_ids))
+    return jobs, list(RenderImage.objects.filter(claim_id=claim_id, state__in=IMAGE_HELD).order_by("pk"))
+
+
+def lease_is_valid(claim_id: int) -> bool:
+    return Claim.objects.filter(pk=claim_id, ended_at=None, expires_at__gt=Now()).exists()
+
+
+def lease_renew(*, claim_id: int, step: int, steps: int) -> bool:
+    """Extend a valid lease and publish the pass's progress; False when it has passed or nothing is left to do."""
+    valid = Claim.objects.filter(pk=claim_id, ended_at=None, expires_at__gt=Now())
+    return bool(valid.update(expires_at=now_plus(settings.LEASE_SECONDS), step=step, steps=steps))
+
+
+@transaction.atomic
+def rendering_begin(*, claim_id: int) -> None:
+    """Raises: LeaseLost: The lease has passed, or every image of it was cancelled."""
+    jobs, images = held_images(claim_id)
+    if not images or not lease_is_valid(claim_id):
+        raise LeaseLost
+    images_move(images, ImageState.RENDERING, cause="rendering begins", jobs=jobs)
+
+
+@transaction.atomic
+def lease_release(*, claim_id: int, cause: str) -> None:
+    """Give unfinished images back at once; it does not count as a failed attempt."""
+    jobs, images = held_images(claim_id)
+    _end_attempts(images, AttemptOutcome.RELEASED)
+    images_move(images, ImageState.WAITING, cause=cause, jobs=jobs, claim=None, attempts=F("attempts") - 1)
+    claim_close(claim_id)
+
+
+def leases_expire() -> int:
+    """Take images back from workers whose lease has passed; returns how many claims ended."""
+    passed = Claim.objects.filter(ended_at=None, expires_at__lte=Now()).values_list("pk", flat=True)
+    for claim_id in list(passed):
+        _expire(claim_id)
+    return len(passed)
+
+
+@transaction.atomic
+def _expire(claim_id: int) -> None:
+    """An image goes back and runs alone, for it may be what killed the worker; at the limit it fails as poison."""
+    jobs, images = held_images(claim_id)
+    if lease_is_valid(claim_id):
+        return
+    cause = f"the lease of claim {claim_id} passed"
+    _end_attempts(images, AttemptOutcome.LOST)
+    poison = [image for image in images if image.attempts >= settings.MAX_ATTEMPTS]
+    again = [image for image in images if image.attempts < settings.MAX_ATTEMPTS]
+    images_move(again, ImageState.WAITING, cause=cause, jobs=jobs, claim=None, run_alone=True)
+    message = f"The worker was lost {settings.MAX_ATTEMPTS} times while rendering this image."
+    images_move(poison, ImageState.FAILED, cause=cause, jobs=jobs, error_code="poison", error_message=message)
+    for image in poison:
+        job = jobs[image.job_id]
+        failed = {"error_code": "poison", "error_message": message}
+        RenderJob.objects.filter(pk=job.pk).update(**counted(images_failed=1), **failed)
+        job_settle(job, cause=cause)
+    claim_close(claim_id)
+    logger.warning("Claim %s passed: %d images wait again, %d failed", claim_id, len(again), len(poison))
+
+
+def _end_attempts(images: Sequence[RenderImage], outcome: str) -> None:
+    running = Attempt.objects.filter(image__in=images, ended_at=None)
+    running.update(outcome=outcome, ended_at=Now())
+
+
+def claim_close(claim_id: int) -> None:
+    """End the claim if no image of it is held any more."""
+    open_claim = Claim.objects.filter(pk=claim_id, ended_at=None)
+    if not RenderImage.objects.filter(claim_id=claim_id, state__in=IMAGE_HELD).exists():
+        open_claim.update(ended_at=Now())

@@ -1,0 +1,132 @@
+"""image_deliver and image_fail: each image ends exactly once, and a delivered one is charged exactly once.
+
+The object is in storage before ``image_deliver`` is called, under a key that holds the attempt; then one transaction writes
+file, state, charge and event. Whoever loses (lease passed, job cancelled) gets LeaseLost and removes its own object.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import F
+from django.db.models.functions import Now
+
+from billing.ledger import Work, charge_append, usage_append
+from billing.models import UsageRecord
+from renderjobs.choices import AttemptOutcome, ImageState
+from renderjobs.claims import ClaimedBatch, ClaimedImage, LeaseLost, claim_close, lease_is_valid
+from renderjobs.models import Attempt, RenderImage, RenderJob
+from renderjobs.rollup import job_settle
+from renderjobs.transitions import counted, images_move, jobs_locked
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPicture:
+    """An object that lies in storage, and what is known of it."""
+
+    key: str
+    sha256: str
+    size_bytes: int
+    width: int
+    height: int
+    infotext: str
+
+
+def image_deliver(*, batch: ClaimedBatch, image: ClaimedImage, picture: StoredPicture, gpu_us: int) -> None:
+    """Make one image delivered: file row, charge, usage, event and counters in one transaction.
+
+    Calling it again after a lost answer is safe: the image is already delivered with this very object.
+
+    Raises:
+        LeaseLost: The image is not this worker's any more; nothing is written.
+    """
+    if RenderImage.objects.filter(pk=image.image_id, state=ImageState.DELIVERED, file_key=picture.key).exists():
+        return
+    with transaction.atomic():
+        jobs, row = _held(batch, image)
+        amount = charge_append(work=_work(batch, image, gpu_us), price=batch.price)
+        images_move(
+            [row],
+            ImageState.DELIVERED,
+            cause="delivered",
+            jobs=jobs,
+            file_key=picture.key,
+            sha256=picture.sha256,
+            size_bytes=picture.size_bytes,
+            width=picture.width,
+            height=picture.height,
+            infotext=picture.infotext,
+            gpu_us=gpu_us,
+            cost_amount=amount,
+            delivered_at=Now(),
+        )
+        _attempt_end(image, AttemptOutcome.DELIVERED, gpu_us=gpu_us)
+        RenderJob.objects.filter(pk=row.job_id).update(
+            **counted(images_delivered=1, gpu_us=gpu_us), cost_amount=F("cost_amount") + amount
+        )
+        job_settle(jobs[row.job_id], cause="the last image ended")
+        claim_close(batch.claim_id)
+
+
+def image_fail(
+    *, batch: ClaimedBatch, image: ClaimedImage, code: str, message: str, retryable: bool, gpu_us: int = 0
+) -> None:
+    """Put an image back for another try, or end it as failed. It is never charged; the time is recorded as waste.
+
+    Raises:
+        LeaseLost: The image is not this worker's any more; nothing is written.
+    """
+    with transaction.atomic():
+        jobs, row = _held(batch, image)
+        job = jobs[row.job_id]
+        reason = {"error_code": code, "error_message": message}
+        usage_append(work=_work(batch, image, gpu_us), outcome="failed")
+        _attempt_end(image, AttemptOutcome.FAILED, gpu_us=gpu_us, **reason)
+        if retryable and row.attempts < settings.MAX_ATTEMPTS:
+            images_move([row], ImageState.WAITING, cause=code, jobs=jobs, claim=None)
+        else:
+            images_move([row], ImageState.FAILED, cause=code, jobs=jobs, **reason)
+            RenderJob.objects.filter(pk=job.pk).update(**counted(images_failed=1), **reason)
+            job_settle(job, cause="the last image ended")
+        claim_close(batch.claim_id)
+
+
+def image_waste(*, batch: ClaimedBatch, image: ClaimedImage, gpu_us: int) -> None:
+    """Record the card's time on an image that was taken away before it was finished."""
+    if gpu_us and not UsageRecord.objects.filter(attempt_id=image.attempt_id).exists():
+        usage_append(work=_work(batch, image, gpu_us), outcome="stopped")
+
+
+def _held(batch: ClaimedBatch, image: ClaimedImage) -> tuple[dict[Any, RenderJob], RenderImage]:
+    """The image's row under its job's lock, if this claim still holds it."""
+    jobs = jobs_locked([image.job.pk])
+    row = RenderImage.objects.filter(
+        pk=image.image_id, claim_id=batch.claim_id, fence=image.fence, state=ImageState.RENDERING
+    ).first()
+    if row is None or not lease_is_valid(batch.claim_id):
+        raise LeaseLost
+    return jobs, row
+
+
+def _attempt_end(image: ClaimedImage, outcome: str, **values: Any) -> None:
+    Attempt.objects.filter(pk=image.attempt_id).update(outcome=outcome, ended_at=Now(), **values)
+
+
+def _work(batch: ClaimedBatch, image: ClaimedImage, gpu_us: int) -> Work:
+    job = image.job
+    return Work(
+        job_id=job.pk,
+        image_id=image.image_id,
+        attempt_id=image.attempt_id,
+        team_id=job.team_id,
+        project_id=job.project_id,
+        user_id=job.user_id,
+        pool_id=job.pool_id,
+        checkpoint_sha256=batch.checkpoint.sha256,
+        checkpoint_name=batch.checkpoint.name,
+        gpu_us=gpu_us,
+        tags=job.tags,
+    )

@@ -1,0 +1,24 @@
+"""Celery tasks of the CPU workers. Each may run twice, late or never: the rows decide, and the next tick comes in seconds."""
+
+from __future__ import annotations
+
+from celery import shared_task
+
+from fleet.models import Pool
+from renderjobs.choices import ImageState
+from renderjobs.claims import leases_expire
+from renderjobs.dispatch import wake
+from renderjobs.models import RenderImage
+
+
+@shared_task(name="renderjobs.expire_leases")
+def expire_leases() -> None:
+    leases_expire()
+
+
+@shared_task(name="renderjobs.wake_pools")
+def wake_pools() -> None:
+    """Repeat the wake-ups that a lost broker swallowed."""
+    waiting = RenderImage.objects.filter(state=ImageState.WAITING).values("pool_id")
+    for name in Pool.objects.filter(pk__in=waiting).values_list("name", flat=True):
+        wake(name)

@@ -1,0 +1,5 @@
+"""Temporary."""
+
+
+def announce_end(job_id):
+    return None

@@ -1,0 +1,46 @@
+"""Stand-ins with the real interface, for tests where time or failure must be dictated."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+
+from gpuworker.contract import Failed, ImageOutcome, Rendered, RenderSpec, Stopped
+
+POISON_SEED = 666
+"""An image with this seed kills the process that renders it."""
+
+
+class PatternRenderer:
+    """Pixels that depend on the seed alone, a chosen time per step, chosen faults.
+
+    Environment: PATTERN_STEP_SECONDS, the sleep per step.
+    """
+
+    device_name = "pattern"
+
+    def __init__(self, *, device: str = "cpu", dtype: str = "float32"):
+        self.step_seconds = float(os.environ.get("PATTERN_STEP_SECONDS", "0"))
+
+    def render(
+        self, spec: RenderSpec, *, on_step: Callable[[int, int], None], should_stop: Callable[[], bool]
+    ) -> Iterator[ImageOutcome]:
+        started = time.monotonic()
+        steps = spec.recipes[0].steps
+        for step in range(steps):
+            if should_stop():
+                yield from (Stopped(position) for position in range(len(spec.recipes)))
+                return
+            time.sleep(self.step_seconds)
+            if any(recipe.seed == POISON_SEED for recipe in spec.recipes):
+                os.kill(os.getpid(), 9)
+            on_step(step + 1, steps)
+        share_us = int((time.monotonic() - started) * 1e6 / len(spec.recipes)) + 1
+        for position, recipe in enumerate(spec.recipes):
+            if "please fail" in recipe.prompt:
+                yield Failed(position, "asked_to_fail", "The prompt asked for a failure.", retryable=False)
+                continue
+            pixel = bytes([recipe.seed % 251, recipe.seed % 13 * 19, position % 7])
+            rgb = pixel * (recipe.width * recipe.height)
+            yield Rendered(position, recipe.width, recipe.height, rgb, gpu_us=share_us)

@@ -1,0 +1,143 @@
+"""One worker's loop with dictated pixels: from claim to stored, charged pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+from django.core.files.base import ContentFile
+from django.core.files.storage import default_storage, storages
+from gpuworker.engine.errors import OutOfMemoryError
+from PIL import Image
+
+from assets.models import Asset
+from billing.models import LedgerTransaction, UsageRecord
+from fleet.services import worker_register
+from gpuworker.contract import ImageOutcome, RenderSpec
+from gpuworker.heartbeat import Heartbeat
+from gpuworker.runner import Runner
+from renderjobs.models import RenderImage
+from renderjobs.submission import job_cancel
+from tests.factories import a_caller, a_checkpoint, a_job, a_pool
+from tests.fakes import PatternRenderer
+
+pytestmark = pytest.mark.django_db(transaction=True)
+WEIGHTS = b"weights"
+
+
+@pytest.fixture(autouse=True)
+def checkpoint(settings, tmp_path) -> Asset:
+    settings.WORKER_CACHE_DIR = tmp_path / "cache"
+    sha256 = hashlib.sha256(WEIGHTS).hexdigest()
+    asset = a_checkpoint(sha256=sha256, short_hash=sha256[:10], file_key="checkpoint/w.safetensors")
+    storages["assets"].save(asset.file_key, ContentFile(WEIGHTS))
+    return asset
+
+
+def a_runner(renderer: PatternRenderer | None = None) -> Runner:
+    worker = worker_register(name="w1", pool=a_pool(), device="pattern")
+    heartbeat = Heartbeat(worker_id=worker.pk)
+    return Runner(
+        worker=worker, renderer=renderer or PatternRenderer(), heartbeat=heartbeat, draining=threading.Event()
+    )
+
+
+def test_every_image_is_stored_with_its_recipe_and_charged():
+    job = a_job(n_iter=3)
+    a_runner().run_until_empty()
+    job.refresh_from_db()
+    images = list(job.images.all())
+    assert job.state == "succeeded" and LedgerTransaction.objects.count() == 3
+    for image in images:
+        data = default_storage.open(image.file_key).read()
+        assert hashlib.sha256(data).hexdigest() == image.sha256
+        assert Image.open(io.BytesIO(data)).info["parameters"] == image.infotext
+        assert f"Seed: {image.seed}" in image.infotext
+    assert job.gpu_us == sum(image.gpu_us for image in images) and job.cost_amount > 0
+
+
+def test_a_failed_image_does_not_keep_its_neighbours():
+    caller = a_caller()
+    bad, good = a_job(caller, prompt="please fail"), a_job(caller)
+    a_runner().run_until_empty()
+    bad.refresh_from_db()
+    good.refresh_from_db()
+    assert (bad.state, bad.error_code, good.state) == ("failed", "asked_to_fail", "succeeded")
+
+
+def test_i11_out_of_memory_halves_the_pass_and_the_limit_is_remembered():
+    class Small(PatternRenderer):
+        passes: list[int] = []
+
+        def render(
+            self, spec: RenderSpec, *, on_step: Callable[[int, int], None], should_stop: Callable[[], bool]
+        ) -> Iterator[ImageOutcome]:
+            self.passes.append(len(spec.recipes))
+            if len(spec.recipes) > 2:
+                raise OutOfMemoryError("too many")
+            yield from super().render(spec, on_step=on_step, should_stop=should_stop)
+
+    renderer = Small()
+    job = a_job(n_iter=8)
+    a_runner(renderer).run_until_empty()
+    job.refresh_from_db()
+    assert job.state == "succeeded" and renderer.passes == [8, 4, 2, 2, 2, 2]
+
+
+def test_a_renderer_that_breaks_fails_every_image_of_its_pass_after_the_retries(settings):
+    class Broken(PatternRenderer):
+        def render(self, spec: RenderSpec, **_: object) -> Iterator[ImageOutcome]:
+            raise RuntimeError("boom")
+
+    job = a_job(n_iter=2)
+    a_runner(Broken()).run_until_empty()
+    job.refresh_from_db()
+    assert (job.state, job.images_failed, job.error_code) == ("failed", 2, "internal")
+    assert "boom" not in job.error_message
+
+
+def test_s22_weights_with_another_hash_are_not_rendered(checkpoint):
+    storages["assets"].delete(checkpoint.file_key)
+    storages["assets"].save(checkpoint.file_key, ContentFile(b"other"))
+    job = a_job()
+    a_runner().run_until_empty()
+    job.refresh_from_db()
+    assert job.state == "failed" and "sha-256" in job.error_message
+
+
+def test_i17_a_cancel_stops_the_pass_at_the_next_step_and_keeps_nothing():
+    class Cancelled(PatternRenderer):
+        def render(
+            self, spec: RenderSpec, *, on_step: Callable[[int, int], None], should_stop: Callable[[], bool]
+        ) -> Iterator[ImageOutcome]:
+            job_cancel(job=job)
+            runner.heartbeat.renew(runner.heartbeat.kept()[0])
+            yield from super().render(spec, on_step=on_step, should_stop=should_stop)
+
+    job = a_job(n_iter=2)
+    runner = a_runner(Cancelled())
+    runner.run_until_empty()
+    assert set(RenderImage.objects.values_list("state", flat=True)) == {"cancelled"}
+    assert not LedgerTransaction.objects.exists() and not UsageRecord.objects.filter(charged=True).exists()
+
+
+def test_a_loser_of_a_race_removes_its_own_object(monkeypatch, tmp_path):
+
+    job = a_job()
+    runner = a_runner()
+    from gpuworker import runner as module
+
+    store = module.picture_store
+
+    def store_then_cancel(*args: object) -> object:
+        picture = store(*args)
+        job_cancel(job=job)
+        return picture
+
+    monkeypatch.setattr(module, "picture_store", store_then_cancel)
+    runner.run_until_empty()
+    assert not [path for path in (tmp_path / "pictures").rglob("*") if path.is_file()]
+    assert not LedgerTransaction.objects.exists()
