@@ -21,6 +21,7 @@ from fleet.models import Pool
 from fleet.services import worker_register, worker_stopped
 from gpuworker.heartbeat import Heartbeat
 from gpuworker.runner import Runner
+from renderjobs.claims import leases_expire
 
 logger = logging.getLogger(__name__)
 # Made before the fork, so that the parent, which gets SIGTERM, can tell the child to claim nothing more.
@@ -49,6 +50,7 @@ class WorkLoop:
         """Look for work without being told: a broker that is down or was wiped delays a start by one interval."""
         while not stopped.wait(settings.WORKER_POLL_SECONDS):
             try:
+                leases_expire()  # any worker may be the reaper, so that a dead beat keeps nothing waiting
                 self.wake()
             except Exception:
                 logger.exception("The poll failed; it is tried again in %s s", settings.WORKER_POLL_SECONDS)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from django.conf import settings
-from django.db.backends.sqlite3.operations import DatabaseOperations
+from django.db import connection
 
 from common.database import append_only_removal_sql, append_only_sql
 from tests.services import RedisServer, redis_server
@@ -21,17 +21,21 @@ def flush_may_empty_the_ledger() -> Iterator[None]:
 
     PostgreSQL flushes with TRUNCATE, which row triggers do not see.
     """
-    flush = DatabaseOperations.sql_flush
+    if connection.vendor != "sqlite":
+        yield
+        return
+    operations = type(connection.ops)
+    flush = operations.sql_flush
 
-    def sql_flush(self: DatabaseOperations, *args: object, **kwargs: object) -> list[str]:
+    def sql_flush(self: object, *args: object, **kwargs: object) -> list[str]:
         removal = [line for table in APPEND_ONLY_TABLES for line in append_only_removal_sql(table, "sqlite")]
         install = [line for table in APPEND_ONLY_TABLES for line in append_only_sql(table, "sqlite")]
         statements = flush(self, *args, **kwargs)
         return [*removal, *statements, *install] if statements else statements
 
-    DatabaseOperations.sql_flush = sql_flush
+    operations.sql_flush = sql_flush
     yield
-    DatabaseOperations.sql_flush = flush
+    operations.sql_flush = flush
 
 
 @pytest.fixture(scope="session")

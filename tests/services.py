@@ -62,3 +62,46 @@ def redis_server(socket: Path) -> Iterator[RedisServer]:
         client.close()
         process.terminate()
         process.wait(10)
+
+
+@dataclass(frozen=True)
+class PostgresServer:
+    url: str
+
+
+@contextmanager
+def postgres_server(folder: Path) -> Iterator[PostgresServer]:
+    """A private PostgreSQL on a unix socket in ``folder``. As root it runs under the account ``postgres``, as it must."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    if not programs:
+        missing("PostgreSQL")
+    data, sockets = folder / "data", folder / "socket"
+    sockets.mkdir(parents=True)
+    prefix: list[str] = []
+    if os.geteuid() == 0:
+        prefix = ["runuser", "-u", "postgres", "--"]
+        for path in (folder, sockets):
+            shutil.chown(path, "postgres")
+            path.chmod(0o755)
+        for parent in folder.parents:
+            if parent.stat().st_uid == 0 and parent != Path("/"):
+                parent.chmod(parent.stat().st_mode | 0o011)
+    initdb, postgres = str(programs[0] / "initdb"), str(programs[0] / "postgres")
+    subprocess.run(
+        [*prefix, initdb, "-D", str(data), "-U", "renderkiln", "-A", "trust", "--no-sync", "-E", "UTF8"],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    options = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "60"}
+    process = subprocess.Popen(
+        [*prefix, postgres, "-D", str(data), "-k", str(sockets), "-h", "", *(f"--{k}={v}" for k, v in options.items())],
+        stdout=subprocess.DEVNULL,
+        stderr=(folder / "log").open("wb"),
+    )
+    ready = [str(programs[0] / "pg_isready"), "-q", "-h", str(sockets)]
+    try:
+        wait_until(lambda: subprocess.run(ready).returncode == 0, seconds=20, what="PostgreSQL answering")
+        yield PostgresServer(f"postgres://renderkiln@{str(sockets).replace('/', '%2F')}/postgres")
+    finally:
+        process.terminate()
+        process.wait(20)

@@ -1,4 +1,4 @@
-"""The settings, one subject per file. `DJANGO_SETTINGS_MODULE=config.settings`; tests use ``config.settings.test``."""
+"""The settings, one subject per file. `DJANGO_SETTINGS_MODULE=config.settings`."""
 
 from config.settings.base import *  # noqa: F403
 from config.settings.celery import *  # noqa: F403

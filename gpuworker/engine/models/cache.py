@@ -1,0 +1,46 @@
+"""What stays in memory between passes, counted in bytes: least recently used goes first. Knows nothing of what it keeps."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
+
+Value = TypeVar("Value")
+
+
+class ByteCache(Generic[Value]):
+    """Values by key, up to a total size. A value larger than the limit is kept until the next one comes."""
+
+    def __init__(self, max_bytes: int, *, size_of: Callable[[Value], int]) -> None:
+        self.max_bytes = max_bytes
+        self.used_bytes = 0
+        self._size_of = size_of
+        self._values: OrderedDict[Hashable, Value] = OrderedDict()
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def get_or_make(self, key: Hashable, make: Callable[[], Value]) -> Value:
+        """The kept value, or a new one, for which room is made after it was made: its size is not known before."""
+        if key in self._values:
+            self._values.move_to_end(key)
+            return self._values[key]
+        value = make()
+        self._values[key] = value
+        self.used_bytes += self._size_of(value)
+        while self.used_bytes > self.max_bytes and len(self._values) > 1:
+            self._drop_oldest()
+        return value
+
+    def make_room(self, new_bytes: int) -> None:
+        """Let go of the oldest values until ``new_bytes`` more would fit."""
+        while self._values and self.used_bytes + new_bytes > self.max_bytes:
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        _, value = self._values.popitem(last=False)
+        self.used_bytes -= self._size_of(value)

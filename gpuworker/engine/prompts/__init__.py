@@ -1,0 +1,1 @@
+"""From prompt text to conditioning: the grammar (no torch) and the encoder."""

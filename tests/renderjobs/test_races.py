@@ -1,0 +1,102 @@
+"""Callers and workers at the same moment: whoever comes second sees what the first one wrote."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.db import connection
+
+from billing.models import LedgerTransaction
+from fleet.services import worker_register
+from renderjobs.claims import LeaseLost, microbatch_claim, rendering_begin
+from renderjobs.delivery import StoredPicture, image_deliver
+from renderjobs.models import JobEvent, RenderJob
+from renderjobs.models.jobs import Source
+from renderjobs.submission import job_cancel, job_submit
+from tests.factories import a_caller, a_job, a_platform, a_pool, a_request
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def at_once(*works: Callable[[], Any]) -> None:
+    """Run the works in threads that start together; an error in one is the test's error."""
+    barrier, errors = threading.Barrier(len(works)), []
+
+    def run(work: Callable[[], Any]) -> None:
+        try:
+            barrier.wait(10)
+            work()
+        except Exception as error:
+            errors.append(error)
+        finally:
+            connection.close()
+
+    threads = [threading.Thread(target=run, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    if errors:
+        raise errors[0]
+
+
+def work_until_empty(name: str) -> None:
+    pool = a_pool()
+    worker = worker_register(name=name, pool=pool, device="cpu")
+    while batch := microbatch_claim(worker_id=worker.pk, pool_id=pool.pk):
+        rendering_begin(claim_id=batch.claim_id)
+        for image in batch.images:
+            picture = StoredPicture(f"{image.attempt_id}.png", "0" * 64, 1, 64, 64, "Steps: 4")
+            image_deliver(batch=batch, image=image, picture=picture, gpu_us=1000)
+
+
+def test_i7_three_workers_deliver_every_image_exactly_once(settings):
+    settings.MAX_MICROBATCH = 2
+    caller = a_caller()
+    jobs = [a_job(caller, n_iter=7) for _ in range(3)]
+    at_once(*(lambda name=name: work_until_empty(name) for name in ("w1", "w2", "w3")))
+    assert set(RenderJob.objects.values_list("state", "images_delivered")) == {("succeeded", 7)}
+    assert LedgerTransaction.objects.count() == 21
+    for job in jobs:
+        job.refresh_from_db()
+        sequences = list(JobEvent.objects.filter(job=job).values_list("sequence", flat=True))
+        assert sequences == list(range(1, job.event_sequence + 1))
+
+
+def test_i5_two_racing_calls_with_one_key_make_one_job():
+    a_platform()
+    caller, answers = a_caller(), []
+
+    def submit() -> None:
+        submitted = job_submit(
+            caller=caller, request=a_request(), source=Source.API, body={"a": 1}, idempotency_key="k"
+        )
+        answers.append(submitted.job.pk)
+
+    at_once(submit, submit, submit)
+    assert len(set(answers)) == 1 and RenderJob.objects.count() == 1
+
+
+def test_i17_a_cancel_racing_deliveries_ends_each_image_exactly_once():
+    job = a_job(n_iter=8)
+    pool = a_pool()
+    worker = worker_register(name="w1", pool=pool, device="cpu")
+    batch = microbatch_claim(worker_id=worker.pk, pool_id=pool.pk)
+    rendering_begin(claim_id=batch.claim_id)
+
+    def deliver_all() -> None:
+        for image in batch.images:
+            picture = StoredPicture(f"{image.attempt_id}.png", "0" * 64, 1, 64, 64, "Steps: 4")
+            try:
+                image_deliver(batch=batch, image=image, picture=picture, gpu_us=1000)
+            except LeaseLost:
+                return
+
+    at_once(deliver_all, lambda: job_cancel(job=job))
+    job.refresh_from_db()
+    assert job.images_delivered + job.images_cancelled == 8
+    assert LedgerTransaction.objects.count() == job.images_delivered
+    assert job.state == ("succeeded" if job.images_delivered == 8 else "cancelled")

@@ -1,0 +1,20 @@
+"""What tests change: a data directory that goes away, cheap password hashes. Real database and broker stay real.
+
+Not in ``config/settings``: importing a module of that package reads the environment first, and DATA_DIR must be set before.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+os.environ.setdefault("DATA_DIR", tempfile.mkdtemp(prefix="renderkiln-tests-"))
+
+from config.settings import *  # noqa: E402, F403
+from config.settings import DATA_DIR, DATABASES, RENDERER  # noqa: E402
+
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+RENDERER = os.environ.get("TEST_RENDERER", RENDERER)
+if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
+    # A file, as in the product: threads of one test share it, which SQLite's in-memory form does not allow.
+    DATABASES["default"]["TEST"] = {"NAME": str(DATA_DIR / "test.sqlite3")}
