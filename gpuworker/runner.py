@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
 from django.core.files.storage import default_storage
@@ -54,16 +54,19 @@ class Runner:
         """Pass key → the largest micro-batch that fitted after one did not."""
 
     def run_until_empty(self) -> None:
-        """Render until nothing waits, the process drains or the worker was told to; then wait for the last delivery."""
+        """Render until nothing waits and every delivery has ended, the process drains or the worker was told to."""
         futures: list[Future[None]] = []
         while not self.draining.is_set() and not self._told_to_drain():
             batch = microbatch_claim(worker_id=self.worker.pk, pool_id=self.worker.pool_id)
-            if batch is None:
+            if batch is not None:
+                futures = [*(future for future in futures if not future.done()), *self.run(batch)]
+            elif futures:
+                # A delivery may put its image back for another try, so look again when all have ended.
+                wait(futures)
+                futures = []
+            else:
                 break
-            futures = [future for future in futures if not future.done()]
-            futures += self.run(batch)
-        for future in futures:
-            future.result()
+        wait(futures)
 
     def run(self, batch: ClaimedBatch) -> list[Future[None]]:
         """Render one micro-batch; returns its deliveries, which go on in other threads."""

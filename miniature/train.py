@@ -31,6 +31,7 @@ SCALE = 0.18215
 """SD 1.x multiplies latents by this; the exported VAE is rescaled so that the product has unit variance."""
 CAPTION_VARIANTS = 4
 EMPTY_CAPTION_SHARE = 0.1
+HIGH_NOISE_WEIGHT = 8.0
 
 
 def new_vae() -> AutoencoderKL:
@@ -178,7 +179,9 @@ def train_unet(args: argparse.Namespace, data: dict[str, torch.Tensor]) -> tuple
         signal = alphas_cumprod[timesteps].view(-1, 1, 1, 1)
         noisy = signal.sqrt() * latents + (1 - signal).sqrt() * noise
         predicted = unet(noisy, timesteps, text_encoder(ids).last_hidden_state).sample
-        loss = F.mse_loss(predicted, noise)
+        # Weighted towards high noise, where the caption decides colours and layout but the noise is easy to predict.
+        weights = (1 / signal).clamp(max=HIGH_NOISE_WEIGHT)
+        loss = (weights * (predicted - noise).square()).mean() / weights.mean()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.unet_steps, peak=1.2e-3, floor=5e-5)
         optimizer.zero_grad()

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 import pytest
 from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage, storages
-from gpuworker.engine.errors import OutOfMemoryError
 from PIL import Image
 
 from assets.models import Asset
 from billing.models import LedgerTransaction, UsageRecord
 from fleet.services import worker_register
 from gpuworker.contract import ImageOutcome, RenderSpec
+from gpuworker.engine.errors import OutOfMemoryError
 from gpuworker.heartbeat import Heartbeat
 from gpuworker.runner import Runner
 from renderjobs.models import RenderImage
@@ -47,7 +47,9 @@ def a_runner(renderer: PatternRenderer | None = None) -> Runner:
 
 def test_every_image_is_stored_with_its_recipe_and_charged():
     job = a_job(n_iter=3)
-    a_runner().run_until_empty()
+    renderer = PatternRenderer()
+    renderer.step_seconds = 0.005
+    a_runner(renderer).run_until_empty()
     job.refresh_from_db()
     images = list(job.images.all())
     assert job.state == "succeeded" and LedgerTransaction.objects.count() == 3

@@ -1,4 +1,7 @@
-"""From a single-file checkpoint in the original (LDM) key layout to networks on the device. Reads files, decides no architecture."""
+"""From a single-file checkpoint in the original (LDM) key layout to networks on the device.
+
+Reads files and fills networks; which networks is decided in ``families``.
+"""
 
 from __future__ import annotations
 
@@ -101,7 +104,9 @@ def _view(data: torch.Tensor, entry: dict[str, Any]) -> torch.Tensor:
     begin, end = entry["data_offsets"]
     if not 0 <= begin <= end <= data.numel():
         raise ValueError("a tensor lies outside the file")
-    return data[begin:end].view(_TENSOR_TYPES[entry["dtype"]]).view(entry["shape"])
+    dtype, raw = _TENSOR_TYPES[entry["dtype"]], data[begin:end]
+    aligned = raw if begin % dtype.itemsize == 0 else raw.clone()
+    return aligned.view(dtype).view(entry["shape"])
 
 
 def _unet(tensors: Tensors, plan: Architecture, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:

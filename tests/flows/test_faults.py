@@ -1,0 +1,100 @@
+"""Processes die, the broker forgets, and every image is still delivered once and charged once."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+import redis
+
+from tests.fakes import POISON_SEED
+from tests.flows.conftest import Client, RunningPlatform
+from tests.services import wait_until
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture
+def platform(pattern_platform: RunningPlatform):
+    """No worker runs when a test begins; whatever it started is gone when it ends."""
+    yield pattern_platform
+    for name in [name for name in pattern_platform.processes if name != "web"]:
+        pattern_platform.kill(name)
+
+
+def assert_each_image_once(client: Client, job_id: str, count: int) -> None:
+    job, images = client.job(job_id), client.images(job_id)
+    assert job["state"] == "succeeded" and job["images_delivered"] == count
+    assert [image["index"] for image in images] == list(range(count))
+    usage = client.session.get(f"{client.base}/usage", params={"group_by": "member"}, timeout=30).json()
+    assert usage["results"][0]["images"] == count
+
+
+def test_f1_a_worker_killed_in_mid_batch_costs_no_image_and_no_second_charge(platform):
+    client = Client(platform, user="killed")
+    platform.start_worker(PATTERN_STEP_SECONDS="0.25")
+    job = client.submit(n_iter=20, steps=4)
+    wait_until(lambda: client.job(job["id"])["images_delivered"] >= 8, seconds=60, what="The first micro-batch")
+    platform.kill("worker")
+    platform.start_worker(PATTERN_STEP_SECONDS="0.01")
+    client.wait(job["id"])
+    assert_each_image_once(client, job["id"], 20)
+    platform.assert_invariants()
+
+
+def test_f4_a_wiped_broker_loses_no_waiting_job(platform):
+    client = Client(platform, user="wiped")
+    jobs = [client.submit(n_iter=2, prompt=f"job {number}") for number in range(3)]
+    redis.Redis(unix_socket_path=str(platform.data_dir / "redis.sock")).flushall()
+    platform.start_worker()
+    for job in jobs:
+        assert client.wait(job["id"])["state"] == "succeeded"
+    platform.assert_invariants()
+
+
+def test_f2_a_frozen_worker_that_comes_back_cannot_deliver_again(platform):
+    client = Client(platform, user="frozen")
+    platform.start_worker("frozen", PATTERN_STEP_SECONDS="0.5")
+    job = client.submit(n_iter=4, steps=6)
+    wait_until(lambda: client.job(job["id"])["state"] == "running", seconds=60, what="The claim")
+    os.killpg(platform.processes["frozen"].pid, signal.SIGSTOP)
+    platform.start_worker("second")
+    client.wait(job["id"])
+    os.killpg(platform.processes["frozen"].pid, signal.SIGCONT)
+    later = client.submit(prompt="after the thaw")
+    client.wait(later["id"])
+    assert_each_image_once_of(client, job["id"], 4)
+    platform.assert_invariants()
+
+
+def assert_each_image_once_of(client: Client, job_id: str, count: int) -> None:
+    images = client.images(job_id)
+    assert [image["state"] for image in images] == ["delivered"] * count
+    assert client.job(job_id)["images_delivered"] == count
+
+
+def test_f13_a_poison_image_fails_alone_and_its_companions_finish(platform):
+    client = Client(platform, user="poisoned")
+    platform.start_worker()
+    job = client.submit(n_iter=3, seed=POISON_SEED - 1)
+    ended = client.wait(job["id"], seconds=120)
+    assert (ended["state"], ended["images_delivered"], ended["images_failed"]) == ("partly_succeeded", 2, 1)
+    assert ended["error"]["code"] == "poison"
+    platform.assert_invariants()
+
+
+def test_f11_sigterm_finishes_what_runs_and_claims_nothing_more(platform):
+    client = Client(platform, user="terminated")
+    platform.start_worker(PATTERN_STEP_SECONDS="0.3")
+    job = client.submit(n_iter=24, steps=4)
+    wait_until(lambda: client.job(job["id"])["state"] == "running", seconds=60, what="The claim")
+    worker = platform.processes.pop("worker")
+    worker.terminate()
+    worker.wait(30)
+    stopped = client.job(job["id"])
+    assert stopped["images_delivered"] in (8, 16) and stopped["state"] == "running"
+    platform.start_worker()
+    assert client.wait(job["id"])["state"] == "succeeded"
+    assert {image["attempts"] for image in client.images(job["id"])} == {1}
+    platform.assert_invariants()
