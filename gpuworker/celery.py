@@ -11,15 +11,17 @@ import django  # noqa: E402  the source roots must be on the path first
 django.setup()
 
 from django.conf import settings  # noqa: E402
-from kombu import Queue  # noqa: E402
+from kombu import Exchange, Queue  # noqa: E402
 
 import gpuworker.lifecycle  # noqa: E402, F401  connects the process's start and stop
 import gpuworker.tasks  # noqa: E402, F401  registers render_next
 from config.celery import app  # noqa: E402
 from renderjobs.dispatch import queue_of  # noqa: E402
 
+queue = queue_of(settings.WORKER_POOL)
 app.conf.update(
-    task_queues=[Queue(queue_of(settings.WORKER_POOL))],
+    # An exchange of its own: bound to the default one, this queue would get every chore as well.
+    task_queues=[Queue(queue, Exchange(queue), routing_key=queue)],
     # One card, one process. Prefork, so that the parent goes on talking to the broker while the child renders.
     worker_pool="prefork",
     worker_concurrency=1,

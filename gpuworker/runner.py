@@ -18,6 +18,7 @@ from django.db import InterfaceError, OperationalError, close_old_connections
 
 from fleet.models import Worker
 from gpuworker.contract import Failed, ImageOutcome, Rendered, RenderSpec, Stopped
+from gpuworker.engine.errors import EngineError, OutOfMemoryError
 from gpuworker.heartbeat import Heartbeat, Lease
 from gpuworker.model_files import WrongHashError, checkpoint_file
 from gpuworker.output import picture_store
@@ -115,8 +116,6 @@ class Runner:
 
     def _outcomes(self, batch: ClaimedBatch, lease: Lease) -> Iterator[tuple[ClaimedImage, ImageOutcome]]:
         """One outcome per image, whatever happens: what fails as a whole fails for each image of the pass."""
-        from gpuworker.engine.errors import EngineError  # torch comes with it; the parent process must not load it
-
         ended: set[int] = set()
         try:
             checkpoint = checkpoint_file(batch.checkpoint)
@@ -142,8 +141,6 @@ class Runner:
         self, batch: ClaimedBatch, lease: Lease, spec_of: Callable[[tuple], RenderSpec]
     ) -> Iterator[tuple[int, ImageOutcome]]:
         """Render in passes that fit: out of memory halves the pass, and the smaller size is remembered."""
-        from gpuworker.engine.errors import OutOfMemoryError
-
         key = batch.images[0].recipe.pass_key
         todo = list(range(len(batch.images)))
         while todo:

@@ -54,7 +54,9 @@ def recipes_of(case: str, checkpoint: CheckpointFile) -> list[Recipe]:
     settings = dict(body.get("override_settings", {}))
     settings.pop("sd_model_checkpoint", None)
     resolved = resolve_sampler(body.get("sampler_name") or "Euler", body.get("scheduler"))
-    given = {field: body[field] for field in ("eta", "s_churn", "s_tmin", "s_tmax", "s_noise", "tiling") if field in body}
+    given = {
+        field: body[field] for field in ("eta", "s_churn", "s_tmin", "s_tmax", "s_noise", "tiling") if field in body
+    }
     seed_resize = {field: body[field] for field in ("seed_resize_from_w", "seed_resize_from_h") if field in body}
     common: dict[str, Any] = {
         "sampler": resolved.sampler.name,
@@ -70,7 +72,9 @@ def recipes_of(case: str, checkpoint: CheckpointFile) -> list[Recipe]:
         **given,
         **{SETTINGS[key]: value for key, value in settings.items()},
     }
-    prompts = zip(info["all_prompts"], info["all_negative_prompts"], info["all_seeds"], info["all_subseeds"], strict=True)
+    prompts = zip(
+        info["all_prompts"], info["all_negative_prompts"], info["all_seeds"], info["all_subseeds"], strict=True
+    )
     return [
         Recipe(prompt=prompt, negative_prompt=negative, seed=seed, subseed=subseed, **common)
         for prompt, negative, seed, subseed in prompts

@@ -29,7 +29,8 @@ class RatePrice(models.Model):
 
     class Meta:
         constraints = [
-            models.UniqueConstraint(fields=["card", "pool"], name="one_price_per_card_and_pool", nulls_distinct=False)
+            models.UniqueConstraint(fields=["card", "pool"], name="one_price_per_card_and_pool"),
+            models.UniqueConstraint(fields=["card"], condition=models.Q(pool=None), name="one_price_for_other_pools"),
         ]
 
     def __str__(self) -> str:

@@ -1,0 +1,152 @@
+"""The renderer as its callers see it: specs in, outcomes out."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from gpuworker.contract import CheckpointFile, Failed, Rendered, RenderSpec, Stopped
+from gpuworker.contract.samplers import SAMPLERS, SCHEDULES
+from gpuworker.engine import DiffusersRenderer, InvalidSpecError, OutOfMemoryError
+from gpuworker.engine import engine as engine_module
+from tests.engine.ldm import write_checkpoint
+
+
+def pixels(outcome):
+    assert isinstance(outcome, Rendered), outcome
+    return np.frombuffer(outcome.rgb, np.uint8).reshape(outcome.height, outcome.width, 3).astype(int)
+
+
+def distance(one, other):
+    return np.abs(pixels(one) - pixels(other)).max()
+
+
+def test_every_recipe_gets_one_outcome_in_its_order(render, recipe_of):
+    outcomes = render(recipe_of(seed=1), recipe_of(seed=2), recipe_of(seed=3))
+    assert [outcome.position for outcome in outcomes] == [0, 1, 2]
+    assert distance(outcomes[0], outcomes[1]) > 2
+
+
+def test_same_recipe_gives_same_bytes(render, recipe_of):
+    assert render(recipe_of())[0].rgb == render(recipe_of())[0].rgb
+
+
+def test_picture_is_as_large_as_asked_rounded_down_to_eight(render, recipe_of):
+    outcome = render(recipe_of(width=79, height=65))[0]
+    assert (outcome.width, outcome.height, len(outcome.rgb)) == (72, 64, 72 * 64 * 3)
+
+
+@pytest.mark.parametrize("sampler", ["Euler a", "DPM++ SDE", "DDIM", "DPM adaptive"])
+def test_image_in_a_batch_is_the_image_alone(render, recipe_of, sampler):
+    mixed = [
+        recipe_of(sampler=sampler, seed=3, prompt="a blue house", cfg_scale=4.0),
+        recipe_of(sampler=sampler, seed=4, prompt="a [cat:dog:0.5] AND snow:0.5", cfg_scale=1.0),
+        recipe_of(sampler=sampler, seed=5, prompt="a, " * 60, negative_prompt="", subseed=9, subseed_strength=0.4),
+    ]
+    together = render(*mixed)
+    assert max(distance(outcome, render(recipe)[0]) for outcome, recipe in zip(together, mixed, strict=True)) <= 2
+
+
+@pytest.mark.parametrize("sampler", [info.name for info in SAMPLERS])
+def test_sampler_renders(render, recipe_of, sampler):
+    assert isinstance(render(recipe_of(sampler=sampler, steps=3))[0], Rendered)
+
+
+@pytest.mark.parametrize("schedule", [info.label for info in SCHEDULES])
+def test_schedule_renders(render, recipe_of, schedule):
+    assert isinstance(render(recipe_of(sampler="DPM++ 2M", schedule=schedule))[0], Rendered)
+
+
+def test_cfg_scale_one_needs_no_negative_prompt(render, recipe_of):
+    plain, other = (render(recipe_of(cfg_scale=1.0, negative_prompt=text))[0] for text in ("", "something else"))
+    assert plain.rgb == other.rgb
+
+
+def test_steps_are_reported_once_each(render, recipe_of):
+    reports: list[tuple[int, int]] = []
+    render(recipe_of(sampler="Heun", steps=3), on_step=lambda done, total: reports.append((done, total)))
+    assert reports == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_stop_flag_ends_the_pass_within_a_step(render, recipe_of):
+    reports: list[int] = []
+    outcomes = render(
+        recipe_of(steps=9),
+        recipe_of(steps=9, seed=8),
+        on_step=lambda done, total: reports.append(done),
+        should_stop=lambda: len(reports) == 2,
+    )
+    assert reports == [1, 2]
+    assert all(isinstance(outcome, Stopped) and outcome.gpu_us > 0 for outcome in outcomes)
+
+
+def test_stop_flag_spares_the_images_not_yet_decoded(renderer, checkpoint, recipe_of):
+    outcomes = []
+    spec = RenderSpec((recipe_of(), recipe_of(seed=8)), checkpoint)
+    for outcome in renderer.render(spec, on_step=lambda *_: None, should_stop=lambda: len(outcomes) == 1):
+        outcomes.append(outcome)
+    assert [type(outcome) for outcome in outcomes] == [Rendered, Stopped]
+
+
+def test_time_shares_sum_to_the_pass(render, recipe_of):
+    render(recipe_of())
+    begin = time.perf_counter()
+    outcomes = render(*[recipe_of(seed=seed, steps=4) for seed in range(3)])
+    elapsed_us = (time.perf_counter() - begin) * 1e6
+    assert 0.8 * elapsed_us < sum(outcome.gpu_us for outcome in outcomes) <= elapsed_us
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("sampler", "bogus"), ("steps", 0), ("width", 7), ("clip_skip", 9), ("emphasis", "Loud")],
+)
+def test_impossible_spec_is_refused_with_its_field(render, recipe_of, field, value):
+    with pytest.raises(InvalidSpecError) as refusal:
+        render(recipe_of(**{field: value}))
+    assert (refusal.value.field, refusal.value.value, refusal.value.retryable) == (field, value, False)
+
+
+@pytest.mark.parametrize("broken", [float("nan"), 0.0], ids=["not a number", "one colour"])
+def test_picture_that_is_none_fails_alone(tmp_path, recipe_of, broken):
+    renderer = DiffusersRenderer()
+    file = CheckpointFile("0" * 64, write_checkpoint(tmp_path / "weights.safetensors"))
+    spec = RenderSpec((recipe_of(),), file)
+    checkpoint = renderer._checkpoint(file)
+    checkpoint.vae.decoder.conv_out.weight.fill_(broken)
+    (outcome,) = renderer.render(spec, on_step=lambda *_: None, should_stop=lambda: False)
+    assert isinstance(outcome, Failed)
+    assert (outcome.code, outcome.retryable) == ("flat_picture", False)
+
+
+def test_full_memory_is_reported_before_anything_is_yielded(renderer, checkpoint, recipe_of, monkeypatch):
+    def exhausted(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(engine_module, "denoise", exhausted)
+    spec = RenderSpec((recipe_of(), recipe_of(seed=8)), checkpoint)
+    with pytest.raises(OutOfMemoryError) as refusal:
+        next(renderer.render(spec, on_step=lambda *_: None, should_stop=lambda: False))
+    assert refusal.value.retryable
+    assert refusal.value.__context__ is None, "the frames that hold the tensors must be gone"
+
+
+def test_tiled_picture_meets_itself_and_leaves_no_trace(render, recipe_of):
+    before = render(recipe_of())[0].rgb
+    tiled = render(recipe_of(tiling=True))[0].rgb
+    assert tiled != before
+    assert render(recipe_of())[0].rgb == before
+
+
+def test_checkpoints_go_when_their_bytes_no_longer_fit(tmp_path, recipe_of):
+    files = [
+        CheckpointFile(digit * 64, write_checkpoint(tmp_path / f"{digit}.safetensors", seed=int(digit)))
+        for digit in "12"
+    ]
+    renderer = DiffusersRenderer(max_resident_bytes=files[0].path.stat().st_size * 3 // 2)
+    for file in files:
+        recipe = recipe_of(checkpoint_sha256=file.sha256, steps=1)
+        list(renderer.render(RenderSpec((recipe,), file), on_step=lambda *_: None, should_stop=lambda: False))
+    assert [(file.sha256, None) in renderer.checkpoints for file in files] == [False, True]
