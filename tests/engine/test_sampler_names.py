@@ -54,3 +54,15 @@ def test_recorded_lists_are_met():
         for info in SCHEDULES
     ]
     assert ours == names
+
+
+@needs_recordings
+def test_recorded_infotexts_name_the_same():
+    for case in sorted((A1111 / "cases").iterdir()):
+        request = json.loads((case / "request.json").read_text())
+        info = json.loads(json.loads((case / "response.json").read_text()).get("info", "{}"))
+        if not info:
+            continue
+        resolved = resolve_sampler(request.get("sampler_name") or "Euler", request.get("scheduler"))
+        expected = f"Sampler: {resolved.sampler.name}, Schedule type: {resolved.schedule_label_for_infotext},"
+        assert expected in info["infotexts"][0], case.name

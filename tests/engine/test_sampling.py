@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -146,7 +144,7 @@ def test_solver_arrives_at_the_picture_its_denoiser_sees(levels, recipe_of, name
 @pytest.mark.parametrize(
     "name", ["Euler", "Heun", "DPM2", "DPM++ 2M", "DPM++ 2S a", "LMS", "DPM++ 2M SDE", "DPM++ 3M SDE"]
 )
-def test_deterministic_solvers_agree_on_a_known_flow(levels, recipe_of, name):
+def test_deterministic_solvers_agree_on_a_known_flow(levels, name):
     """For data of unit variance the ideal denoiser is x / (1 + sigma²), and the flow has a closed form."""
 
     class Gaussian(PerfectDenoiser):
@@ -155,7 +153,7 @@ def test_deterministic_solvers_agree_on_a_known_flow(levels, recipe_of, name):
 
     start = torch.full((1, *SHAPE), 10.0)
     visits = sigmas(levels, name, "Karras", 60)
-    run = SolverRun(start, visits, Gaussian(start), None, levels, steps=60, eta=0.0)
+    run = SolverRun(start, visits, Gaussian(start), lambda *_: torch.zeros(()), levels, steps=60, eta=0.0)
     *_, last = SOLVERS[name].steps(run)
     assert last.mean().item() == pytest.approx(10.0 / (1 + levels.sigma_max**2) ** 0.5, rel=0.06)
 
@@ -175,8 +173,8 @@ def test_timestep_solvers_agree_on_a_known_flow(levels, name):
     assert last.mean().item() == pytest.approx(1.5, rel=0.06)
 
 
-def conditioning(*values, weight=1.0):
-    tracks = [PromptTrack(((99, torch.full((77, 1), value)),), weight) for value in values]
+def conditioning(*values):
+    tracks = [PromptTrack(((99, torch.full((77, 1), value)),)) for value in values]
     return Conditioning(positive=tuple(tracks[:-1]), negative=tracks[-1])
 
 
@@ -192,8 +190,7 @@ def test_each_image_is_guided_by_its_own_scale():
 
 
 def test_composition_adds_its_weighted_parts():
-    parts = replace(conditioning(3.0, 4.0, 1.0))
-    guided = GuidedDenoiser(context_mean, [parts], [2.0])
+    guided = GuidedDenoiser(context_mean, [conditioning(3.0, 4.0, 1.0)], [2.0])
     assert guided(torch.zeros(1, 1, 1, 1), torch.tensor(1.0)).item() == pytest.approx(1 + 2 * (2 + 3))
 
 
@@ -251,10 +248,10 @@ def test_recorded_noise_is_met(recipe_of, changes, shape, draws):
 
 
 @needs_recordings
-def test_recorded_brownian_noise_is_met(recipe_of, levels):
+def test_recorded_brownian_noise_is_met(recipe_of):
     recorded = numbers("noise.npz")
-    visits = torch.tensor([levels.sigma_max, levels.sigma_min, 0.0])
+    visits = torch.tensor([14.6, 0.03, 0.0])
     noise = PassNoise([recipe_of(seed=1000), recipe_of(seed=1001)], SHAPE).brownian(visits, torch.device("cpu"))
     for name, way in (("14.6_5", (14.6, 5.0)), ("5_1", (5.0, 1.0))):
         found = noise(*map(torch.tensor, way)).numpy()
-        np.testing.assert_allclose(found, recorded[f"CPU_brownian_{name}"], atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(found, recorded[f"CPU_brownian_{name}"], atol=1e-6, err_msg=name)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from diffusers import AutoencoderKL
 
 
 class FlatPictureError(Exception):
     """The decoder gave no picture, in full precision neither."""
 
 
-def decode(vae: AutoencoderKL, latents: torch.Tensor, *, latent_scale: float) -> torch.Tensor:
+def decode(vae: Any, latents: torch.Tensor, *, latent_scale: float) -> torch.Tensor:
     """Decode one image's latents.
 
     Args:
+        vae: ``AutoencoderKL``.
         latents: float32, shape (channels, height, width).
     Returns:
         uint8 on the CPU, shape (height, width, 3). Values are cut off, not rounded, as A1111 does.
@@ -29,7 +31,7 @@ def decode(vae: AutoencoderKL, latents: torch.Tensor, *, latent_scale: float) ->
     return pixels
 
 
-def _pixels(vae: AutoencoderKL, scaled: torch.Tensor) -> torch.Tensor | None:
+def _pixels(vae: Any, scaled: torch.Tensor) -> torch.Tensor | None:
     decoded = vae.decode(scaled.to(vae.dtype), return_dict=False)[0][0].float()
     if not bool(torch.isfinite(decoded).all()):
         return None
@@ -38,7 +40,7 @@ def _pixels(vae: AutoencoderKL, scaled: torch.Tensor) -> torch.Tensor | None:
     return None if bool((pixels == pixels[0, 0]).all()) else pixels
 
 
-def _pixels_in_full_precision(vae: AutoencoderKL, scaled: torch.Tensor) -> torch.Tensor | None:
+def _pixels_in_full_precision(vae: Any, scaled: torch.Tensor) -> torch.Tensor | None:
     """Some SD 1.x decoders overflow in half precision."""
     dtype = vae.dtype
     vae.to(torch.float32)

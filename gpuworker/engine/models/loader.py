@@ -42,11 +42,17 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The three networks of a checkpoint, ready to run, and the numbers that belong to them."""
+    """The three networks of a checkpoint, ready to run, and the numbers that belong to them.
 
-    unet: UNet2DConditionModel
-    vae: AutoencoderKL
-    text_encoder: CLIPTextModel
+    The networks are ``Any``: the types diffusers and transformers publish do not show that they are torch modules.
+    """
+
+    unet: Any
+    """``UNet2DConditionModel``."""
+    vae: Any
+    """``AutoencoderKL``."""
+    text_encoder: Any
+    """``CLIPTextModel``."""
     alphas_cumprod: torch.Tensor
     """float32 on the CPU, 1000 values."""
     latent_scale: float
@@ -93,7 +99,7 @@ def read_safetensors(path: Path) -> Tensors:
                 raise ValueError("its header is longer than the file")
             header: dict[str, Any] = json.loads(file.read(header_bytes))
             data = torch.empty(size_bytes, dtype=torch.uint8)
-            if file.readinto(data.numpy()) != size_bytes:
+            if file.readinto(data.numpy().data) != size_bytes:
                 raise ValueError("it ends early")
         return {name: _view(data, entry) for name, entry in header.items() if name != "__metadata__"}
     except (struct.error, ValueError, KeyError, TypeError, RuntimeError) as error:
@@ -109,25 +115,25 @@ def _view(data: torch.Tensor, entry: dict[str, Any]) -> torch.Tensor:
     return aligned.view(dtype).view(entry["shape"])
 
 
-def _unet(tensors: Tensors, plan: Architecture, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:
+def _unet(tensors: Tensors, plan: Architecture, device: torch.device, dtype: torch.dtype) -> Any:
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**plan.unet)
+        unet: Any = UNet2DConditionModel(**plan.unet)
     weights = convert_ldm_unet_checkpoint(_under(tensors, UNET), unet.config)
     _fill(unet, weights, "UNet", device, dtype)
     _resize_after_upsampling(unet)
     return unet
 
 
-def _vae(tensors: Tensors, plan: Architecture, device: torch.device, dtype: torch.dtype) -> AutoencoderKL:
+def _vae(tensors: Tensors, plan: Architecture, device: torch.device, dtype: torch.dtype) -> Any:
     with torch.device("meta"):
-        vae = AutoencoderKL(**plan.vae)
+        vae: Any = AutoencoderKL(**plan.vae)
     weights = convert_ldm_vae_checkpoint(_under(tensors, VAE), vae.config)
     _fill(vae, weights, "VAE", device, dtype)
     return vae
 
 
-def _text_encoder(tensors: Tensors, plan: Architecture, device: torch.device, dtype: torch.dtype) -> CLIPTextModel:
-    encoder = CLIPTextModel(CLIPTextConfig(**plan.text_encoder))
+def _text_encoder(tensors: Tensors, plan: Architecture, device: torch.device, dtype: torch.dtype) -> Any:
+    encoder: Any = CLIPTextModel(CLIPTextConfig(**plan.text_encoder))
     # Files differ in whether the names carry text_model, and so do versions of transformers.
     prefix = "text_model." if any(name.startswith("text_model.") for name in encoder.state_dict()) else ""
     weights = {
@@ -189,8 +195,9 @@ class _ResizingUpsample(torch.nn.Module):
         return F.interpolate(hidden_states, size=output_size, mode="nearest")
 
 
-def _resize_after_upsampling(unet: UNet2DConditionModel) -> None:
+def _resize_after_upsampling(unet: Any) -> None:
     for block in unet.up_blocks:
         for index, upsampler in enumerate(block.upsamplers or ()):
             if isinstance(upsampler, Upsample2D):
-                block.upsamplers[index] = _ResizingUpsample(upsampler.conv)
+                convolution: Any = upsampler.conv
+                block.upsamplers[index] = _ResizingUpsample(convolution)

@@ -145,13 +145,12 @@ def _encode_chunk(
     weighted = (encoded.float() * weights).to(encoded.dtype)
     if emphasis == "No norm":
         return weighted
-    share = torch.tensor(counts, dtype=torch.float32, device=encoder.device) / sum(counts)
-    return weighted * (_mean(encoded, share) / _mean(weighted, share)).to(encoded.dtype)
+    return weighted * (_mean(encoded, counts) / _mean(weighted, counts)).to(encoded.dtype)
 
 
-def _mean(encoded: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+def _mean(encoded: torch.Tensor, counts: list[int]) -> torch.Tensor:
     """The mean over all variants, a text that comes several times counted as often."""
-    return (encoded.float().mean(dim=(1, 2)) * share).sum()
+    return encoded.float().repeat_interleave(torch.tensor(counts, device=encoded.device), dim=0).mean()
 
 
 # --- chunks ----------------------------------------------------------------------------------------------------------
@@ -214,7 +213,7 @@ def chunks_of(text: str, emphasis: str) -> list[Chunk]:
 
 @cache
 def _comma_id() -> int:
-    return _tokenizer().convert_tokens_to_ids(",</w>")
+    return _tokenizer().get_vocab()[",</w>"]
 
 
 def _token_ids(text: str) -> list[int]:

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from diffusers import UNet2DConditionModel
 
 from gpuworker.engine.prompts.encoder import Conditioning
 from gpuworker.engine.sampling.schedules import LcmNoiseLevels, NoiseLevels
@@ -32,7 +31,8 @@ class Network(Protocol):
 class NoisePrediction:
     """Level is a timestep; the prediction is the noise."""
 
-    unet: UNet2DConditionModel
+    unet: Any
+    """``UNet2DConditionModel``."""
 
     def __call__(self, latents: torch.Tensor, level: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         # new_full writes a number the device is told, where a tensor made here would be a copy it must wait for.
@@ -94,8 +94,8 @@ class GuidedDenoiser:
         self._scales = [scale / divisor for scale in cfg_scales]
         self._calls = 0
         self._batch: _Batch | None = None
-        self.last_unconditional: torch.Tensor | None = None
-        """The unguided prediction of the last call, which CFG++ steps along; None where guidance needed none."""
+        self.last_unconditional = torch.empty(0)
+        """The unguided prediction of the last call, which CFG++ steps along; empty where guidance needed none."""
         self._always_unconditional = cfg_plus_plus
 
     def __call__(self, latents: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
@@ -109,8 +109,8 @@ class GuidedDenoiser:
         if self._batch is None or not self._batch.holds(rows):
             self._batch = _Batch(rows)
         predictions = self._batch.predict(self._network, latents, level)
-        self.last_unconditional = predictions[len(positive) :] if guided else None
-        return self._combined(positive, predictions) if guided else predictions
+        self.last_unconditional = predictions[len(positive) :]
+        return self._combined(self._batch, positive, predictions) if guided else predictions
 
     def _rows(self, call: int) -> tuple[list[_Row], list[_Row]]:
         positive: list[_Row] = []
@@ -123,23 +123,14 @@ class GuidedDenoiser:
         negative = [_Row(image, item.negative.at(call), 0.0) for image, item in enumerate(self._conditionings)]
         return positive, negative
 
-    def _combined(self, positive: list[_Row], predictions: torch.Tensor) -> torch.Tensor:
+    def _combined(self, batch: _Batch, positive: list[_Row], predictions: torch.Tensor) -> torch.Tensor:
         conditional, unconditional = predictions[: len(positive)], predictions[len(positive) :]
         if len(positive) == len(unconditional):
-            scales = (
-                predictions.new_tensor([row.scale for row in positive]) if self._mixed(positive) else positive[0].scale
-            )
-            if isinstance(scales, torch.Tensor):
-                scales = scales.view(-1, 1, 1, 1)
-            return unconditional + (conditional - unconditional) * scales
+            return unconditional + (conditional - unconditional) * batch.scales(predictions)[: len(positive)]
         guided = unconditional.clone()
         for row, prediction in zip(positive, conditional, strict=True):
             guided[row.image] += (prediction - unconditional[row.image]) * row.scale
         return guided
-
-    @staticmethod
-    def _mixed(rows: list[_Row]) -> bool:
-        return len({row.scale for row in rows}) > 1
 
 
 class _Batch:
@@ -149,6 +140,7 @@ class _Batch:
         self._rows = rows
         lengths = dict.fromkeys(row.context.shape[0] for row in rows)
         self._groups = [self._group(length) for length in lengths]
+        self._scales: torch.Tensor | None = None
 
     def _group(self, length: int) -> tuple[list[int], torch.Tensor]:
         members = [index for index, row in enumerate(self._rows) if row.context.shape[0] == length]
@@ -159,6 +151,12 @@ class _Batch:
             old.image == new.image and old.context is new.context for old, new in zip(self._rows, rows, strict=False)
         )
         return len(rows) == len(self._rows) and all(same)
+
+    def scales(self, like: torch.Tensor) -> torch.Tensor:
+        """The rows' scales beside the predictions, copied there once."""
+        if self._scales is None:
+            self._scales = like.new_tensor([row.scale for row in self._rows]).view(-1, 1, 1, 1)
+        return self._scales
 
     def predict(self, network: Network, latents: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
         predictions: list[torch.Tensor | None] = [None] * len(self._rows)

@@ -28,7 +28,7 @@ Steps = Iterator[torch.Tensor]
 
 
 class Denoiser(Protocol):
-    last_unconditional: torch.Tensor | None
+    last_unconditional: torch.Tensor
 
     def __call__(self, latents: torch.Tensor, level: Scalar) -> torch.Tensor: ...
 
@@ -520,7 +520,8 @@ def _plms(run: SolverRun) -> Steps:
     noises: list[torch.Tensor] = []
     for index, (timestep, alpha, alpha_next) in enumerate(_timestep_pairs(run)):
         noises = [run.denoiser(latents, timestep), *noises][:4]
-        estimate = sum(weight * noise for weight, noise in zip(ADAMS_BASHFORTH[len(noises) - 1], noises, strict=True))
+        weights = ADAMS_BASHFORTH[len(noises) - 1]
+        estimate = torch.stack([weight * noise for weight, noise in zip(weights, noises, strict=True)]).sum(dim=0)
         if index == 0:
             trial = _ddim_transfer(latents, noises[0], alpha, alpha_next)
             estimate = (noises[0] + run.denoiser(trial, run.visits[-2])) / 2

@@ -1,0 +1,24 @@
+"""`manage.py create_service NAME --team T`: makes a service account in the team and prints its token, alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from accounts.services import member_ensure, token_issue
+
+
+class Command(BaseCommand):
+    help = __doc__
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("name")
+        parser.add_argument("--team", required=True)
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        membership = member_ensure(team_name=options["team"], user_name=options["name"], service_account=True)
+        if not membership.user.is_service_account:
+            raise CommandError(f"{options['name']!r} is a person's name already; a service needs a name of its own.")
+        _, text = token_issue(user=membership.user, team=membership.team, name=f"service {options['name']}")
+        self.stdout.write(text)

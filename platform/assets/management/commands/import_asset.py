@@ -1,0 +1,67 @@
+"""`manage.py import_asset FILE --kind checkpoint`: takes a file in and prints its name, sha-256 and state."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from tqdm import tqdm
+
+from accounts.models import Team, User
+from assets.intake import asset_process, asset_receive
+from assets.models import Access, Asset, AssetKind, AssetState
+from common.errors import PlatformError
+
+
+class Command(BaseCommand):
+    help = __doc__
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("file", type=Path)
+        parser.add_argument("--kind", required=True, choices=[*AssetKind.values, "styles"])
+        parser.add_argument("--name", help="Default: the file's stem.")
+        access = parser.add_mutually_exclusive_group()
+        access.add_argument("--public", action="store_true", help="For everybody (the default).")
+        access.add_argument("--team", help="For this team only.")
+        access.add_argument("--user", help="For this user only.")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        if options["kind"] == "styles":
+            raise CommandError("Prompt styles cannot be imported by this version.")
+        path: Path = options["file"]
+        if not path.is_file():
+            raise CommandError(f"There is no file {path}.")
+        try:
+            asset = self.take_in(path, options)
+        except PlatformError as error:
+            raise CommandError(error.message) from error
+        if asset.state != AssetState.APPROVED:
+            raise CommandError(f"{asset.name} {asset.sha256} {asset.state}: {asset.reason}")
+        self.stdout.write(f"{asset.name} {asset.sha256} {asset.state}")
+
+    def take_in(self, path: Path, options: dict[str, Any]) -> Asset:
+        config = path.with_suffix(".yaml")
+        teams = (one(Team, name=options["team"]),) if options["team"] else ()
+        users = (one(User, username=options["user"]),) if options["user"] else ()
+        access = Access.TEAMS if teams else Access.USERS if users else Access.PUBLIC
+        with path.open("rb") as file:
+            asset = asset_receive(
+                file=file,
+                name=options["name"] or path.name,
+                kind=options["kind"],
+                config=config.open("rb") if config.is_file() and options["kind"] == AssetKind.CHECKPOINT else None,
+                access=access,
+                teams=teams,
+                users=users,
+            )
+        with tqdm(total=asset.size_bytes, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+            return asset_process(asset.pk, progress=bar.update)
+
+
+def one(model: Any, **lookup: str) -> Any:
+    found = model.objects.filter(**lookup).first()
+    if found is None:
+        raise CommandError(f"There is no {model._meta.verbose_name} {next(iter(lookup.values()))!r}.")
+    return found

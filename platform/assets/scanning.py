@@ -1,0 +1,109 @@
+"""Is this file a safetensors file, whole and harmless? Told from its bytes, never from its name, and without executing any."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+from typing import IO, Any
+
+from common.errors import PlatformError
+
+MAX_HEADER_BYTES = 100 * 1024 * 1024
+"""The limit of the safetensors library itself."""
+ITEM_BITS = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
+    **dict.fromkeys(("F32", "I32", "U32"), 32),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
+    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2"), 8),
+}
+FOREIGN_BEGINNINGS = {
+    b"PK\x03\x04": "a zip archive, as PyTorch pickles are",
+    b"\x80": "a Python pickle",
+    b"GGUF": "a GGUF file",
+    b"\x1f\x8b": "a gzip archive",
+}
+
+
+class UnsafeFileError(PlatformError):
+    """The file is not taken in; the message is the reason people read."""
+
+    code = "unsafe_file"
+    status = 422
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A verified safetensors header."""
+
+    shapes: dict[str, tuple[int, ...]]
+    metadata: dict[str, str]
+
+
+def header_read(file: IO[bytes], *, size_bytes: int) -> Header:
+    """Verify header, types, shapes and offsets of every tensor against the file's size.
+
+    Raises:
+        UnsafeFileError: With the first thing that is wrong.
+    """
+    file.seek(0)
+    beginning = file.read(8)
+    for mark, what in FOREIGN_BEGINNINGS.items():
+        # A safetensors file of 128 bytes of header also begins with 0x80, so a pickle needs its second byte too.
+        if beginning.startswith(mark) and not (mark == b"\x80" and beginning[1:2] not in b"\x02\x03\x04\x05"):
+            raise UnsafeFileError(f"The file is {what}; only safetensors files are accepted.")
+    if len(beginning) < 8:
+        raise UnsafeFileError(f"The file has {size_bytes} bytes; a safetensors file has at least 8.")
+    (length,) = struct.unpack("<Q", beginning)
+    if length > MAX_HEADER_BYTES or 8 + length > size_bytes:
+        raise UnsafeFileError("The file is not a safetensors file, or it is truncated inside its header.")
+    try:
+        header = json.loads(file.read(length), object_pairs_hook=unique_keys)
+    except (ValueError, RecursionError) as error:
+        raise UnsafeFileError("The safetensors header is not valid JSON.") from error
+    if not isinstance(header, dict):
+        raise UnsafeFileError("The safetensors header is not a JSON object.")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise UnsafeFileError("The safetensors metadata is not a map of texts.")
+    return Header(_tensors(header, data_bytes=size_bytes - 8 - length), metadata)
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Raises: ValueError: A key comes twice, so two readers could see two different files."""
+    if len({key for key, _ in pairs}) != len(pairs):
+        raise ValueError("duplicate key")
+    return dict(pairs)
+
+
+def _tensors(header: dict[str, Any], *, data_bytes: int) -> dict[str, tuple[int, ...]]:
+    """Shapes by name, after every tensor's bytes were seen to lie side by side and to fill the file."""
+    shapes, spans = {}, []
+    for name, entry in header.items():
+        shape, (begin, end) = _tensor(name, entry)
+        shapes[name] = shape
+        spans.append((begin, end))
+    position = 0
+    for begin, end in sorted(spans):
+        if begin != position:
+            raise UnsafeFileError("Tensors overlap or leave a gap in the file.")
+        position = end
+    if position != data_bytes:
+        what = "truncated" if position > data_bytes else "followed by foreign bytes"
+        raise UnsafeFileError(f"The file is {what}: its tensors take {position} bytes, it holds {data_bytes}.")
+    return shapes
+
+
+def _tensor(name: str, entry: Any) -> tuple[tuple[int, ...], tuple[int, int]]:
+    wrong = UnsafeFileError(f"Tensor {name[:100]!r} is not described as safetensors demands.")
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise wrong
+    shape, offsets, dtype = entry["shape"], entry["data_offsets"], entry["dtype"]
+    if dtype not in ITEM_BITS:
+        raise UnsafeFileError(f"Tensor {name[:100]!r} has the unknown type {dtype!r}.")
+    if not all(isinstance(part, list) and all(type(n) is int and n >= 0 for n in part) for part in (shape, offsets)):
+        raise wrong
+    if len(offsets) != 2 or (offsets[1] - offsets[0]) * 8 != math.prod(shape) * ITEM_BITS[dtype]:
+        raise wrong
+    return tuple(shape), (offsets[0], offsets[1])
