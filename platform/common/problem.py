@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from django.core.exceptions import PermissionDenied
-from django.http import Http404
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from rest_framework import exceptions
 from rest_framework.response import Response
 from rest_framework.views import set_rollback
@@ -36,6 +36,13 @@ def exception_handler(error: Exception, context: dict[str, Any]) -> Response | N
     else:
         return None
     return Response(body, status=body["status"], headers=headers, content_type=CONTENT_TYPE)
+
+
+def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """Django's handler of unknown paths: the sdapi's clients expect FastAPI's body, everybody else a problem."""
+    if request.path.startswith("/sdapi/"):
+        return JsonResponse({"detail": "Not Found"}, status=404)
+    return JsonResponse(problem(404, "not_found", "There is no such page."), status=404, content_type=CONTENT_TYPE)
 
 
 def problem(status: int, code: str, detail: str, **more: Any) -> dict[str, Any]:

@@ -1,10 +1,22 @@
-"""Every door. What answers without a credential: the login page, health, and the API's own documentation."""
+"""Every door. What answers without a credential: the login page, health, signed files, the API's own documentation."""
 
 from __future__ import annotations
 
 from django.contrib import admin
-from django.urls import path
+from django.urls import include, path
+from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
+
+from operations.health import healthz, readyz
+from renderjobs.files import signed_file
 
 urlpatterns = [
     path("admin/", admin.site.urls),
+    path("api/v1/", include("renderjobs.api.urls")),
+    path("api/schema/", SpectacularAPIView.as_view(), name="schema"),
+    path("api/docs/", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
+    path("sdapi/v1/", include("renderjobs.compat.sdapi.urls")),
+    path("files/<str:token>", signed_file, name="signed-file"),
+    path("healthz", healthz),
+    path("readyz", readyz),
 ]
+handler404 = "common.problem.not_found"

@@ -1,0 +1,322 @@
+"""The wire of the job API: bodies in, representations out. Nothing is stored or looked up here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from rest_framework import serializers
+
+from common.errors import FieldError, InvalidRequestError
+from gpuworker.contract.samplers import SCHEDULES, UnknownSamplerError, resolve_sampler
+from renderjobs.choices import JobKind, JobState, Lane
+from renderjobs.files import file_url
+from renderjobs.models import RenderImage, RenderJob
+from renderjobs.request import RenderRequest
+from renderjobs.selectors import JobProgress
+
+SAME_NAME = (
+    "prompt", "negative_prompt", "seed", "subseed", "subseed_strength", "seed_resize_from_w", "seed_resize_from_h",
+    "batch_size", "n_iter", "steps", "cfg_scale", "width", "height", "tiling", "eta", "s_churn", "s_tmin", "s_tmax",
+    "s_noise",
+)  # fmt: skip
+"""A1111's field names that are ours as well."""
+OPTIONS = {
+    "sd_model_checkpoint": "checkpoint",
+    "CLIP_stop_at_last_layers": "clip_skip",
+    "eta_noise_seed_delta": "ensd",
+    "emphasis": "emphasis",
+}
+"""Keys of ``override_settings`` → canonical names."""
+REQUEST_FIELDS = {*SAME_NAME, "sampler_name", "scheduler", "sd_model_checkpoint", "override_settings"}
+JOB_FIELDS = {"kind", "request", "lane", "project", "tags", "priority"}
+LANES = {lane.name.lower(): lane for lane in Lane}
+SPELLINGS = {spelling for schedule in SCHEDULES for spelling in schedule.spellings}
+
+
+def render_request(body: Any) -> RenderRequest:
+    """A job's ``request`` in A1111's field names → the canonical form.
+
+    Raises:
+        InvalidRequestError: With every unknown or wrong field at once.
+    """
+    if not isinstance(body, Mapping):
+        raise InvalidRequestError([FieldError("request", "request must be an object of A1111 field names.")])
+    errors = unknown_fields(body, REQUEST_FIELDS, "request")
+    values: dict[str, Any] = {name: body.get(name) for name in SAME_NAME}
+    names = {name: f"request.{name}" for name in SAME_NAME}
+    values["checkpoint"], names["checkpoint"] = body.get("sd_model_checkpoint"), "request.sd_model_checkpoint"
+    overrides = body.get("override_settings") or {}
+    if not isinstance(overrides, Mapping):
+        errors.append(FieldError("request.override_settings", "override_settings must be an object."))
+        overrides = {}
+    errors += unknown_fields(overrides, set(OPTIONS), "request.override_settings")
+    for option, name in OPTIONS.items():
+        if overrides.get(option) is not None:
+            values[name], names[name] = overrides[option], f"request.override_settings.{option}"
+    errors += resolve_names(body, values, names)
+    try:
+        request = RenderRequest.build(values, names=names)
+    except InvalidRequestError as error:
+        raise InvalidRequestError([*errors, *error.errors]) from error
+    if errors:
+        raise InvalidRequestError(errors)
+    return request
+
+
+def resolve_names(body: Mapping[str, Any], values: dict[str, Any], names: dict[str, str]) -> list[FieldError]:
+    """Sampler and schedule, suffixes included; unlike the sdapi this door refuses what it does not know."""
+    sampler, schedule = body.get("sampler_name"), body.get("scheduler")
+    names |= {"sampler": "request.sampler_name", "schedule": "request.scheduler"}
+    errors = [
+        FieldError(f"request.{field}", f"{field} must be a text.", value)
+        for field, value in (("sampler_name", sampler), ("scheduler", schedule))
+        if value is not None and not isinstance(value, str)
+    ]
+    if not errors and schedule and schedule not in SPELLINGS:
+        errors.append(
+            FieldError("request.scheduler", f"Scheduler {schedule!r} is unknown; GET /sdapi/v1/schedulers lists them.")
+        )
+    if errors:
+        return errors
+    try:
+        resolved = resolve_sampler(sampler or "Euler", schedule, strict=True)
+    except UnknownSamplerError:
+        return [
+            FieldError("request.sampler_name", f"Sampler {sampler!r} is unknown; GET /sdapi/v1/samplers lists them.")
+        ]
+    values["sampler"], values["schedule"] = resolved.sampler.name, resolved.schedule.label
+    return []
+
+
+def unknown_fields(body: Mapping[str, Any], known: set[str], where: str) -> list[FieldError]:
+    prefix = f"{where}." if where else ""
+    return [
+        FieldError(f"{prefix}{name}", f"Field {str(name)[:80]!r} is unknown or not supported by this version.")
+        for name in sorted(set(body) - known)
+    ]
+
+
+def job_body(body: Any) -> dict[str, Any]:
+    """The outer fields of ``POST /jobs`` as keyword arguments of ``job_submit``, the request included.
+
+    Raises:
+        InvalidRequestError: With everything that is wrong outside the request, or else inside it.
+    """
+    if not isinstance(body, Mapping):
+        raise InvalidRequestError([FieldError("", "The body must be a JSON object.")])
+    errors = unknown_fields(body, JOB_FIELDS, "")
+    kind, lane, priority = body.get("kind"), body.get("lane") or "standard", body.get("priority") or 0
+    if kind not in JobKind.values:
+        errors.append(FieldError("kind", f"kind is {kind!r}; accepted are {', '.join(JobKind.values)}.", kind))
+    if lane not in LANES:
+        errors.append(FieldError("lane", f"lane is {lane!r}; accepted are {', '.join(LANES)}.", lane))
+    if type(priority) is not int or not -100 <= priority <= 100:
+        errors.append(FieldError("priority", "priority must be a whole number from -100 to 100.", priority))
+    project, tags = body.get("project") or "", body.get("tags") or {}
+    if not isinstance(project, str):
+        errors.append(FieldError("project", "project must be a text.", project))
+    if not isinstance(tags, Mapping):
+        errors.append(FieldError("tags", "tags must be an object of texts.", tags))
+    try:
+        request = render_request(body.get("request"))
+    except InvalidRequestError as error:
+        errors += error.errors
+    if errors:
+        raise InvalidRequestError(errors)
+    return {"request": request, "lane": LANES[lane], "priority": priority, "project": project, "tags": tags}
+
+
+def job_json(job: RenderJob, progress: JobProgress, *, base: str) -> dict[str, Any]:
+    """The job as every call of this API shows it."""
+    address = f"{base}/api/v1/jobs/{job.pk}"
+    error = {"code": job.error_code, "message": job.error_message} if job.error_code else None
+    return {
+        "id": str(job.pk),
+        "kind": job.kind,
+        "state": job.state,
+        "lane": Lane(job.lane).name.lower(),
+        "priority": job.priority,
+        "project": job.project.name if job.project else None,
+        "tags": job.tags,
+        "task_id": job.task_id or None,
+        "images_total": job.images_total,
+        "images_delivered": job.images_delivered,
+        "images_failed": job.images_failed,
+        "images_cancelled": job.images_cancelled,
+        "progress": round(progress.fraction, 4),
+        "eta_seconds": progress.eta_seconds,
+        "gpu_seconds": seconds(job.gpu_us),
+        "cost": {"amount": f"{job.cost_amount:.6f}", "currency": job.currency},
+        "created_at": job.created_at.isoformat(),
+        "started_at": job.started_at.isoformat() if job.started_at else None,
+        "finished_at": job.finished_at.isoformat() if job.finished_at else None,
+        "error": error,
+        "request": job.request,
+        "links": {
+            "self": address,
+            "images": f"{address}/images",
+            "grid": f"{address}/grid",
+            "cancel": f"{address}/cancel",
+        },
+    }
+
+
+def image_json(image: RenderImage, *, currency: str, base: str) -> dict[str, Any]:
+    error = {"code": image.error_code, "message": image.error_message} if image.error_code else None
+    return {
+        "index": image.index,
+        "state": image.state,
+        "seed": image.seed,
+        "subseed": image.subseed,
+        "width": image.width or None,
+        "height": image.height or None,
+        "sha256": image.sha256 or None,
+        "url": file_url(image.file_key, base=base) if image.file_key else None,
+        "infotext": image.infotext or None,
+        "attempts": image.attempts,
+        "gpu_seconds": seconds(image.gpu_us),
+        "cost": {"amount": f"{image.cost_amount:.6f}", "currency": currency},
+        "delivered_at": image.delivered_at.isoformat() if image.delivered_at else None,
+        "error": error,
+    }
+
+
+def seconds(microseconds: int) -> float:
+    return math.floor(microseconds) / 1_000_000
+
+
+# What follows documents the bodies above in the OpenAPI page; the functions are the truth, a test compares the two.
+
+
+class MoneySchema(serializers.Serializer):
+    amount = serializers.CharField(help_text="Six decimal places.")
+    currency = serializers.CharField()
+
+
+class ErrorSchema(serializers.Serializer):
+    code = serializers.CharField()
+    message = serializers.CharField()
+
+
+class LinksSchema(serializers.Serializer):
+    images = serializers.URLField()
+    grid = serializers.URLField()
+    cancel = serializers.URLField()
+
+
+class JobSchema(serializers.Serializer):
+    id = serializers.UUIDField()
+    kind = serializers.ChoiceField(JobKind.values)
+    state = serializers.ChoiceField(JobState.values)
+    lane = serializers.ChoiceField(list(LANES))
+    priority = serializers.IntegerField()
+    project = serializers.CharField(allow_null=True)
+    tags = serializers.DictField(child=serializers.CharField())
+    task_id = serializers.CharField(allow_null=True)
+    images_total = serializers.IntegerField()
+    images_delivered = serializers.IntegerField()
+    images_failed = serializers.IntegerField()
+    images_cancelled = serializers.IntegerField()
+    progress = serializers.FloatField(min_value=0, max_value=1)
+    eta_seconds = serializers.FloatField(allow_null=True)
+    gpu_seconds = serializers.FloatField()
+    cost = MoneySchema()
+    created_at = serializers.DateTimeField()
+    started_at = serializers.DateTimeField(allow_null=True)
+    finished_at = serializers.DateTimeField(allow_null=True)
+    error = ErrorSchema(allow_null=True)
+    request = serializers.DictField(help_text="The canonical request.")
+    links = LinksSchema()
+
+
+class ImageSchema(serializers.Serializer):
+    index = serializers.IntegerField()
+    state = serializers.CharField()
+    seed = serializers.IntegerField()
+    subseed = serializers.IntegerField()
+    width = serializers.IntegerField(allow_null=True)
+    height = serializers.IntegerField(allow_null=True)
+    sha256 = serializers.CharField(allow_null=True)
+    url = serializers.URLField(allow_null=True, help_text="Signed; needs no header; expires within the hour.")
+    infotext = serializers.CharField(allow_null=True)
+    attempts = serializers.IntegerField()
+    gpu_seconds = serializers.FloatField()
+    cost = MoneySchema()
+    delivered_at = serializers.DateTimeField(allow_null=True)
+    error = ErrorSchema(allow_null=True)
+
+
+class OptionsSchema(serializers.Serializer):
+    sd_model_checkpoint = serializers.CharField(required=False)
+    CLIP_stop_at_last_layers = serializers.IntegerField(required=False)
+    eta_noise_seed_delta = serializers.IntegerField(required=False)
+    emphasis = serializers.CharField(required=False)
+
+
+class RequestSchema(serializers.Serializer):
+    prompt = serializers.CharField(required=False)
+    negative_prompt = serializers.CharField(required=False)
+    seed = serializers.IntegerField(required=False, default=-1)
+    subseed = serializers.IntegerField(required=False, default=-1)
+    subseed_strength = serializers.FloatField(required=False, default=0)
+    seed_resize_from_w = serializers.IntegerField(required=False, default=-1)
+    seed_resize_from_h = serializers.IntegerField(required=False, default=-1)
+    sampler_name = serializers.CharField(required=False, default="Euler")
+    scheduler = serializers.CharField(required=False, default="Automatic")
+    batch_size = serializers.IntegerField(required=False, default=1)
+    n_iter = serializers.IntegerField(required=False, default=1)
+    steps = serializers.IntegerField(required=False, default=20)
+    cfg_scale = serializers.FloatField(required=False, default=7)
+    width = serializers.IntegerField(required=False, default=512)
+    height = serializers.IntegerField(required=False, default=512)
+    tiling = serializers.BooleanField(required=False, default=False)
+    eta = serializers.FloatField(required=False)
+    s_churn = serializers.FloatField(required=False, default=0)
+    s_tmin = serializers.FloatField(required=False, default=0)
+    s_tmax = serializers.FloatField(required=False, default=0)
+    s_noise = serializers.FloatField(required=False, default=1)
+    sd_model_checkpoint = serializers.CharField(required=False)
+    override_settings = OptionsSchema(required=False)
+
+
+class NewJobSchema(serializers.Serializer):
+    kind = serializers.ChoiceField(JobKind.values)
+    request = RequestSchema()
+    lane = serializers.ChoiceField(list(LANES), required=False, default="standard")
+    project = serializers.CharField(required=False)
+    tags = serializers.DictField(child=serializers.CharField(), required=False)
+    priority = serializers.IntegerField(required=False, default=0, min_value=-100, max_value=100)
+
+
+class GridSchema(serializers.Serializer):
+    url = serializers.URLField()
+    images = serializers.IntegerField()
+
+
+class UsageRowSchema(serializers.Serializer):
+    images = serializers.IntegerField()
+    gpu_seconds = serializers.FloatField()
+    amount = serializers.CharField()
+    currency = serializers.CharField()
+
+
+class ProblemItemSchema(serializers.Serializer):
+    pointer = serializers.CharField()
+    detail = serializers.CharField()
+
+
+class ProblemSchema(serializers.Serializer):
+    type = serializers.CharField()
+    title = serializers.CharField()
+    status = serializers.IntegerField()
+    code = serializers.CharField()
+    detail = serializers.CharField()
+    errors = ProblemItemSchema(many=True, required=False)
+
+
+def page_of(name: str, row: type[serializers.Serializer]) -> serializers.Serializer:
+    """The schema of one page: ``results`` and the address of the next page."""
+    fields = {"results": row(many=True), "next": serializers.URLField(allow_null=True)}
+    return type(name, (serializers.Serializer,), fields)()

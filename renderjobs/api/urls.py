@@ -1,0 +1,16 @@
+"""`/api/v1/…`"""
+
+from __future__ import annotations
+
+from django.urls import path
+
+from renderjobs.api import views
+
+urlpatterns = [
+    path("jobs", views.JobsView.as_view()),
+    path("jobs/<str:job_id>", views.JobView.as_view()),
+    path("jobs/<str:job_id>/images", views.JobImagesView.as_view()),
+    path("jobs/<str:job_id>/cancel", views.JobCancelView.as_view()),
+    path("jobs/<str:job_id>/grid", views.JobGridView.as_view()),
+    path("usage", views.UsageView.as_view()),
+]

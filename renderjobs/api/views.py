@@ -1,0 +1,239 @@
+"""The calls of `/api/v1`. A view checks scope, reads or calls one service, and shows the result."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime, time
+from typing import Any
+from urllib.parse import urlencode
+
+from django.db.models import QuerySet
+from django.db.models.fields.json import KeyTextTransform
+from django.db.models.functions import Now
+from django.utils.dateparse import parse_date, parse_datetime
+from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from accounts.authentication import Caller
+from accounts.models import Scope
+from billing.reports import DIMENSIONS, usage_by
+from common.errors import ConflictError, FieldError, InvalidRequestError
+from renderjobs.api import serializers as wire
+from renderjobs.choices import JobState
+from renderjobs.files import base_of, file_url
+from renderjobs.grids import grid_ensure
+from renderjobs.models import IdempotencyRecord, RenderJob
+from renderjobs.models.jobs import Source
+from renderjobs.selectors import images_of, job_get, job_progress, jobs_of
+from renderjobs.submission import job_cancel, job_submit
+
+PROBLEM = OpenApiResponse(wire.ProblemSchema, description="problem+json")
+PROBLEMS = dict.fromkeys((401, 403, 404), PROBLEM)
+PAGE_SIZE, MAX_PAGE_SIZE = 100, 1000
+MAX_KEY_LENGTH = 255
+
+
+class JobsView(APIView):
+    @extend_schema(
+        operation_id="jobs_submit",
+        request=wire.NewJobSchema,
+        parameters=[OpenApiParameter("Idempotency-Key", str, OpenApiParameter.HEADER)],
+        responses={201: wire.JobSchema, 409: PROBLEM, 422: PROBLEM, **PROBLEMS},
+    )
+    def post(self, request: Request) -> Response:
+        """Accept a job. The same Idempotency-Key and body get the same answer for seven days."""
+        caller = caller_with(request, Scope.JOBS_WRITE)
+        key = idempotency_key(request)
+        submitted = job_submit(
+            caller=caller, source=Source.API, body=request.data, idempotency_key=key, **wire.job_body(request.data)
+        )
+        if submitted.replayed and key:
+            return Response(replay_of(caller, key), status=201, headers={"Idempotency-Replayed": "true"})
+        answer = shown(request, job_get(caller, submitted.job.pk))
+        if key:
+            IdempotencyRecord.objects.filter(token=caller.token, key=key).update(response=answer)
+        return Response(answer, status=201, headers={"Location": answer["links"]["self"]})
+
+    @extend_schema(
+        operation_id="jobs_list",
+        parameters=[
+            OpenApiParameter("state", str, enum=JobState.values),
+            OpenApiParameter("project", str),
+            OpenApiParameter("tag", str, description="key=value"),
+            OpenApiParameter("limit", int),
+            OpenApiParameter("before", str, description="The id of the last job of the page before."),
+        ],
+        responses={200: wire.page_of("JobPage", wire.JobSchema), 422: PROBLEM, **PROBLEMS},
+    )
+    def get(self, request: Request) -> Response:
+        """The team's jobs, newest first."""
+        caller = caller_with(request, Scope.JOBS_READ)
+        limit = page_size(request)
+        jobs = list(filtered(jobs_of(caller).annotate(now=Now()), request)[: limit + 1])
+        rows = [wire.job_json(job, job_progress(job), base=base_of(request)) for job in jobs[:limit]]
+        following = next_page(request, before=rows[-1]["id"]) if len(jobs) > limit else None
+        return Response({"results": rows, "next": following})
+
+
+class JobView(APIView):
+    @extend_schema(operation_id="jobs_get", responses={200: wire.JobSchema, **PROBLEMS})
+    def get(self, request: Request, job_id: str) -> Response:
+        """One job with its progress and cost."""
+        return Response(shown(request, job_get(caller_with(request, Scope.JOBS_READ), job_id)))
+
+
+class JobCancelView(APIView):
+    @extend_schema(operation_id="jobs_cancel", request=None, responses={200: wire.JobSchema, **PROBLEMS})
+    def post(self, request: Request, job_id: str) -> Response:
+        """Take back what is not delivered; delivered images stay and are charged. Cancelling twice changes nothing."""
+        caller = caller_with(request, Scope.JOBS_CANCEL)
+        job_cancel(job=job_get(caller, job_id))
+        return Response(shown(request, job_get(caller, job_id)))
+
+
+class JobImagesView(APIView):
+    @extend_schema(
+        operation_id="jobs_images",
+        parameters=[
+            OpenApiParameter("limit", int),
+            OpenApiParameter("after", int, description="Index of the last image."),
+        ],
+        responses={200: wire.page_of("ImagePage", wire.ImageSchema), **PROBLEMS},
+    )
+    def get(self, request: Request, job_id: str) -> Response:
+        """The job's images by index, each readable as soon as it is delivered."""
+        job = job_get(caller_with(request, Scope.JOBS_READ), job_id)
+        limit, after = page_size(request), whole_number(request, "after", -1, minimum=-1, maximum=2**31 - 1)
+        images = list(images_of(job, after=after)[: limit + 1])
+        rows = [wire.image_json(image, currency=job.currency, base=base_of(request)) for image in images[:limit]]
+        following = next_page(request, after=rows[-1]["index"]) if len(images) > limit else None
+        return Response({"results": rows, "next": following})
+
+
+class JobGridView(APIView):
+    @extend_schema(operation_id="jobs_grid", responses={200: wire.GridSchema, 409: PROBLEM, **PROBLEMS})
+    def get(self, request: Request, job_id: str) -> Response:
+        """The contact sheet of an ended job, laid out as A1111 lays out its grids."""
+        job = job_get(caller_with(request, Scope.JOBS_READ), job_id)
+        if job.finished_at is None or not job.images_delivered:
+            raise ConflictError("The contact sheet is made when the job has ended with at least one delivered image.")
+        return Response({"url": file_url(grid_ensure(job), base=base_of(request)), "images": job.images_delivered})
+
+
+class UsageView(APIView):
+    @extend_schema(
+        operation_id="usage",
+        parameters=[
+            OpenApiParameter("group_by", str, description=f"Comma-separated: {', '.join(DIMENSIONS)}."),
+            OpenApiParameter("from", str, description="First day, or moment; default: this month's first."),
+            OpenApiParameter("to", str, description="First day after the period, or moment; default: now."),
+        ],
+        responses={200: wire.page_of("Usage", wire.UsageRowSchema), 422: PROBLEM, **PROBLEMS},
+    )
+    def get(self, request: Request) -> Response:
+        """What the team has used: the numbers of the reports."""
+        caller = caller_with(request, Scope.USAGE_READ)
+        dimensions = [name for name in request.query_params.get("group_by", "team").split(",") if name]
+        if wrong := [name for name in dimensions if name not in DIMENSIONS]:
+            message = f"group_by is {wrong[0]!r}; accepted are {', '.join(DIMENSIONS)}."
+            raise InvalidRequestError([FieldError("group_by", message)])
+        now = datetime.now(UTC)
+        month = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+        rows = usage_by(
+            dimensions,
+            start=moment(request, "from") or month,
+            end=moment(request, "to") or now,
+            team_ids=[caller.team.pk],
+        )
+        shown_rows = [
+            {**row, "gpu_seconds": wire.seconds(row.pop("gpu_us")), "amount": f"{row['amount']:.6f}"} for row in rows
+        ]
+        return Response({"results": shown_rows, "next": None})
+
+
+def caller_with(request: Request, scope: str) -> Caller:
+    """Raises: ForbiddenError: The token lacks the scope."""
+    caller: Caller = request.auth
+    caller.require(scope)
+    return caller
+
+
+def shown(request: Request, job: RenderJob) -> dict[str, Any]:
+    return wire.job_json(job, job_progress(job), base=base_of(request))
+
+
+def replay_of(caller: Caller, key: str) -> Any:
+    """The stored answer; the first call may still be writing it, then the job as it is now stands in."""
+    record = IdempotencyRecord.objects.select_related("job__project").get(token=caller.token, key=key)
+    return record.response or wire.job_json(record.job, job_progress(record.job), base="")
+
+
+def idempotency_key(request: Request) -> str:
+    key = request.headers.get("Idempotency-Key", "")
+    if len(key) > MAX_KEY_LENGTH or not key.isprintable():
+        message = f"Idempotency-Key must be at most {MAX_KEY_LENGTH} printable characters."
+        raise InvalidRequestError([FieldError("Idempotency-Key", message)])
+    return key
+
+
+def filtered(jobs: QuerySet[RenderJob], request: Request) -> QuerySet[RenderJob]:
+    """Raises: InvalidRequestError: A filter that cannot be understood, instead of one that is ignored."""
+    query = request.query_params
+    if state := query.get("state"):
+        if state not in JobState.values:
+            raise InvalidRequestError(
+                [FieldError("state", f"state is {state!r}; accepted are {', '.join(JobState.values)}.")]
+            )
+        jobs = jobs.filter(state=state)
+    if project := query.get("project"):
+        jobs = jobs.filter(project__name=project)
+    if tag := query.get("tag"):
+        key, separator, value = tag.partition("=")
+        if not separator:
+            raise InvalidRequestError([FieldError("tag", f"tag is {tag!r}; accepted is key=value.")])
+        jobs = jobs.annotate(tag_value=KeyTextTransform(key, "tags")).filter(tag_value=value)
+    if before := query.get("before"):
+        try:
+            jobs = jobs.filter(pk__lt=uuid.UUID(before))
+        except ValueError as error:
+            raise InvalidRequestError([FieldError("before", "before must be the id of a job.")]) from error
+    return jobs
+
+
+def page_size(request: Request) -> int:
+    return whole_number(request, "limit", PAGE_SIZE, minimum=1, maximum=MAX_PAGE_SIZE)
+
+
+def whole_number(request: Request, name: str, default: int, *, minimum: int, maximum: int) -> int:
+    text = request.query_params.get(name, str(default))
+    try:
+        number = int(text)
+    except ValueError:
+        number = minimum - 1
+    if not minimum <= number <= maximum:
+        message = f"{name} is {text[:40]!r}; accepted are {minimum} to {maximum}."
+        raise InvalidRequestError([FieldError(name, message)])
+    return number
+
+
+def moment(request: Request, name: str) -> datetime | None:
+    text = request.query_params.get(name)
+    if text is None:
+        return None
+    try:
+        day = parse_date(text)
+        found = datetime.combine(day, time(0), UTC) if day else parse_datetime(text)
+    except ValueError:
+        found = None
+    if found is None:
+        raise InvalidRequestError(
+            [FieldError(name, f"{name} is {text[:40]!r}; accepted is a day or a moment, ISO 8601.")]
+        )
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def next_page(request: Request, **cursor: Any) -> str:
+    query = {**request.query_params.dict(), **cursor}
+    return f"{base_of(request)}{request.path}?{urlencode(query)}"

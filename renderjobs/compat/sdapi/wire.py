@@ -1,0 +1,193 @@
+"""The body of txt2img: fields in the order of the echo, defaults, and pydantic v1's coercions. Knows nothing of rendering."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from renderjobs.compat.sdapi.errors import WireError, field_detail, json_detail
+
+TRUE = (True, 1, "1", "true", "t", "yes", "y", "on")
+FALSE = (False, 0, "0", "false", "f", "no", "n", "off")
+
+
+class Mismatch(ValueError):
+    """A value is not of the field's type: pydantic's message and type name."""
+
+    def __init__(self, message: str, kind: str):
+        super().__init__(message)
+        self.kind = kind
+
+
+def integer(value: Any) -> int:
+    try:
+        if isinstance(value, (int, float, str)) and not (isinstance(value, float) and not math.isfinite(value)):
+            return int(value)
+    except ValueError:
+        pass
+    raise Mismatch("value is not a valid integer", "type_error.integer")
+
+
+def number(value: Any) -> float:
+    try:
+        if isinstance(value, (int, float, str)):
+            result = float(value)
+            return int(value) if isinstance(value, int) and not isinstance(value, bool) else result
+    except (ValueError, OverflowError):
+        pass
+    raise Mismatch("value is not a valid float", "type_error.float")
+
+
+def text(value: Any) -> str:
+    if isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        return str(value)
+    raise Mismatch("str type expected", "type_error.str")
+
+
+def boolean(value: Any) -> bool:
+    plain = value.lower() if isinstance(value, str) else value
+    if isinstance(plain, (bool, int, str)):
+        if plain in TRUE:
+            return True
+        if plain in FALSE:
+            return False
+    raise Mismatch("value could not be parsed to a boolean", "type_error.bool")
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    if value == []:  # what PHP makes of an empty object
+        return {}
+    if isinstance(value, dict):
+        return value
+    raise Mismatch("value is not a valid dict", "type_error.dict")
+
+
+def items(value: Any) -> list[Any]:
+    if isinstance(value, list):
+        return value
+    raise Mismatch("value is not a valid list", "type_error.list")
+
+
+def texts(value: Any) -> list[str]:
+    return [text(item) for item in items(value)]
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    coerce: Callable[[Any], Any]
+    default: Any = None
+    nullable: bool = True
+
+
+COMMON = {
+    "prompt": Field(text, ""),
+    "negative_prompt": Field(text, ""),
+    "styles": Field(texts),
+    "seed": Field(integer, -1),
+    "subseed": Field(integer, -1),
+    "subseed_strength": Field(number, 0),
+    "seed_resize_from_h": Field(integer, -1),
+    "seed_resize_from_w": Field(integer, -1),
+    "sampler_name": Field(text),
+    "scheduler": Field(text),
+    "batch_size": Field(integer, 1),
+    "n_iter": Field(integer, 1),
+    "steps": Field(integer, 50),
+    "cfg_scale": Field(number, 7.0),
+    "width": Field(integer, 512),
+    "height": Field(integer, 512),
+    "restore_faces": Field(boolean),
+    "tiling": Field(boolean),
+    "do_not_save_samples": Field(boolean, False),
+    "do_not_save_grid": Field(boolean, False),
+    "eta": Field(number),
+    "denoising_strength": Field(number),
+    "s_min_uncond": Field(number),
+    "s_churn": Field(number),
+    "s_tmax": Field(number),
+    "s_tmin": Field(number),
+    "s_noise": Field(number),
+    "override_settings": Field(mapping),
+    "override_settings_restore_afterwards": Field(boolean, True),
+    "refiner_checkpoint": Field(text),
+    "refiner_switch_at": Field(number),
+    "disable_extra_networks": Field(boolean, False),
+    "firstpass_image": Field(text),
+    "comments": Field(mapping),
+}
+TXT2IMG = {
+    **COMMON,
+    "enable_hr": Field(boolean, False),
+    "firstphase_width": Field(integer, 0),
+    "firstphase_height": Field(integer, 0),
+    "hr_scale": Field(number, 2.0),
+    "hr_upscaler": Field(text),
+    "hr_second_pass_steps": Field(integer, 0),
+    "hr_resize_x": Field(integer, 0),
+    "hr_resize_y": Field(integer, 0),
+    "hr_checkpoint_name": Field(text),
+    "hr_sampler_name": Field(text),
+    "hr_scheduler": Field(text),
+    "hr_prompt": Field(text, ""),
+    "hr_negative_prompt": Field(text, ""),
+    "force_task_id": Field(text),
+    "sampler_index": Field(text, "Euler", nullable=False),
+    "script_name": Field(text),
+    "script_args": Field(items, [], nullable=False),
+    "send_images": Field(boolean, True, nullable=False),
+    "save_images": Field(boolean, False, nullable=False),
+    "alwayson_scripts": Field(mapping, {}, nullable=False),
+    "infotext": Field(text),
+}
+OURS = {"sd_model_checkpoint": Field(text)}
+"""Not A1111's: the checkpoint at the top level, as the documents of hosted webuis send it. Not part of the echo."""
+
+
+def body_of(data: bytes) -> dict[str, Any]:
+    """The JSON object of a request.
+
+    Raises:
+        WireError: No body, no JSON, or not an object, as FastAPI words it.
+    """
+    if not data.strip():
+        raise WireError({"loc": ["body"], "msg": "field required", "type": "value_error.missing"})
+    try:
+        body = json.loads(data)
+    except json.JSONDecodeError as error:
+        raise WireError(json_detail(error)) from error
+    except (UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise WireError({"loc": ["body"], "msg": "body is not valid JSON", "type": "value_error.jsondecode"}) from error
+    if not isinstance(body, dict):
+        raise WireError({"loc": ["body"], "msg": "value is not a valid dict", "type": "type_error.dict"})
+    return body
+
+
+def parsed(body: Mapping[str, Any], fields: Mapping[str, Field]) -> dict[str, Any]:
+    """Every field with its coerced value or default, in the order of ``fields``; unknown keys are passed over.
+
+    Raises:
+        WireError: With one entry per wrong field.
+    """
+    values, details = {}, []
+    for name, field in fields.items():
+        if name not in body:
+            values[name] = field.default
+            continue
+        try:
+            values[name] = coerced(body[name], field)
+        except Mismatch as error:
+            details.append(field_detail(name, str(error), error.kind))
+    if details:
+        raise WireError(*details)
+    return values
+
+
+def coerced(value: Any, field: Field) -> Any:
+    if value is not None:
+        return field.coerce(value)
+    if not field.nullable:
+        raise Mismatch("none is not an allowed value", "type_error.none.not_allowed")
+    return None

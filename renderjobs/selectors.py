@@ -1,0 +1,71 @@
+"""Reads for API, doors and admin. Every query begins with the caller's team; foreign and unknown look alike."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+
+from django.db.models import Count, QuerySet
+from django.db.models.functions import Now
+
+from accounts.authentication import Caller
+from common.errors import NotFoundError
+from renderjobs.choices import IMAGE_HELD, JOB_OPEN, JobState
+from renderjobs.models import Claim, RenderImage, RenderJob
+
+
+@dataclass(frozen=True, slots=True)
+class JobProgress:
+    """How far a job is. ``step`` and ``steps`` are those of the micro-batch that is furthest."""
+
+    fraction: float
+    """0…1, running images counted by their denoiser steps."""
+    eta_seconds: float | None
+    """From the job's own pace; None before there is one, 0 at the end."""
+    step: int = 0
+    steps: int = 0
+
+
+def jobs_of(caller: Caller) -> QuerySet[RenderJob]:
+    return RenderJob.objects.filter(team=caller.team).select_related("project").order_by("-pk")
+
+
+def job_get(caller: Caller, job_id: str | uuid.UUID) -> RenderJob:
+    """Raises: NotFoundError: No such job, or another team's."""
+    try:
+        key = job_id if isinstance(job_id, uuid.UUID) else uuid.UUID(str(job_id))
+    except ValueError:
+        key = None
+    job = jobs_of(caller).filter(pk=key).annotate(now=Now()).first() if key else None
+    if job is None:
+        raise NotFoundError("There is no such job.")
+    return job
+
+
+def job_progress(job: RenderJob) -> JobProgress:
+    """Progress of one job in at most one query; ``job`` must come from ``job_get`` or ``jobs_of(…).annotate(now=Now())``."""
+    if job.state not in JOB_OPEN:
+        return JobProgress(1.0 if job.state == JobState.SUCCEEDED else job.images_ended / job.images_total, 0.0)
+    if job.state == JobState.QUEUED:
+        return JobProgress(0.0, None)
+    passes = Claim.objects.filter(images__job=job, images__state__in=IMAGE_HELD)
+    running = passes.annotate(held=Count("images")).values_list("held", "step", "steps")
+    done, furthest = float(job.images_ended), (0, 0)
+    for held, step, steps in running:
+        done += held * step / steps if steps else 0
+        furthest = max(furthest, (step, steps))
+    fraction = min(1.0, done / job.images_total)
+    return JobProgress(fraction, _eta(job, fraction), *furthest)
+
+
+def _eta(job: RenderJob, fraction: float) -> float | None:
+    now = getattr(job, "now", None)
+    if not fraction or job.started_at is None or now is None:
+        return None
+    elapsed = (now - job.started_at).total_seconds()
+    return round(elapsed / fraction - elapsed, 1)
+
+
+def images_of(job: RenderJob, *, after: int = -1) -> QuerySet[RenderImage]:
+    """The job's images by index, from the one behind ``after``."""
+    return RenderImage.objects.filter(job=job, index__gt=after).order_by("index")
