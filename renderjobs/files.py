@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.conf import settings
 from django.core import signing
-from django.core.files.storage import FileSystemStorage, default_storage
+from django.core.files.storage import FileSystemStorage, default_storage, storages
 from django.http import FileResponse, HttpRequest, JsonResponse
 from django.http.response import HttpResponseBase
 from django.urls import reverse
@@ -20,8 +20,9 @@ def file_url(key: str, *, base: str) -> str:
     Args:
         base: Scheme and host of our own web process, e.g. ``https://render.example``.
     """
-    if not isinstance(default_storage._wrapped, FileSystemStorage):  # type: ignore[attr-defined]
-        return default_storage.url(key)  # the store signs it itself, for as long as the settings say
+    storage = storages["default"]
+    if not isinstance(storage, FileSystemStorage):
+        return storage.url(key)  # the store signs it itself, for as long as the settings say
     return f"{base}{reverse('signed-file', args=[signing.dumps(key, salt=SALT)])}"
 
 
