@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 
+from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler
 from django.core.asgi import get_asgi_application
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
-application = get_asgi_application()
+# The admin's few static files; a proxy in front may serve them from STATIC_ROOT after `collectstatic` instead.
+application = ASGIStaticFilesHandler(get_asgi_application())

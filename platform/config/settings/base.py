@@ -43,9 +43,9 @@ INSTALLED_APPS = [
     "renderjobs",
     "operations",
 ]
+# Each of them must be async-capable: one that is not would hold a thread for as long as a synchronous call waits.
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
-    "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
@@ -97,7 +97,6 @@ USE_TZ = True
 TIME_ZONE = "UTC"
 STATIC_URL = "static/"
 STATIC_ROOT = DATA_DIR / "static"
-WHITENOISE_USE_FINDERS = not PRODUCTION
 
 DATA_UPLOAD_MAX_MEMORY_SIZE = 32 * 1024 * 1024
 """Bytes of a JSON body; larger ones are refused before parsing."""
