@@ -267,13 +267,8 @@ def train_unet(args: argparse.Namespace, data: dict[str, torch.Tensor]) -> tuple
         if step % 100 == 99:
             bar.set_postfix_str(f"loss {sum(losses[-500:]) / len(losses[-500:]):.4f}")
         if time.monotonic() - last_save > 180 or step == args.unet_steps - 1:
-            state = {
-                "both": both.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "average": average,
-                "step": step + 1,
-            }
-            torch.save(state, path)
+            kept = [optimizer.state_dict() for optimizer in optimizers]
+            torch.save({"both": both.state_dict(), "optimizers": kept, "average": average, "step": step + 1}, path)
             last_save = time.monotonic()
     with torch.no_grad():
         for parameter, mean in zip(parameters, average, strict=True):
@@ -294,7 +289,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--vae-steps", type=int, default=2200)
     parser.add_argument("--pictures", type=int, default=24_000)
-    parser.add_argument("--unet-steps", type=int, default=4200)
+    parser.add_argument("--unet-steps", type=int, default=3500)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)

@@ -183,6 +183,12 @@ def image_json(image: RenderImage, *, currency: str, base: str) -> dict[str, Any
     }
 
 
+def usage_json(row: dict[str, Any]) -> dict[str, Any]:
+    """A report row with GPU time in seconds and money as text."""
+    shown = {name: value for name, value in row.items() if name != "gpu_us"}
+    return {**shown, "gpu_seconds": seconds(row["gpu_us"]), "amount": f"{row['amount']:.6f}"}
+
+
 def seconds(microseconds: int) -> float:
     return math.floor(microseconds) / 1_000_000
 

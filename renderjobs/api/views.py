@@ -7,9 +7,9 @@ from datetime import UTC, datetime, time
 from typing import Any
 from urllib.parse import urlencode
 
-from django.db.models import QuerySet
+from django.db.models import QuerySet, TextField
 from django.db.models.fields.json import KeyTextTransform
-from django.db.models.functions import Now
+from django.db.models.functions import Cast, Now
 from django.utils.dateparse import parse_date, parse_datetime
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
 from rest_framework.request import Request
@@ -147,10 +147,7 @@ class UsageView(APIView):
             end=moment(request, "to") or now,
             team_ids=[caller.team.pk],
         )
-        shown_rows = [
-            {**row, "gpu_seconds": wire.seconds(row.pop("gpu_us")), "amount": f"{row['amount']:.6f}"} for row in rows
-        ]
-        return Response({"results": shown_rows, "next": None})
+        return Response({"results": [wire.usage_json(row) for row in rows], "next": None})
 
 
 def caller_with(request: Request, scope: str) -> Caller:
@@ -193,7 +190,8 @@ def filtered(jobs: QuerySet[RenderJob], request: Request) -> QuerySet[RenderJob]
         key, separator, value = tag.partition("=")
         if not separator:
             raise InvalidRequestError([FieldError("tag", f"tag is {tag!r}; accepted is key=value.")])
-        jobs = jobs.annotate(tag_value=KeyTextTransform(key, "tags")).filter(tag_value=value)
+        # Cast, because a bare key of a JSON field is compared as JSON, not as text.
+        jobs = jobs.annotate(tag_value=Cast(KeyTextTransform(key, "tags"), TextField())).filter(tag_value=value)
     if before := query.get("before"):
         try:
             jobs = jobs.filter(pk__lt=uuid.UUID(before))

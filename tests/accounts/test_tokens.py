@@ -1,0 +1,89 @@
+"""Tokens: kept as a keyed hash, usable only while they should be, read from every header A1111 clients can send."""
+
+from __future__ import annotations
+
+import base64
+from datetime import timedelta
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.utils import timezone
+
+from accounts.authentication import caller_of
+from accounts.models import ApiToken, Membership
+from accounts.services import token_issue, token_revoke
+from tests.factories import a_caller
+
+pytestmark = pytest.mark.django_db
+
+
+def test_s4_the_text_of_a_token_is_not_stored():
+    text = a_caller().token.text
+    row = ApiToken.objects.values().get()
+    assert text not in str(row) and len(text) >= 43
+
+
+@pytest.mark.parametrize("form", ["bearer", "bare", "basic password", "basic user"])
+def test_a_token_is_read_from_every_header_a_client_can_send(form):
+    caller = a_caller()
+    text = caller.token.text
+    basic = {"basic password": f"ada:{text}", "basic user": f"{text}:"}.get(form, "")
+    header = {"bearer": f"Bearer {text}", "bare": text}.get(form) or "Basic " + base64.b64encode(
+        basic.encode()
+    ).decode()
+    found = caller_of(header)
+    assert (found.user, found.team) == (caller.user, caller.team)
+
+
+@pytest.mark.parametrize("header", ["", "Bearer", "Bearer x", "Basic !!!", "Basic /w==", "nope", "Digest a b"])
+def test_other_headers_are_nobody(header):
+    a_caller()
+    assert caller_of(header) is None
+
+
+def revoked(caller) -> None:
+    token_revoke(token=caller.token)
+
+
+def expired(caller) -> None:
+    ApiToken.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
+
+
+def left_the_team(caller) -> None:
+    Membership.objects.all().delete()
+
+
+def deactivated(caller) -> None:
+    type(caller.user).objects.update(is_active=False)
+
+
+@pytest.mark.parametrize("end", [revoked, expired, left_the_team, deactivated])
+def test_a_token_ends_with_what_it_stands_for(end):
+    caller = a_caller()
+    assert caller_of(caller.token.text)
+    end(caller)
+    assert caller_of(caller.token.text) is None
+
+
+def test_issue_token_prints_the_token_alone_and_makes_team_and_user(capsys):
+    call_command("issue_token", "--team", "Studio One", "--user", "bob", "--scope", "jobs:read")
+    caller = caller_of(capsys.readouterr().out.strip())
+    assert (caller.team.name, caller.user.username, caller.token.scopes) == ("studio-one", "bob", ["jobs:read"])
+
+
+def test_issue_token_refuses_an_unknown_scope():
+    with pytest.raises(CommandError, match="'everything' is unknown"):
+        call_command("issue_token", "--team", "t", "--user", "u", "--scope", "everything")
+    assert not ApiToken.objects.exists()
+
+
+def test_create_service_makes_a_program_not_a_person(capsys):
+    call_command("create_service", "render-bot", "--team", "studio")
+    assert caller_of(capsys.readouterr().out.strip()).user.is_service_account
+
+
+def test_two_tokens_of_one_user_are_two():
+    caller = a_caller()
+    _, second = token_issue(user=caller.user, team=caller.team)
+    token_revoke(token=caller.token)
+    assert caller_of(second)

@@ -1,0 +1,211 @@
+"""The job API: representations, pages, refusals, isolation."""
+
+from __future__ import annotations
+
+import json
+import uuid
+
+import pytest
+from django.test import Client
+
+from accounts.services import token_revoke
+from billing.models import LedgerTransaction
+from renderjobs.models import IdempotencyRecord, RenderImage, RenderJob
+from tests.factories import a_caller, a_job, a_platform
+from tests.renderjobs.test_delivery import begun, deliver
+
+pytestmark = pytest.mark.django_db
+GOOD = {"kind": "txt2img", "request": {"prompt": "a ring", "width": 64, "height": 64, "steps": 4, "seed": 5}}
+
+
+def client_of(caller) -> Client:
+    return Client(headers={"Authorization": f"Bearer {caller.token.text}"})
+
+
+@pytest.fixture
+def caller():
+    a_platform()
+    return a_caller()
+
+
+@pytest.fixture
+def api(caller) -> Client:
+    return client_of(caller)
+
+
+def post(api: Client, body: object, path: str = "jobs", **headers: str):
+    data = body if isinstance(body, str) else json.dumps(body)
+    return api.post(f"/api/v1/{path}", data, content_type="application/json", headers=headers or None)
+
+
+def test_a_job_is_accepted_with_its_number_of_images_and_links(api):
+    answer = post(api, {**GOOD, "tags": {"shot": "12"}, "lane": "background"})
+    job = answer.json()
+    assert answer.status_code == 201 and answer.headers["Location"] == job["links"]["self"]
+    assert (job["state"], job["images_total"], job["progress"], job["lane"]) == ("queued", 1, 0, "background")
+    assert job["cost"] == {"amount": "0.000000", "currency": "USD"} and job["error"] is None
+
+
+def test_an_image_is_shown_as_soon_as_it_is_delivered(api, caller):
+    job = a_job(caller, n_iter=2)
+    deliver(begun())
+    first, second = api.get(f"/api/v1/jobs/{job.pk}/images").json()["results"]
+    assert first["state"] == "delivered" and first["url"].startswith("http://testserver/files/")
+    assert first["cost"]["amount"] == "0.002000" and first["gpu_seconds"] == 2.0
+    assert second["state"] == "rendering" and second["url"] is None
+
+
+def test_j15_the_same_key_gets_the_stored_answer_and_another_body_is_refused(api):
+    first = post(api, GOOD, **{"Idempotency-Key": "k1"})
+    RenderJob.objects.update(priority=9)
+    again = post(api, GOOD, **{"Idempotency-Key": "k1"})
+    other = post(api, {**GOOD, "priority": 1}, **{"Idempotency-Key": "k1"})
+    assert again.json() == first.json() and again.headers["Idempotency-Replayed"] == "true"
+    assert other.status_code == 409 and RenderJob.objects.count() == 1
+
+
+def test_cancelling_twice_is_cancelling_once(api, caller):
+    job = a_job(caller, n_iter=3)
+    first, second = (post(api, {}, f"jobs/{job.pk}/cancel").json() for _ in range(2))
+    assert first["state"] == second["state"] == "cancelled" and second["images_cancelled"] == 3
+
+
+def test_lists_are_paged_from_the_newest_and_filtered(api, caller):
+    jobs = [a_job(caller, seed=number) for number in range(5)]
+    page = api.get("/api/v1/jobs?limit=2").json()
+    following = api.get(page["next"]).json()
+    assert [row["id"] for row in page["results"] + following["results"]] == [str(job.pk) for job in jobs[:0:-1]]
+    post(api, {**GOOD, "tags": {"shot": "7"}})
+    assert len(api.get("/api/v1/jobs?tag=shot%3D7").json()["results"]) == 1
+    assert api.get("/api/v1/jobs?state=succeeded").json() == {"results": [], "next": None}
+    assert api.get("/api/v1/jobs?state=nope").status_code == 422
+
+
+@pytest.mark.parametrize("count", [10, 60])
+def test_c5_lists_take_the_same_number_of_queries_for_any_number_of_rows(
+    api, caller, count, django_assert_max_num_queries
+):
+    job = a_job(caller, n_iter=count)
+    for _ in range(count // 10):
+        a_job(caller)
+    with django_assert_max_num_queries(4):
+        assert len(api.get(f"/api/v1/jobs/{job.pk}/images").json()["results"]) == count
+    with django_assert_max_num_queries(4):
+        api.get("/api/v1/jobs")
+
+
+def test_c2_a_status_read_takes_two_queries_beside_the_token(api, caller, django_assert_max_num_queries):
+    job = a_job(caller, n_iter=3)
+    begun()
+    api.get(f"/api/v1/jobs/{job.pk}")  # the token's last use is written at most once a minute
+    with django_assert_max_num_queries(1 + 2):
+        assert api.get(f"/api/v1/jobs/{job.pk}").json()["state"] == "running"
+
+
+WRONG = {
+    "unknown checkpoint": ({"sd_model_checkpoint": "nope"}, "#/sd_model_checkpoint", "'nope' is unknown"),
+    "width 0": ({"width": 0}, "#/request/width", "accepted are 16 to 8192"),
+    "height 100000": ({"height": 100_000}, "#/request/height", "accepted are 16 to 8192"),
+    "steps -1": ({"steps": -1}, "#/request/steps", "accepted are 1 to 1000"),
+    "steps 10000": ({"steps": 10_000}, "#/request/steps", "accepted are 1 to 1000"),
+    "batch_size 1000000": ({"batch_size": 10**6}, "#/request/batch_size", "accepted are 1 to 1000"),
+    "steps as a text": ({"steps": "20"}, "#/request/steps", "a whole number"),
+    "prompt as a list": ({"prompt": ["a"]}, "#/request/prompt", "a text"),
+    "a giant number": ({"seed": 10**400}, "#/request/seed", "accepted are"),
+    "an unknown sampler": ({"sampler_name": "nope"}, "#/request/sampler_name", "'nope' is unknown"),
+    "an unknown field": ({"hr_scale": 2}, "#/request/hr_scale", "unknown or not supported"),
+    "too many pixels": ({"width": 8192, "height": 8192}, "#/request/width", "exceeds the limit"),
+    "a NUL in the prompt": ({"prompt": "a\x00b"}, "#/request/prompt", "not text"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_g2_a_wrong_field_is_named_and_nothing_is_stored(api, name):
+    changes, pointer, message = WRONG[name]
+    answer = post(api, {**GOOD, "request": {**GOOD["request"], **changes}})
+    (error,) = answer.json()["errors"]
+    assert answer.status_code == 422 and answer.headers["Content-Type"] == "application/problem+json"
+    assert error["pointer"] == pointer and message in error["detail"]
+    assert (
+        not RenderJob.objects.exists() and not RenderImage.objects.exists() and not LedgerTransaction.objects.exists()
+    )
+
+
+def test_g2_all_wrong_fields_are_named_at_once(api):
+    answer = post(api, {"kind": "img2img", "request": {"steps": 0, "nope": 1}, "priority": "high", "extra": 1})
+    pointers = {error["pointer"] for error in answer.json()["errors"]}
+    assert pointers == {"#/kind", "#/request/steps", "#/request/nope", "#/priority", "#/extra"}
+
+
+@pytest.mark.parametrize(
+    "body", ["{nope", "[]", '"a"', "", '{"kind": "txt2img", "request": {"cfg_scale": NaN}}', "[" * 100_000]
+)
+def test_s12_a_body_that_is_no_json_object_is_refused(api, body):
+    answer = post(api, body)
+    assert answer.status_code in (400, 422) and answer.json()["code"] in ("parse_error", "invalid_request")
+    assert not RenderJob.objects.exists()
+
+
+def test_s8_a_body_over_the_limit_is_refused_before_parsing(api, settings):
+    settings.DATA_UPLOAD_MAX_MEMORY_SIZE = 1000
+    assert post(api, {"kind": "x" * 2000}).status_code in (400, 413)
+
+
+def test_s1_no_call_answers_without_a_usable_token(caller):
+    job = a_job(caller)
+    token_revoke(token=caller.token)
+    for header in (None, "Bearer nope", f"Bearer {caller.token.text}"):
+        nobody = Client(headers={"Authorization": header} if header else None)
+        for path in ("jobs", f"jobs/{job.pk}", f"jobs/{job.pk}/images", f"jobs/{job.pk}/grid", "usage"):
+            answer = nobody.get(f"/api/v1/{path}")
+            assert answer.status_code == 401 and answer.headers["WWW-Authenticate"] == "Bearer"
+        assert post(nobody, GOOD).status_code == 401
+
+
+def test_p12_a_token_without_the_scope_is_refused(caller):
+    reader = client_of(a_caller("team-a", "bob", scopes=["jobs:read"]))
+    job = a_job(caller)
+    assert reader.get(f"/api/v1/jobs/{job.pk}").status_code == 200
+    assert post(reader, GOOD).status_code == 403 and post(reader, {}, f"jobs/{job.pk}/cancel").status_code == 403
+
+
+def test_s2_another_teams_job_and_a_random_id_get_the_same_answer(caller):
+    stranger = client_of(a_caller("team-b", "eve"))
+    job = a_job(caller)
+    for path in ("jobs/{}", "jobs/{}/images", "jobs/{}/grid"):
+        foreign, random = (stranger.get(f"/api/v1/{path.format(key)}") for key in (job.pk, uuid.uuid4()))
+        assert foreign.status_code == random.status_code == 404 and foreign.json() == random.json()
+    assert post(stranger, {}, f"jobs/{job.pk}/cancel").status_code == 404
+    job.refresh_from_db()
+    assert job.state == "queued"
+
+
+def test_s17_a_signed_address_is_bound_to_its_object_and_expires(api, caller, settings):
+    from django.core.files.base import ContentFile
+    from django.core.files.storage import default_storage
+
+    a_job(caller)
+    default_storage.save("0.png", ContentFile(b"picture"))
+    deliver(begun())
+    url = api.get(f"/api/v1/jobs/{RenderJob.objects.get().pk}/images").json()["results"][0]["url"]
+    answer = Client().get(url)
+    assert b"".join(answer.streaming_content) == b"picture" and answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert Client().get(url[:-1] + ("A" if url[-1] != "A" else "B")).status_code == 404
+    settings.FILE_URL_LIFETIME_SECONDS = -1
+    assert Client().get(url).status_code == 404
+
+
+def test_the_usage_of_the_team_is_the_ledgers(api, caller):
+    a_job(caller)
+    deliver(begun())
+    (row,) = api.get("/api/v1/usage?group_by=member,model").json()["results"]
+    assert row == {
+        "member": "ada", "model": "mini", "images": 1, "gpu_seconds": 2.0, "amount": "0.002000", "currency": "USD"
+    }  # fmt: skip
+    assert client_of(a_caller("team-b", "eve")).get("/api/v1/usage").json()["results"] == []
+    assert api.get("/api/v1/usage?group_by=nope").status_code == 422
+
+
+def test_s5_money_owner_and_state_cannot_be_written(api):
+    answer = post(api, {**GOOD, "state": "succeeded", "cost": {"amount": 0}, "team": "team-b"})
+    assert answer.status_code == 422 and not RenderJob.objects.exists() and not IdempotencyRecord.objects.exists()

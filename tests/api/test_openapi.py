@@ -1,0 +1,47 @@
+"""The OpenAPI document is valid and tells the truth about what the calls answer."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from django.test import Client
+from openapi_spec_validator import validate
+
+from tests.factories import a_caller, a_job
+from tests.renderjobs.test_delivery import begun, deliver
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def document() -> dict:
+    answer = Client(headers={"Accept": "application/vnd.oai.openapi+json"}).get("/api/schema/?format=json")
+    return json.loads(answer.content)
+
+
+def test_u4_the_document_validates_and_names_every_call(document):
+    validate(document)
+    assert set(document["paths"]) == {
+        "/api/v1/jobs",
+        "/api/v1/jobs/{job_id}",
+        "/api/v1/jobs/{job_id}/images",
+        "/api/v1/jobs/{job_id}/cancel",
+        "/api/v1/jobs/{job_id}/grid",
+        "/api/v1/usage",
+    }
+
+
+@pytest.mark.parametrize(("path", "schema"), [("", "JobSchema"), ("/images", "ImageSchema")])
+def test_answers_have_exactly_the_documented_fields(document, path, schema):
+    caller = a_caller()
+    job = a_job(caller)
+    deliver(begun())
+    answer = Client(headers={"Authorization": f"Bearer {caller.token.text}"}).get(f"/api/v1/jobs/{job.pk}{path}").json()
+    shown = answer["results"][0] if path else answer
+    assert set(shown) == set(document["components"]["schemas"][schema.removesuffix("Schema") + "Schema"]["properties"])
+
+
+def test_the_page_of_the_documentation_loads_nothing_from_elsewhere():
+    page = Client().get("/api/docs/").content.decode()
+    assert "swagger" in page and "https://" not in page

@@ -1,0 +1,149 @@
+"""Uploads: what is whole and known becomes usable at once; everything else is refused and leaves no file."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+from pathlib import Path
+
+import pytest
+from django.core.files.storage import storages
+from django.core.management import CommandError, call_command
+
+from assets.intake import asset_process, asset_receive
+from assets.models import Asset
+from assets.selectors import checkpoint_default, checkpoint_find
+from common.errors import InvalidRequestError
+from tests.factories import a_caller
+from tests.weights import SD1_KEYS, a_checkpoint_file, framed, safetensors
+
+pytestmark = pytest.mark.django_db
+
+
+def take_in(data: bytes, name: str = "dream.safetensors", kind: str = "checkpoint", **options: object) -> Asset:
+    return asset_process(asset_receive(file=io.BytesIO(data), name=name, kind=kind, **options).pk)
+
+
+def stored(tmp_path: Path) -> list[str]:
+    return sorted(path.name for path in (tmp_path / "assets").rglob("*") if path.is_file())
+
+
+def test_p2_an_upload_is_hashed_recognised_and_usable_at_once(tmp_path):
+    data = a_checkpoint_file()
+    asset = take_in(data)
+    sha256 = hashlib.sha256(data).hexdigest()
+    assert (asset.state, asset.family, asset.sha256, asset.short_hash) == ("approved", "sd1", sha256, sha256[:10])
+    assert storages["assets"].open(asset.file_key).read() == data and stored(tmp_path) == [f"{sha256}.safetensors"]
+    assert checkpoint_default(a_caller()) == asset
+
+
+@pytest.mark.parametrize("alias", ["dream", "dream.safetensors", "title", "hash", "sha256"])
+def test_a_checkpoint_is_found_by_every_alias_a1111_knows(alias):
+    asset = take_in(a_checkpoint_file())
+    name = {"title": asset.title, "hash": asset.short_hash, "sha256": asset.sha256}.get(alias, alias)
+    assert checkpoint_find(a_caller(), name) == asset
+
+
+def test_the_same_upload_twice_is_one_asset(tmp_path):
+    first, second = take_in(a_checkpoint_file()), take_in(a_checkpoint_file())
+    assert first == second and Asset.objects.count() == 1 and len(stored(tmp_path)) == 1
+
+
+def test_p4_a_new_upload_under_a_name_leaves_the_old_one_untouched():
+    old, new = take_in(a_checkpoint_file(b"\0")), take_in(a_checkpoint_file(b"\1"))
+    assert checkpoint_find(a_caller(), "dream") == new
+    old.refresh_from_db()
+    assert old.state == "approved" and storages["assets"].exists(old.file_key)
+
+
+def test_processing_twice_changes_nothing():
+    asset = take_in(a_checkpoint_file())
+    assert asset_process(asset.pk).approved_at == asset.approved_at
+
+
+def changed(**change: object) -> bytes:
+    entry = {"dtype": "F16", "shape": [2], "data_offsets": [0, 4], **change}
+    return framed({"a": entry}, b"\0" * 4)
+
+
+REFUSED = {
+    "a pickle": (pickle.dumps({"a": 1}), "a Python pickle"),
+    "a zip archive": (b"PK\x03\x04" + b"\0" * 100, "a zip archive"),
+    "an empty file": (b"", "at least 8"),
+    "a text": (b"hello, this is no model", "not a safetensors file"),
+    "a file cut in its header": (a_checkpoint_file()[:200], "truncated inside its header"),
+    "a file cut in its data": (a_checkpoint_file()[:-10], "truncated"),
+    "foreign bytes at the end": (a_checkpoint_file() + b"#!/bin/sh", "foreign bytes"),
+    "a header that is no JSON": (b"\x04" + b"\0" * 7 + b"{nop", "not valid JSON"),
+    "a header that is a list": (framed([], b""), "not a JSON object"),
+    "an unknown type": (changed(dtype="PYOBJ"), "unknown type"),
+    "a negative side": (changed(shape=[-2]), "not described"),
+    "offsets beyond the file": (changed(shape=[4], data_offsets=[0, 8]), "truncated"),
+    "a shape that does not fit": (changed(shape=[3]), "not described"),
+    "overlapping tensors": (
+        framed({name: {"dtype": "F16", "shape": [2], "data_offsets": [0, 4]} for name in "ab"}, b"\0" * 4),
+        "overlap",
+    ),
+    "unknown weights": (safetensors({"something.weight": [2]}), "not recognised"),
+    "a checkpoint without its VAE": (
+        safetensors({key: shape for key, shape in SD1_KEYS.items() if "first_stage" not in key}),
+        "lacks",
+    ),
+    "a LoRA": (
+        safetensors({"lora_unet_a.lora_down.weight": [2, 2], "lora_unet_a.lora_up.weight": [2, 2]}),
+        "not a checkpoint",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_s19_what_is_not_a_whole_known_checkpoint_is_quarantined_and_removed(name, tmp_path):
+    data, reason = REFUSED[name]
+    asset = take_in(data)
+    assert asset.state == "quarantined" and reason in asset.reason and asset.file_key == ""
+    assert stored(tmp_path) == [] and checkpoint_find(a_caller(), "dream") is None
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc/passwd", "a/b/dream.safetensors", "C:\\dream.ckpt", "dream\x00.safetensors"]
+)
+def test_s16_a_name_never_becomes_a_path(name):
+    assert "/" not in take_in(a_checkpoint_file(), name).name
+
+
+@pytest.mark.parametrize("name", ["", ".safetensors", "..", "x" * 300])
+def test_a_name_that_cannot_be_used_is_refused_with_nothing_stored(name, tmp_path):
+    with pytest.raises(InvalidRequestError):
+        take_in(a_checkpoint_file(), name)
+    assert not Asset.objects.exists() and stored(tmp_path) == []
+
+
+@pytest.mark.parametrize("yaml", [b"!!python/object:os.system {}", b"- a", b"a: [", b"a" * 300_000])
+def test_s21_a_yaml_that_is_no_plain_map_is_refused(yaml, tmp_path):
+    with pytest.raises(InvalidRequestError):
+        take_in(a_checkpoint_file(), config=io.BytesIO(yaml))
+    assert not Asset.objects.exists() and stored(tmp_path) == []
+
+
+def test_p5_an_asset_of_one_team_is_unknown_to_another():
+    ours, theirs = a_caller("team-a"), a_caller("team-b", "eve")
+    asset = take_in(a_checkpoint_file(), access="teams", teams=(ours.team,))
+    assert checkpoint_find(ours, "dream") == asset and checkpoint_find(theirs, "dream") is None
+
+
+def test_import_asset_prints_name_hash_and_state(tmp_path, capsys):
+    path = tmp_path / "dream.safetensors"
+    path.write_bytes(a_checkpoint_file())
+    path.with_suffix(".yaml").write_text("model: {}")
+    call_command("import_asset", str(path), "--kind", "checkpoint", "--public")
+    asset = Asset.objects.get()
+    assert capsys.readouterr().out.split() == ["dream", asset.sha256, "approved"] and asset.config_key
+    assert asset.is_default
+
+
+def test_import_asset_tells_why_a_file_is_refused(tmp_path):
+    path = tmp_path / "evil.ckpt"
+    path.write_bytes(pickle.dumps({}))
+    with pytest.raises(CommandError, match="a Python pickle"):
+        call_command("import_asset", str(path), "--kind", "checkpoint")

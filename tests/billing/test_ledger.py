@@ -1,0 +1,102 @@
+"""The book: append-only in the database itself, balanced, at the price that was in force."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import pytest
+from django.core.management import call_command
+from django.db import DatabaseError, IntegrityError, transaction
+from django.utils import timezone
+
+from billing.models import LedgerLine, LedgerTransaction, RatePrice
+from billing.pricing import amount_for
+from billing.ratecards import price_in_force, rate_card_publish
+from common.errors import UnavailableError
+from tests.factories import a_job, a_pool, a_rate_card
+from tests.renderjobs.test_delivery import begun, deliver
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def charged():
+    job = a_job()
+    deliver(begun())
+    return job
+
+
+@pytest.mark.parametrize("model", [LedgerTransaction, LedgerLine])
+@pytest.mark.parametrize("verb", ["update", "delete"])
+def test_r8_the_database_refuses_to_change_the_book(charged, model, verb):
+    with pytest.raises(DatabaseError, match="append-only"), transaction.atomic():
+        rows = model.objects.all()
+        rows.update(id=0) if verb == "update" else rows._raw_delete(rows.db)
+    assert model.objects.count() in (1, 2)
+
+
+def test_i3_an_image_cannot_be_charged_twice(charged):
+    entry = LedgerTransaction.objects.get()
+    entry.pk, entry.event_id = None, "charge:another"
+    with pytest.raises(IntegrityError), transaction.atomic():
+        entry.save(force_insert=True)
+
+
+def test_m5_every_transaction_sums_to_zero(charged):
+    assert sorted(LedgerLine.objects.values_list("account", "amount")) == [
+        ("render_revenue", Decimal("-0.002000")),
+        ("team_spend", Decimal("0.002000")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("gpu_us", "price", "amount"),
+    [
+        (1_000_000, "0.001", "0.001000"),
+        (1, "0.001", "0.000000"),
+        (500, "0.001", "0.000001"),
+        (3_600_000_000, "0.000278", "1.000800"),
+    ],
+)
+def test_amounts_are_rounded_half_up_to_six_places(gpu_us, price, amount):
+    assert amount_for(gpu_us=gpu_us, per_gpu_second=Decimal(price)) == Decimal(amount)
+
+
+def test_m6_the_newest_card_that_is_valid_is_in_force():
+    pool = a_pool()
+    a_rate_card(Decimal("1"))
+    now = timezone.now()
+    for name, start, price in (("v2", now - timedelta(days=1), "2"), ("v3", now + timedelta(days=1), "3")):
+        rate_card_publish(name=name, currency="EUR", valid_from=start, per_gpu_second=Decimal(price))
+    assert price_in_force(pool_id=pool.pk).per_gpu_second == 2
+
+
+def test_a_pools_own_price_goes_before_the_cards_general_one():
+    pool, other = a_pool(), a_pool("other")
+    RatePrice.objects.create(card=a_rate_card(Decimal("1")), pool=pool, per_gpu_second=Decimal("9"))
+    assert price_in_force(pool_id=pool.pk).per_gpu_second == 9
+    assert price_in_force(pool_id=other.pk).per_gpu_second == 1
+
+
+def test_without_a_price_nothing_is_accepted():
+    with pytest.raises(UnavailableError):
+        price_in_force(pool_id=a_pool().pk)
+
+
+def test_a_new_card_does_not_change_old_charges(charged):
+    rate_card_publish(name="v2", currency="USD", valid_from=datetime(2021, 1, 1, tzinfo=UTC), per_gpu_second=Decimal(9))
+    charged.refresh_from_db()
+    assert charged.cost_amount == LedgerLine.objects.get(account="team_spend").amount == Decimal("0.002000")
+
+
+@pytest.mark.parametrize("form", ["table", "csv", "json"])
+def test_the_months_report_has_team_member_model_and_money(charged, form, capsys):
+    call_command("usage_report", "--month", f"{timezone.now():%Y-%m}", "--format", form)
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("team-a", "ada", "mini", "0.002000", "USD"))
+
+
+def test_another_months_report_is_empty(charged, capsys):
+    call_command("usage_report", "--month", "2020-01", "--format", "csv")
+    assert capsys.readouterr().out.strip() == "team,project,member,model,images,gpu_seconds,amount,currency"
