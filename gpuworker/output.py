@@ -9,10 +9,10 @@ import zlib
 import numpy as np
 from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
-from renderjobs.compat.sdapi.infotext import infotext_of
 
 from gpuworker.contract import Rendered
 from renderjobs.claims import ClaimedImage
+from renderjobs.compat.sdapi.infotext import infotext_of
 from renderjobs.delivery import StoredPicture
 
 UP_FILTER = 2

@@ -43,8 +43,8 @@ class AttemptOutcome(models.TextChoices):
     RUNNING = "running"
     DELIVERED = "delivered"
     FAILED = "failed"
-    LOST = "lost", "Lease lost"
-    RELEASED = "released", "Given back unfinished"
+    LOST = "lost"
+    RELEASED = "released"
     CANCELLED = "cancelled"
 
 

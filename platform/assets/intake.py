@@ -61,7 +61,7 @@ def asset_receive(
         InvalidRequestError: The name or the YAML cannot be used; nothing is stored.
     """
     stem = clean_stem(name)
-    config_text = _config_text(config) if config else None
+    configuration = config_text(config) if config else None
     asset = Asset.objects.create(kind=kind, name=stem, access=access, uploaded_by=uploaded_by)
     asset.teams.set(teams)
     asset.users.set(users)
@@ -69,8 +69,8 @@ def asset_receive(
     file.seek(0)
     asset.file_key = asset_storage().save(f"{folder}/upload", _ChunkedFile(file))
     asset.size_bytes = asset_storage().size(asset.file_key)
-    if config_text is not None:
-        asset.config_key = asset_storage().save(f"{folder}/config.yaml", ContentFile(config_text))
+    if configuration is not None:
+        asset.config_key = asset_storage().save(f"{folder}/config.yaml", ContentFile(configuration))
     asset.save(update_fields=["file_key", "size_bytes", "config_key"])
     return asset
 
@@ -147,7 +147,8 @@ def family_of(kind: str, shapes: dict[str, tuple[int, ...]]) -> str:
     return found.family
 
 
-def _config_text(config: IO[bytes]) -> bytes:
+def config_text(config: IO[bytes]) -> bytes:
+    """Raises: InvalidRequestError: Too long, or not a YAML map."""
     text = config.read(MAX_CONFIG_BYTES + 1)
     if len(text) > MAX_CONFIG_BYTES:
         raise InvalidRequestError([FieldError("config", f"The YAML is longer than {MAX_CONFIG_BYTES} bytes.")])
@@ -179,10 +180,12 @@ def _quarantine(asset: Asset, reason: str) -> Asset:
 
 def _approve(asset: Asset) -> Asset:
     twin = Asset.objects.filter(
-        kind=asset.kind, name=asset.name, sha256=asset.sha256, state=AssetState.APPROVED
+        kind=asset.kind, name=asset.name, sha256=asset.sha256, state__in=[AssetState.APPROVED, AssetState.RETIRED]
     ).first()
     if twin is not None:
         _discard(asset)
+        if twin.state == AssetState.RETIRED:
+            _step(twin, AssetState.APPROVED)  # uploading it again is asking for it back
         return twin
     draft_keys = (asset.file_key, asset.config_key)
     stored = f"{asset.kind}/{asset.sha256}"

@@ -35,9 +35,9 @@ class AssetState(models.TextChoices):
 
 
 class Access(models.TextChoices):
-    PUBLIC = "public", "Everybody"
-    TEAMS = "teams", "Chosen teams"
-    USERS = "users", "Chosen users"
+    PUBLIC = "public"
+    TEAMS = "teams"
+    USERS = "users"
 
 
 class AssetQuerySet(models.QuerySet["Asset"]):

@@ -107,10 +107,10 @@ class Migration(migrations.Migration):
                     "role",
                     models.CharField(
                         choices=[
-                            ("lead", "Team lead"),
+                            ("lead", "Lead"),
                             ("member", "Member"),
                             ("viewer", "Viewer"),
-                            ("finance", "Finance viewer"),
+                            ("finance", "Finance"),
                         ],
                         default="member",
                         max_length=16,

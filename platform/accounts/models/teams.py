@@ -28,10 +28,10 @@ class Team(models.Model):
 
 
 class Role(models.TextChoices):
-    LEAD = "lead", "Team lead"
-    MEMBER = "member", "Member"
-    VIEWER = "viewer", "Viewer"
-    FINANCE = "finance", "Finance viewer"
+    LEAD = "lead"
+    MEMBER = "member"
+    VIEWER = "viewer"
+    FINANCE = "finance"
 
 
 class Membership(models.Model):

@@ -74,7 +74,7 @@ class Migration(migrations.Migration):
                 (
                     "access",
                     models.CharField(
-                        choices=[("public", "Everybody"), ("teams", "Chosen teams"), ("users", "Chosen users")],
+                        choices=[("public", "Public"), ("teams", "Teams"), ("users", "Users")],
                         default="public",
                         max_length=8,
                     ),
