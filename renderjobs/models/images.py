@@ -31,7 +31,8 @@ class Claim(models.Model):
 class RenderImage(models.Model):
     """The states are drawn in ``choices.ImageState``."""
 
-    job = models.ForeignKey(RenderJob, on_delete=models.PROTECT, related_name="images")
+    # The indexes of job and claim are below: each one more is paid for at every submission, ten thousand times.
+    job = models.ForeignKey(RenderJob, on_delete=models.PROTECT, related_name="images", db_index=False)
     index = models.PositiveIntegerField()
     seed = models.BigIntegerField()
     subseed = models.BigIntegerField()
@@ -41,7 +42,7 @@ class RenderImage(models.Model):
     lane = models.SmallIntegerField(choices=Lane)
     priority = models.SmallIntegerField()
     pass_key = models.CharField(max_length=32, help_text="Images of one pass key may be denoised together.")
-    claim = models.ForeignKey(Claim, null=True, on_delete=models.PROTECT, related_name="images")
+    claim = models.ForeignKey(Claim, null=True, on_delete=models.PROTECT, related_name="images", db_index=False)
     fence = models.PositiveIntegerField(
         default=0, help_text="Grows with every claim; an older holder's writes are refused."
     )
@@ -63,6 +64,7 @@ class RenderImage(models.Model):
     class Meta:
         ordering = ["job", "index"]
         indexes = [
+            models.Index(fields=["claim"], condition=Q(claim__isnull=False), name="image_by_claim"),
             models.Index(
                 fields=["pool", "lane", "-priority", "id"], condition=Q(state=ImageState.WAITING), name="image_next"
             ),
