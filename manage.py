@@ -20,6 +20,10 @@ def prepare() -> None:
 
 if __name__ == "__main__":
     prepare()
+    from django.core.exceptions import ImproperlyConfigured
     from django.core.management import execute_from_command_line
 
-    execute_from_command_line(sys.argv)
+    try:
+        execute_from_command_line(sys.argv)
+    except ImproperlyConfigured as error:
+        sys.exit(str(error))  # the sentence names the variable; a trace would only bury it

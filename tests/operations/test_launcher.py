@@ -1,0 +1,91 @@
+"""The embedded platform as a person starts it: one line when ready, children that come back, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.services import wait_until
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = [pytest.mark.embedded, pytest.mark.timeout(120)]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def serve(data_dir: Path, **environment: str) -> subprocess.Popen[str]:
+    inherited = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
+    settings = {"DATA_DIR": str(data_dir), "PORT": str(free_port()), "OMP_NUM_THREADS": "1", **environment}
+    settings["DJANGO_SETTINGS_MODULE"] = "config.settings"
+    command = [sys.executable, "manage.py", "serve"]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env={**inherited, **settings}, **streams)
+
+
+@pytest.fixture
+def server(tmp_path) -> Iterator[subprocess.Popen[str]]:
+    server = serve(tmp_path)
+    yield server
+    server.kill()
+
+
+def processes_of(data_dir: Path) -> dict[int, str]:
+    """Running processes whose environment names this data directory: pid → command line."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"DATA_DIR={data_dir}".encode() in (path / "environ").read_bytes().split(b"\0"):
+                found[int(path.name)] = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def test_serve_says_ready_restarts_a_dead_child_and_leaves_nothing_behind(server, tmp_path):
+    assert server.stdout.readline().startswith("ready http://127.0.0.1:")
+    beat = next(pid for pid, command in processes_of(tmp_path).items() if " beat " in command)
+    os.kill(beat, signal.SIGKILL)
+
+    def another_beat() -> bool:
+        return any(" beat " in command and pid != beat for pid, command in processes_of(tmp_path).items())
+
+    wait_until(another_beat, seconds=15, what="Beat coming back")
+    server.send_signal(signal.SIGTERM)
+    assert server.wait(15) == 0
+    wait_until(lambda: not processes_of(tmp_path), seconds=2, what="Every process being gone")
+
+
+@pytest.mark.parametrize(
+    ("environment", "sentence"),
+    [
+        ({"PORT": "eighty"}, "PORT is 'eighty'; a whole number is accepted."),
+        ({"DATABASE_URL": "oracle://x"}, "DATABASE_URL begins with 'oracle'"),
+        ({"STORAGE_URL": "ftp://x"}, "STORAGE_URL begins with 'ftp'"),
+        ({"PRODUCTION": "1"}, "SECRET_KEY is required in production"),
+    ],
+)
+def test_a_wrong_variable_stops_the_start_with_a_sentence_that_names_it(tmp_path, environment, sentence):
+    server = serve(tmp_path, **environment)
+    _, errors = server.communicate(timeout=60)
+    assert server.returncode == 1 and sentence in errors.splitlines()[-1]
+
+
+def test_a_port_in_use_is_one_clear_sentence(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        server = serve(tmp_path, PORT=str(port))
+        _, errors = server.communicate(timeout=60)
+    assert server.returncode == 1 and f"Port {port} on 127.0.0.1 cannot be used" in errors.splitlines()[-1]
