@@ -59,7 +59,12 @@ class Runner:
         futures: list[Future[None]] = []
         while not self.draining.is_set() and not self._told_to_drain():
             batch = microbatch_claim(worker_id=self.worker.pk, pool_id=self.worker.pool_id)
-            if batch is not None:
+            if batch is not None and batch.suspect:
+                # If it kills this process, no other picture may be on its way.
+                wait(futures)
+                futures = self.run(batch)
+                wait(futures)
+            elif batch is not None:
                 futures = [*(future for future in futures if not future.done()), *self.run(batch)]
             elif futures:
                 # A delivery may put its image back for another try, so look again when all have ended.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from django.conf import settings
 from django.db import transaction
@@ -43,6 +43,7 @@ class ClaimedImage:
     attempt_id: int
     fence: int
     index: int
+    run_alone: bool
     job: RenderJob
     recipe: Recipe
 
@@ -56,8 +57,10 @@ class ClaimedBatch:
     price: Price
     images: tuple[ClaimedImage, ...]
 
-    def only(self, images: Sequence[ClaimedImage]) -> ClaimedBatch:
-        return replace(self, images=tuple(images))
+    @property
+    def suspect(self) -> bool:
+        """Its image was with a worker that was lost, so nothing else may be under way while it renders."""
+        return self.images[0].run_alone
 
 
 def waiting_in(pool_id: int) -> QuerySet[RenderImage]:
@@ -122,6 +125,7 @@ def _lease(worker_id: int, pool_id: int, jobs: dict[uuid.UUID, RenderJob], image
             attempt_id=attempt.pk,
             fence=attempt.fence,
             index=image.index,
+            run_alone=image.run_alone,
             job=jobs[image.job_id],
             recipe=_recipe(image, jobs[image.job_id], checkpoints[jobs[image.job_id].checkpoint_id]),
         )

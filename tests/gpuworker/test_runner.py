@@ -143,3 +143,22 @@ def test_a_loser_of_a_race_removes_its_own_object(monkeypatch, tmp_path):
     runner.run_until_empty()
     assert not [path for path in (tmp_path / "pictures").rglob("*") if path.is_file()]
     assert not LedgerTransaction.objects.exists()
+
+
+def test_i10_nothing_is_on_its_way_while_a_suspect_image_renders():
+    """An image that was with a lost worker may kill this one too; its neighbours must be safe by then."""
+
+    class Watching(PatternRenderer):
+        delivered_at_start: list[int] = []
+
+        def render(
+            self, spec: RenderSpec, *, on_step: Callable[[int, int], None], should_stop: Callable[[], bool]
+        ) -> Iterator[ImageOutcome]:
+            self.delivered_at_start.append(RenderImage.objects.filter(state="delivered").count())
+            yield from super().render(spec, on_step=on_step, should_stop=should_stop)
+
+    renderer = Watching()
+    a_job(n_iter=4)
+    RenderImage.objects.update(run_alone=True)
+    a_runner(renderer).run_until_empty()
+    assert renderer.delivered_at_start == [0, 1, 2, 3]
