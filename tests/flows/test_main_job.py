@@ -6,12 +6,16 @@ import base64
 import hashlib
 import io
 import json
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 import requests
 from PIL import Image
 
 from tests.flows.conftest import Client, RunningPlatform
+from tests.services import missing
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -104,6 +108,22 @@ def test_a_broken_request_leaves_nothing_behind(real_platform, client):
     assert answer.status_code == 422 and pointers == {"#/request/steps", "#/request/width", "#/request/nonsense"}
     after = client.session.get(f"{client.base}/jobs", params={"limit": 1000}, timeout=30).json()["results"]
     assert [job["id"] for job in after] == [job["id"] for job in before]
+
+
+def page_in_chromium(url: str, profile: Path) -> str:
+    """The page's document after its scripts have run, in a real browser that may reach nothing but this machine."""
+    program = shutil.which("chromium") or missing("chromium")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+               "--disable-component-update", "--disable-sync", f"--user-data-dir={profile}",
+               "--virtual-time-budget=20000", "--dump-dom"]  # fmt: skip
+    return subprocess.run([program, *options, url], capture_output=True, text=True, timeout=90).stdout
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"), [("/api/docs/", "/api/v1/jobs/{job_id}/cancel"), ("/admin/login/", 'name="username"')]
+)
+def test_the_pages_open_in_a_real_browser(real_platform, tmp_path, path, shown):
+    assert shown in page_in_chromium(real_platform.address + path, tmp_path).replace("\u200b", "").replace("<wbr>", "")
 
 
 def test_the_invariants_hold_after_all_of_it(real_platform):
