@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -60,10 +60,11 @@ def job_submit(
     """Accept a job: the job, its images and the idempotency record in one transaction, the wake-up after it.
 
     Args:
-        body: What the caller sent, compared when ``idempotency_key`` or ``task_id`` comes again.
+        body: What the caller sent, compared when ``idempotency_key`` comes again. A repeated ``task_id`` names the job it
+            named before, whatever else is sent: clients repeat a call by it alone.
     Raises:
         InvalidRequestError: Checkpoint, project or tags cannot be used; nothing is stored.
-        ConflictError: The key or task id was used before with another body.
+        ConflictError: The key was used before with another body, or the task id by another member of the team.
         UnavailableError: No pool, or no price for it.
     """
     if caller.user.role_in(caller.team) == Role.VIEWER:
@@ -110,23 +111,33 @@ def job_submit(
         # Two calls with one key raced; the other one's job is the answer to both.
         earlier = _earlier(caller, idempotency_key, task_id, digest)
         if earlier is None:
+            if task_id and RenderJob.objects.filter(team=caller.team, task_id=task_id).exists():
+                message = f"Task id {task_id!r} is in use by another member of the team."
+                raise ConflictError(message, field="force_task_id") from None
             raise
         return Submitted(earlier, replayed=True)
     job.refresh_from_db(fields=["created_at"])
     return Submitted(job, replayed=False)
 
 
-def job_cancel(*, job: RenderJob, cause: str = "cancelled by the caller") -> RenderJob:
+def job_cancel(
+    *, job: RenderJob, cause: str = "cancelled by the caller", indices: Collection[int] | None = None
+) -> RenderJob:
     """Take back what is not delivered. Waiting images end now; a worker sees the flag at its next step.
 
     Cancelling an ended job changes nothing.
+
+    Args:
+        indices: Of the images to take back; None means all.
     """
     with transaction.atomic():
         locked = jobs_locked([job.pk])
         current = locked[job.pk]
         if current.state in JOB_OPEN:
-            images = list(RenderImage.objects.filter(job=current, state__in=[ImageState.WAITING, *IMAGE_HELD]))
-            running = Attempt.objects.filter(image__job=current, ended_at=None)
+            rows = RenderImage.objects.filter(job=current, state__in=[ImageState.WAITING, *IMAGE_HELD])
+            chosen = rows if indices is None else rows.filter(index__in=indices)
+            images = list(chosen)
+            running = Attempt.objects.filter(image__in=chosen.values("pk"), ended_at=None)
             running.update(outcome=AttemptOutcome.CANCELLED, ended_at=Now())
             images_move(images, ImageState.CANCELLED, cause=cause, jobs=locked)
             for claim_id in {image.claim_id for image in images if image.claim_id}:

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
+from asgiref.sync import async_to_sync, sync_to_async
 from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
 from django.test import Client
+from PIL import Image
 
-from renderjobs.compat.sdapi import wire
+from renderjobs.claims import ClaimedImage
+from renderjobs.compat.sdapi import views, wire
+from renderjobs.delivery import StoredPicture, image_deliver, image_fail
 from renderjobs.models import RenderJob
-from tests.factories import a_caller, a_checkpoint, a_platform
+from renderjobs.submission import job_cancel
+from tests.factories import a_caller, a_checkpoint, a_job, a_platform
+from tests.renderjobs.test_delivery import begun
 
 pytestmark = pytest.mark.django_db
 
@@ -23,31 +33,50 @@ def door() -> Client:
     return Client(headers={"Authorization": f"Bearer {a_caller().token.text}"})
 
 
-def post(door: Client, **body: object):
-    return door.post("/sdapi/v1/txt2img", json.dumps(body), content_type="application/json")
+def a_stored_picture(image: ClaimedImage, data: bytes) -> StoredPicture:
+    key = default_storage.save(f"{image.attempt_id}.png", ContentFile(data))
+    return StoredPicture(key, "0" * 64, len(data), 64, 64, f"infotext of index {image.index}")
+
+
+@dataclass(frozen=True)
+class Answer:
+    status_code: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def info(self) -> dict[str, Any]:
+        return json.loads(self.json()["info"])
+
+
+def post(door: Client, *, header: dict[str, str] | None = None, **body: object) -> Answer:
+    """One call, its streamed body read to the end."""
+    response = door.post("/sdapi/v1/txt2img", json.dumps(body), content_type="application/json", headers=header)
+
+    async def read() -> bytes:
+        return b"".join([part async for part in response])
+
+    whole = async_to_sync(read)() if response.streaming else response.content
+    assert int(response.headers.get("Content-Length", len(whole))) == len(whole)
+    return Answer(response.status_code, response.headers, whole)
 
 
 @pytest.fixture
 def worker(monkeypatch):
     """Whoever waits for a job finds it delivered: a worker in no time."""
-    from renderjobs.compat.sdapi import views
-    from renderjobs.delivery import StoredPicture, image_deliver
-    from tests.renderjobs.test_delivery import begun
 
     def deliver(job_id) -> None:
         if RenderJob.objects.get(pk=job_id).state != "queued":
             return
         batch = begun()
         for image in batch.images:
-            key = default_storage.save(
-                f"{image.attempt_id}.png", ContentFile(b"picture of seed %d" % image.recipe.seed)
-            )
-            stored = StoredPicture(key, "0" * 64, 1, 64, 64, f"infotext of seed {image.recipe.seed}")
+            stored = a_stored_picture(image, b"picture of seed %d" % image.recipe.seed)
             image_deliver(batch=batch, image=image, picture=stored, gpu_us=1000)
 
     async def rendered(job_id) -> None:
-        from asgiref.sync import sync_to_async
-
         await sync_to_async(deliver)(job_id)
 
     monkeypatch.setattr(views, "job_wait", rendered)
@@ -105,9 +134,25 @@ WRONG = {
     "steps 10000": ({"steps": 10_000}, 422, ["body", "steps"], "accepted are 1 to 1000"),
     "batch_size 1000000": ({"batch_size": 10**6}, 422, ["body", "batch_size"], "accepted are 1 to 1000"),
     "too many at once": ({"n_iter": 200}, 422, ["body", "n_iter"], "at most 100"),
+    "a list within styles": ({"styles": ["a", []]}, 422, ["body", "styles", 1], "str type expected"),
+    "another file format": (
+        {"override_settings": {"samples_format": "jpg"}}, 422, ["body", "override_settings", "samples_format"], "'jpg'",
+    ),
+    "another VAE": (
+        {"alwayson_scripts": {"sd_vae": "b.pt"}}, 422, ["body", "alwayson_scripts", "sd_vae"], "not supported",
+    ),
+    "no text for a checkpoint": (
+        {"alwayson_scripts": {"sd_model_checkpoint": 5}}, 422, ["body", "alwayson_scripts", "sd_model_checkpoint"],
+        "str type expected",
+    ),
+    "looks of a grid": (
+        {"save_images": True, "override_settings": {"n_rows": 1}}, 422, ["body", "override_settings", "n_rows"], "1",
+    ),
+    "img2img's pictures": ({"init_images": ["aGk="]}, 422, ["body", "init_images"], "not supported"),
+    "a long task id": ({"force_task_id": "t" * 121}, 422, ["body", "force_task_id"], "at most 120"),
     "hires": ({"enable_hr": True}, 422, ["body", "enable_hr"], "not supported"),
     "an extra network": ({"prompt": "a <lora:b:1>"}, 422, ["body", "prompt"], "not supported"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -159,8 +204,6 @@ def test_no_usable_token_is_401_in_a1111s_shape(header):
 
 
 def test_progress_and_interrupt_concern_the_callers_own_work_only(door):
-    from tests.factories import a_job
-
     other = a_job(a_caller("team-b", "eve"))
     assert door.get("/sdapi/v1/progress").json()["state"]["job_count"] == 0
     assert door.post("/sdapi/v1/interrupt").json() == {}
@@ -181,3 +224,150 @@ def test_options_that_cannot_be_kept_are_refused_instead_of_forgotten(door):
     same = door.post("/sdapi/v1/options", {"CLIP_stop_at_last_layers": 1}, content_type="application/json")
     other = door.post("/sdapi/v1/options", {"CLIP_stop_at_last_layers": 2}, content_type="application/json")
     assert (same.status_code, same.json(), other.status_code) == (200, None, 501)
+
+
+def test_a_request_of_a_hosted_webui_is_taken_as_its_documents_print_it(door, worker):
+    a_checkpoint("deliberate_v2")
+    scripts = {"sd_model_checkpoint": "deliberate_v2.safetensors", "save_dir": "/code/outputs", "sd_vae": "Automatic"}
+    body = {"prompt": "girls", "steps": 20, "batch_size": 1, "n_iter": 2, "width": 576, "height": 576}
+    answer = post(door, **body, negative_prompt="ugly, out of frame", alwayson_scripts=scripts)
+    assert answer.info["sd_model_name"] == "deliberate_v2" and len(answer.json()["images"]) == 2
+    assert answer.headers["X-Ignored-Fields"] == "alwayson_scripts.save_dir"
+
+
+def test_a_task_id_of_another_member_is_a_conflict(door, worker):
+    other = Client(headers={"Authorization": f"Bearer {a_caller(user='eve').token.text}"})
+    assert post(other, steps=3, width=64, height=64, force_task_id="task(1)").status_code == 200
+    answer = post(door, steps=3, width=64, height=64, force_task_id="task(1)")
+    assert answer.status_code == 409 and "task(1)" in answer.json()["detail"]
+
+
+def test_a_repeated_idempotency_key_gets_the_same_job_and_says_so(door, worker):
+    body, header = {"steps": 3, "width": 64, "height": 64}, {"Idempotency-Key": "k1"}
+    first, again = post(door, header=header, **body), post(door, header=header, **body)
+    assert again.headers["X-Job-Id"] == first.headers["X-Job-Id"] and again.json()["images"] == first.json()["images"]
+    assert again.headers["Idempotency-Replayed"] == "true" and "Idempotency-Replayed" not in first.headers
+    assert post(door, header=header, **{**body, "steps": 4}).status_code == 409
+
+
+@pytest.fixture
+def ended(monkeypatch):
+    """Whoever waits finds the job ended by the given function of the job."""
+
+    def by(end) -> None:
+        async def waited(job_id) -> None:
+            await sync_to_async(lambda: end(RenderJob.objects.get(pk=job_id)))()
+
+        monkeypatch.setattr(views, "job_wait", waited)
+
+    return by
+
+
+def test_a_failed_job_answers_500_with_its_reason_and_its_id(door, ended):
+    def fail(job: RenderJob) -> None:
+        batch = begun()
+        image_fail(batch=batch, image=batch.images[0], code="nan", message="The picture is all NaN.", retryable=False)
+
+    ended(fail)
+    answer = post(door, steps=3, width=64, height=64)
+    assert answer.status_code == 500 and answer.headers["X-Job-Id"] == str(RenderJob.objects.get().pk)
+    assert answer.json() == {"error": "RuntimeError", "detail": "", "body": "", "errors": "The picture is all NaN."}
+
+
+def test_an_interrupted_job_answers_200_with_what_there_is(door, ended):
+    ended(lambda job: job_cancel(job=job))
+    answer = post(door, steps=3, width=64, height=64, n_iter=2, seed=5)
+    assert answer.status_code == 200 and answer.json()["images"] == [] and answer.info["all_seeds"] == [5, 6]
+
+
+def test_skip_ends_the_batch_being_rendered_and_leaves_the_others(door, ended):
+    def skip(job: RenderJob) -> None:
+        batch = begun()
+        assert len(batch.images) == 4
+        assert door.post("/sdapi/v1/skip").json() is None
+        for image in batch.images[2:]:
+            image_deliver(batch=batch, image=image, picture=a_stored_picture(image, b"x"), gpu_us=1)
+
+    ended(skip)
+    answer = post(door, steps=3, width=64, height=64, n_iter=2, batch_size=2)
+    states = RenderJob.objects.get().images.order_by("index").values_list("state", flat=True)
+    assert list(states) == ["cancelled", "cancelled", "delivered", "delivered"] and len(answer.json()["images"]) == 2
+
+
+GRIDS = {
+    "three pictures": (3, {}, 4),
+    "one picture": (1, {}, 1),
+    "one, but wanted": (1, {"grid_only_if_multiple": False}, 2),
+    "not to be returned": (3, {"return_grid": False}, 3),
+}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_a_saved_batch_has_its_contact_sheet_first_when_a1111_would(door, ended, name):
+    count, options, expected = GRIDS[name]
+
+    def draw(job: RenderJob) -> None:
+        batch = begun()
+        for image in batch.images:
+            data = io.BytesIO()
+            Image.new("RGB", (64, 64), (image.index * 80, 0, 0)).save(data, "PNG")
+            picture = a_stored_picture(image, data.getvalue())
+            image_deliver(batch=batch, image=image, picture=picture, gpu_us=1)
+
+    ended(draw)
+    answer = post(door, steps=3, width=64, height=64, n_iter=count, save_images=True, override_settings=options)
+    pictures, info = answer.json()["images"], answer.info
+    assert len(pictures) == len(info["infotexts"]) == expected
+    assert info["index_of_first_image"] == expected - count
+    if expected > count:
+        sheet = Image.open(io.BytesIO(base64.b64decode(pictures[0])))
+        assert sheet.size == ((128, 128) if count == 3 else (64, 64))
+        assert sheet.info["parameters"] == info["infotexts"][0] == "infotext of index 0"
+
+
+def test_progress_and_interrupt_are_about_calls_of_this_door(door):
+    caller = a_caller(user="bob")
+    batch = a_job(caller)
+    own = Client(headers={"Authorization": f"Bearer {caller.token.text}"})
+    assert own.get("/sdapi/v1/progress").json()["progress"] == 0 and own.post("/sdapi/v1/interrupt").json() == {}
+    batch.refresh_from_db()
+    assert batch.state == "queued"
+
+
+def test_a_trailing_slash_is_redirected_as_fastapi_does(door):
+    answer = door.get("/sdapi/v1/sd-models/?a=1")
+    assert answer.status_code == 307 and answer.headers["Location"] == "/sdapi/v1/sd-models?a=1"
+
+
+def test_a_body_beyond_the_limit_is_413(door, settings):
+    settings.DATA_UPLOAD_MAX_MEMORY_SIZE = 100
+    assert post(door, prompt="a" * 200).status_code == 413
+
+
+def test_without_a_token_a_wrong_body_is_401_and_not_looked_at(door):
+    assert post(Client(), steps="abc").status_code == 401
+
+
+def test_a_token_without_the_scope_is_403(door):
+    client = Client(headers={"Authorization": a_caller(scopes=["jobs:read"]).token.text})
+    assert client.get("/sdapi/v1/sd-models").status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("value", "status"), [("mini", 200), ("mini.safetensors", 200), (None, 501), ("other", 501), ("nope", 500)]
+)
+def test_the_option_of_the_checkpoint_knows_its_aliases(door, value, status):
+    a_checkpoint("other")
+    answer = door.post("/sdapi/v1/options", {"sd_model_checkpoint": value}, content_type="application/json")
+    assert answer.status_code == status
+    assert status != 500 or answer.json()["errors"] == "model 'nope' not found"
+
+
+def test_the_whole_of_the_options_can_be_posted_back(door):
+    whole = door.get("/sdapi/v1/options").json()
+    assert door.post("/sdapi/v1/options", whole, content_type="application/json").status_code == 200
+
+
+def test_webuiapi_lists_scripts_and_refreshes(door):
+    assert door.get("/sdapi/v1/scripts").json() == {"txt2img": [], "img2img": []}
+    assert door.post("/sdapi/v1/refresh-checkpoints").json() is None

@@ -9,7 +9,9 @@ import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from django.core.exceptions import RequestDataTooBig
 from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http.response import HttpResponseBase
 
 from common.errors import InvalidRequestError, PlatformError
 
@@ -57,6 +59,8 @@ def answer_of(error: Exception) -> HttpResponse:
             return four_keys(error.status, error.error, errors=error.detail)
         case PlatformError():
             return four_keys(error.status, "HTTPException", detail=error.message)
+        case RequestDataTooBig():
+            return four_keys(413, "HTTPException", detail="The request body is too large.")
     reference = uuid.uuid4().hex[:12]
     logger.exception("sdapi request failed, reference %s", reference, exc_info=error)
     return four_keys(500, "InternalError", errors=f"The request failed; reference {reference}.")
@@ -66,12 +70,12 @@ def four_keys(status: int, error: str, *, detail: str = "", errors: str = "") ->
     return JsonResponse({"error": error, "detail": detail, "body": "", "errors": errors}, status=status)
 
 
-def speaks_sdapi(*methods: str) -> Callable[..., Callable[..., Awaitable[HttpResponse]]]:
+def speaks_sdapi(*methods: str) -> Callable[..., Callable[..., Awaitable[HttpResponseBase]]]:
     """Wrap an async view: allowed methods, and every exception in this door's shape."""
 
-    def wrap(view: Callable[..., Awaitable[HttpResponse]]) -> Callable[..., Awaitable[HttpResponse]]:
+    def wrap(view: Callable[..., Awaitable[HttpResponseBase]]) -> Callable[..., Awaitable[HttpResponseBase]]:
         @functools.wraps(view)
-        async def guarded(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        async def guarded(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
             if request.method not in methods:
                 return JsonResponse({"detail": "Method Not Allowed"}, status=405, headers={"Allow": ", ".join(methods)})
             try:

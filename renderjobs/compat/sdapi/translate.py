@@ -8,7 +8,7 @@ from typing import Any
 
 from gpuworker.contract.samplers import resolve_sampler
 from renderjobs.compat.sdapi.errors import HandlerError, WireError, field_detail
-from renderjobs.compat.sdapi.wire import TXT2IMG
+from renderjobs.compat.sdapi.wire import OURS, TXT2IMG
 from renderjobs.request import RenderRequest
 
 SAME_NAME = (
@@ -29,10 +29,15 @@ OPTIONS = {
 """Options of ``override_settings`` that take part in a picture → canonical names."""
 WITHOUT_EFFECT = re.compile(
     r"samples_save|grid_save|save_|return_|outdir_|directories_|live_preview|show_progress|do_not_show|jpeg_quality|"
-    r"webp_lossless|n_rows|grid_|add_.*_to_info|enable_pnginfo|sd_checkpoint_cache|sd_checkpoints_|persistent_cond_cache|"
-    r"batch_cond_uncond|disable_weights_auto_swap|use_scale_latent|export_for_4chan|samples_log|multiple_tqdm"
+    r"webp_lossless|grid_only_if_multiple|grid_save_to_dirs|grid_extended_filename|add_.*_to_info|enable_pnginfo|"
+    r"sd_checkpoint_cache|sd_checkpoints_|persistent_cond_cache|batch_cond_uncond|disable_weights_auto_swap|"
+    r"use_scale_latent|export_for_4chan|samples_log|samples_filename|multiple_tqdm"
 )
-"""Options that are about A1111's own files, pages or speed."""
+"""Options that are about A1111's own files, pages or speed, and those of the contact sheet that the answer honours."""
+OF_THE_GRID = re.compile(r"n_rows|grid_")
+"""Options of the contact sheet's looks: without effect unless one is asked for."""
+SAME_PICTURE = {"sd_vae": (None, "", "Automatic", "None")}
+"""Option → values that mean the same here: the checkpoint's own VAE is the only one."""
 NEUTRAL = {
     "enable_hr": (None, False),
     "restore_faces": (None, False),
@@ -42,12 +47,17 @@ NEUTRAL = {
     "infotext": (None, ""),
     "firstphase_width": (None, 0),
     "firstphase_height": (None, 0),
+    "init_images": (None, []),
+    "mask": (None, ""),
 }
 """Fields whose other values this version cannot honour; passing them over would give another picture than was asked for."""
-EXTRA_NETWORK = re.compile(r"<\w+:[^>]*>")
-COMMENT = re.compile(r"\s*#.*$", re.MULTILINE)
-CHECKPOINT_SCRIPTS = ("sd_model_checkpoint",)
-"""Entries of ``alwayson_scripts`` that hosted webuis use to name the checkpoint."""
+EXTRA_NETWORK = re.compile(r"<\w+:[^>]+>")
+COMMENT_LINE = re.compile(r"(^|\n)#[^\n]*(\n|$)")
+COMMENT_TAIL = re.compile(r"#[^\n]*(\n|$)")
+HOSTED_OPTIONS = ("sd_model_checkpoint", "sd_vae")
+"""Options that hosted webuis take as entries of ``alwayson_scripts``: a text, or ``{"args": [text]}``."""
+HOSTED_IGNORED = ("save_dir", "id_task", "uid")
+"""Entries of ``alwayson_scripts`` by which hosted webuis name folders and tasks of their own."""
 
 
 def to_request(values: Mapping[str, Any], *, options: Mapping[str, Any]) -> RenderRequest:
@@ -70,14 +80,16 @@ def to_request(values: Mapping[str, Any], *, options: Mapping[str, Any]) -> Rend
     canonical["prompt"], canonical["negative_prompt"] = (
         without_comments(values[name] or "") for name in ("prompt", "negative_prompt")
     )
-    apply_options(values["override_settings"] or {}, options, canonical, names, values)
-    if checkpoint := values["sd_model_checkpoint"] or checkpoint_script(values["alwayson_scripts"]):
+    overrides = values["override_settings"] or {}
+    apply_options(overrides, options, canonical, names, values)
+    apply_options(hosted_options(values["alwayson_scripts"]), options, canonical, names, values, "alwayson_scripts")
+    if checkpoint := values["sd_model_checkpoint"]:
         canonical["checkpoint"], names["checkpoint"] = checkpoint, "sd_model_checkpoint"
     resolved = resolve_sampler(values["sampler_name"] or values["sampler_index"], values["scheduler"])
     canonical["sampler"], canonical["schedule"] = resolved.sampler.name, resolved.schedule.label
     if canonical["eta"] is None:
         option = "eta_ancestral" if resolved.sampler.uses_sigmas else "eta_ddim"
-        canonical["eta"] = (values["override_settings"] or {}).get(option)
+        canonical["eta"], names["eta"] = overrides.get(option), f"override_settings.{option}"
     return RenderRequest.build(canonical, names=names)
 
 
@@ -87,9 +99,11 @@ def apply_options(
     canonical: dict[str, Any],
     names: dict[str, str],
     values: Mapping[str, Any],
+    field: str = "override_settings",
 ) -> None:
+    """Put options into ``canonical``; a field of the request itself wins over the option of its name."""
     for option, value in overrides.items():
-        where = f"override_settings.{option}"
+        where = f"{field}.{option}"
         if option not in options:
             raise HandlerError(500, repr(option), error="KeyError")
         if name := OPTIONS.get(option):
@@ -97,9 +111,17 @@ def apply_options(
                 canonical[name], names[name] = as_type_of(value, options[option]), where
         elif option in ("eta_ancestral", "eta_ddim"):
             continue  # read where the sampler is known
-        elif value != options[option] and not WITHOUT_EFFECT.match(option):
+        elif not without_effect(option, value, options, values):
             message = f"Option {option!r} with the value {value!r} is not supported by this version."
             raise WireError(field_detail(where, message, "value_error.unsupported"))
+
+
+def without_effect(option: str, value: Any, options: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
+    """Whether the answer is the same with and without this option."""
+    if value is None or value == options[option] or value in SAME_PICTURE.get(option, ()):
+        return True
+    no_grid = not values["save_images"] and OF_THE_GRID.match(option)
+    return bool(WITHOUT_EFFECT.match(option) or no_grid)
 
 
 def as_type_of(value: Any, default: Any) -> Any:
@@ -118,28 +140,51 @@ def refuse_unsupported(values: Mapping[str, Any]) -> None:
         for name, neutral in NEUTRAL.items()
         if values[name] not in neutral
     ]
-    scripts = [name for name in values["alwayson_scripts"] if name not in CHECKPOINT_SCRIPTS]
+    scripts = [name for name in values["alwayson_scripts"] if name not in (*HOSTED_OPTIONS, *HOSTED_IGNORED)]
     if scripts:
         raise HandlerError(422, f"Script '{scripts[0]}' not found")
-    if not values["disable_extra_networks"] and EXTRA_NETWORK.search(values["prompt"] or ""):
+    if EXTRA_NETWORK.search(values["prompt"] or ""):
         message = "Extra networks such as <lora:name> are not supported by this version."
         details.append(field_detail("prompt", message, "value_error.unsupported"))
     if details:
         raise WireError(*details)
 
 
-def checkpoint_script(scripts: Mapping[str, Any]) -> str | None:
-    """The checkpoint named in ``alwayson_scripts``: a text, or ``{"args": [text]}``."""
-    value = scripts.get("sd_model_checkpoint")
-    if isinstance(value, Mapping):
-        arguments = value.get("args") or [None]
-        value = arguments[0] if isinstance(arguments, list) else None
-    return value if isinstance(value, str) else None
+def hosted_options(scripts: Mapping[str, Any]) -> dict[str, str]:
+    """The options among ``alwayson_scripts``.
+
+    Raises:
+        WireError: One is no text.
+    """
+    found = {}
+    for name in HOSTED_OPTIONS:
+        value = scripts.get(name)
+        if isinstance(value, Mapping):
+            arguments = value.get("args")
+            value = arguments[0] if isinstance(arguments, list) and arguments else None
+        if value is not None and not isinstance(value, str):
+            raise WireError(field_detail(f"alwayson_scripts.{name}", "str type expected", "type_error.str"))
+        if value:
+            found[name] = value
+    return found
+
+
+def ignored_fields(body: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
+    """What was sent and has no effect, for the caller to see."""
+    unknown = [name for name in body if name not in TXT2IMG and name not in OURS]
+    return unknown + [f"alwayson_scripts.{name}" for name in HOSTED_IGNORED if name in values["alwayson_scripts"]]
+
+
+def grid_wanted(values: Mapping[str, Any], options: Mapping[str, Any], images: int) -> bool:
+    """Whether A1111 would put its contact sheet before the pictures."""
+    chosen = {**options, **(values["override_settings"] or {})}
+    enough = images > 1 or (images == 1 and not chosen["grid_only_if_multiple"])
+    return bool(values["save_images"] and chosen["return_grid"] and enough)
 
 
 def without_comments(prompt: str) -> str:
     """A ``#`` begins a comment to the end of the line.
 
-    Source: ``extensions-builtin/…/comments``, stable-diffusion-webui 1.10.1 ``modules/processing_scripts/comments.py``.
+    Source: ``strip_comments``, stable-diffusion-webui 1.10.1 ``modules/processing_scripts/comments.py``.
     """
-    return COMMENT.sub("", prompt)
+    return COMMENT_TAIL.sub("\n", COMMENT_LINE.sub("\n", prompt))

@@ -1,4 +1,4 @@
-"""`/sdapi/v1/…`"""
+"""`/sdapi/v1/…`; a known path with a slash at its end is sent to the one without."""
 
 from __future__ import annotations
 
@@ -6,20 +6,26 @@ from django.urls import path
 
 from renderjobs.compat.sdapi import views
 
-urlpatterns = [
-    path("txt2img", views.txt2img),
-    path("progress", views.progress),
-    path("interrupt", views.interrupt),
-    path("options", views.options),
-    path("sd-models", views.sd_models),
-    path("samplers", views.samplers),
-    path("schedulers", views.schedulers),
-    path("upscalers", views.upscalers),
-    path("latent-upscale-modes", views.latent_upscale_modes),
-    path("sd-vae", views.nothing_yet),
-    path("hypernetworks", views.nothing_yet),
-    path("face-restorers", views.nothing_yet),
-    path("loras", views.nothing_yet),
-    path("prompt-styles", views.nothing_yet),
-    path("embeddings", views.no_embeddings),
-]
+ROUTES = {
+    "txt2img": views.txt2img,
+    "progress": views.progress,
+    "interrupt": views.interrupt,
+    "skip": views.skip,
+    "options": views.options,
+    "sd-models": views.sd_models,
+    "samplers": views.samplers,
+    "schedulers": views.schedulers,
+    "upscalers": views.upscalers,
+    "latent-upscale-modes": views.latent_upscale_modes,
+    "sd-vae": views.nothing_yet,
+    "hypernetworks": views.nothing_yet,
+    "face-restorers": views.nothing_yet,
+    "loras": views.nothing_yet,
+    "prompt-styles": views.nothing_yet,
+    "embeddings": views.no_embeddings,
+    "scripts": views.no_scripts,
+    "script-info": views.nothing_yet,
+    "refresh-checkpoints": views.refresh,
+}
+urlpatterns = [path(name, view) for name, view in ROUTES.items()]
+urlpatterns += [path(f"{name}/", views.without_slash) for name in ROUTES]

@@ -4,49 +4,57 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.core.files.storage import default_storage
 from django.db.models.functions import Now
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
+from django.http.response import HttpResponseBase
 
 from accounts.authentication import Caller, caller_of
 from accounts.models import Scope
 from assets.selectors import checkpoint_find
 from common.errors import FieldError, InvalidRequestError
-from renderjobs.choices import JOB_OPEN, ImageState, JobState, Lane
+from renderjobs.choices import IMAGE_HELD, JOB_OPEN, ImageState, JobState, Lane
 from renderjobs.compat.sdapi import catalogue, wire
-from renderjobs.compat.sdapi.errors import HandlerError, speaks_sdapi
-from renderjobs.compat.sdapi.infotext import VERSION
+from renderjobs.compat.sdapi.errors import HandlerError, four_keys, speaks_sdapi
+from renderjobs.compat.sdapi.infotext import VERSION, extra_parameters_of
 from renderjobs.compat.sdapi.profile import options_of
-from renderjobs.compat.sdapi.translate import to_request
+from renderjobs.compat.sdapi.translate import grid_wanted, ignored_fields, to_request
+from renderjobs.expansion import recipe_of
 from renderjobs.grids import grid_ensure
 from renderjobs.models import RenderImage, RenderJob
 from renderjobs.models.jobs import Source
 from renderjobs.request import RenderRequest
 from renderjobs.selectors import job_progress
 from renderjobs.submission import Submitted, job_cancel, job_submit
-from renderjobs.waiting import job_wait
+from renderjobs.waiting import job_wait, release_request_thread
 
-TASK_ID = re.compile(r"[\x21-\x7e][\x20-\x7e]{0,119}")
+PLAIN = re.compile(r"[\x21-\x7e][\x20-\x7e]*")
+MAX_KEY_LENGTH, MAX_TASK_ID_LENGTH = 255, 120
 
 
 @speaks_sdapi("POST")
-async def txt2img(request: HttpRequest) -> HttpResponse:
+async def txt2img(request: HttpRequest) -> HttpResponseBase:
     """Render and answer in A1111's shape. Repeating the call with its task id or Idempotency-Key waits for the same job."""
+    caller = await sync_to_async(authenticated)(request)
     body = wire.body_of(request.body)
     values = wire.parsed(body, {**wire.TXT2IMG, **wire.OURS})
-    submitted = await sync_to_async(submit)(request, body, values)
+    submitted = await sync_to_async(submit)(request, caller, body, values)
     await job_wait(submitted.job.pk)
-    answer = await sync_to_async(result_of)(submitted.job.pk, values)
-    response = HttpResponse(answer, content_type="application/json")
+    response = await sync_to_async(answer)(submitted.job.pk, caller, values)
+    # The answer may be long on its way to a slow client; it needs neither this request's thread nor its connection.
+    await release_request_thread()
     response["X-Job-Id"] = str(submitted.job.pk)
-    if ignored := [name for name in body if name not in wire.TXT2IMG and name not in wire.OURS]:
+    if submitted.replayed:
+        response["Idempotency-Replayed"] = "true"
+    if ignored := ignored_fields(body, values):
         response["X-Ignored-Fields"] = ", ".join(re.sub(r"[^\w.-]", "_", name)[:64] for name in ignored[:20])
     return response
 
@@ -62,6 +70,30 @@ async def interrupt(request: HttpRequest) -> HttpResponse:
     """End the caller's running job; what is delivered stays, and the waiting call answers with it."""
     await sync_to_async(interrupt_own)(request)
     return JsonResponse({})
+
+
+@speaks_sdapi("POST")
+async def skip(request: HttpRequest) -> HttpResponse:
+    """End the batch that is being rendered; the job's other batches go on."""
+    await sync_to_async(skip_own)(request)
+    return JsonResponse(None, safe=False)
+
+
+@speaks_sdapi("POST")
+async def refresh(request: HttpRequest) -> HttpResponse:
+    """Nothing to do: the lists are read from the rows each time."""
+    await sync_to_async(authenticated)(request)
+    return JsonResponse(None, safe=False)
+
+
+async def without_slash(request: HttpRequest) -> HttpResponse:
+    """FastAPI's answer to a trailing slash; method and body are kept by the client."""
+    query = request.META.get("QUERY_STRING", "")
+    location = request.path.rstrip("/") + (f"?{query}" if query else "")
+    return HttpResponse(status=307, headers={"Location": location})
+
+
+without_slash.csrf_exempt = True  # type: ignore[attr-defined]
 
 
 @speaks_sdapi("GET", "POST")
@@ -89,6 +121,7 @@ schedulers = listing(lambda _: catalogue.schedulers())
 upscalers = listing(lambda _: catalogue.upscalers())
 latent_upscale_modes = listing(lambda _: catalogue.latent_upscale_modes())
 nothing_yet = listing(lambda _: [])
+no_scripts = listing(lambda _: {"txt2img": [], "img2img": []})
 no_embeddings = listing(lambda _: {"loaded": {}, "skipped": {}})
 
 
@@ -102,8 +135,7 @@ def authenticated(request: HttpRequest) -> Caller:
     return caller
 
 
-def submit(request: HttpRequest, body: dict[str, Any], values: dict[str, Any]) -> Submitted:
-    caller = authenticated(request)
+def submit(request: HttpRequest, caller: Caller, body: dict[str, Any], values: dict[str, Any]) -> Submitted:
     render = to_request(values, options=options_of(caller))
     if render.images_total > settings.MAX_SYNC_IMAGES:
         message = (
@@ -112,47 +144,71 @@ def submit(request: HttpRequest, body: dict[str, Any], values: dict[str, Any]) -
         )
         raise InvalidRequestError([FieldError("n_iter", message)])
     if render.checkpoint and checkpoint_find(caller, render.checkpoint) is None:
-        # A1111 drops an unknown name and renders with another checkpoint; see docs/decisions.
+        # A1111 drops an unknown name and renders with another checkpoint: docs/decisions/unknown-checkpoint-in-sdapi.md
         raise HandlerError(404, f"model '{render.checkpoint}' not found")
-    task_id = values["force_task_id"] or ""
-    if task_id and not TASK_ID.fullmatch(task_id):
-        raise InvalidRequestError(
-            [FieldError("force_task_id", "force_task_id must be 1 to 120 printable ASCII characters.")]
-        )
     return job_submit(
         caller=caller,
         request=render,
         source=Source.SDAPI,
         body=body,
-        idempotency_key=request.headers.get("Idempotency-Key", "")[:255],
-        task_id=task_id,
+        idempotency_key=name_given("Idempotency-Key", request.headers.get("Idempotency-Key"), MAX_KEY_LENGTH),
+        task_id=name_given("force_task_id", values["force_task_id"], MAX_TASK_ID_LENGTH),
         lane=Lane.INTERACTIVE,
     )
 
 
-def result_of(job_id: uuid.UUID, values: dict[str, Any]) -> str:
-    """The body of A1111's answer; pictures are the stored bytes.
+def name_given(field: str, value: str | None, longest: int) -> str:
+    """Raises: InvalidRequestError: It is too long to be kept, or no plain text; cut short it might be another call's."""
+    if value and (len(value) > longest or not PLAIN.fullmatch(value)):
+        message = f"{field} must be at most {longest} printable ASCII characters."
+        raise InvalidRequestError([FieldError(field, message)])
+    return value or ""
 
-    Raises:
-        HandlerError: The job failed; with the reason that was recorded.
-    """
+
+def answer(job_id: uuid.UUID, caller: Caller, values: dict[str, Any]) -> HttpResponseBase:
+    """A1111's answer to an ended job: a failed one's reason, else the pictures there are; they are the stored bytes."""
     job = RenderJob.objects.select_related("checkpoint").get(pk=job_id)
     images = list(job.images.filter(state=ImageState.DELIVERED).order_by("index"))
     if not images and job.state == JobState.FAILED:
-        raise HandlerError(500, job.error_message or "The job failed.", error="RuntimeError")
-    keys = [image.file_key for image in images]
-    with_grid = values["save_images"] and len(images) > 1
+        return four_keys(500, "RuntimeError", errors=job.error_message or "The job failed.")
+    files = [(image.file_key, image.size_bytes) for image in images]
+    with_grid = grid_wanted(values, options_of(caller), len(images))
     if with_grid:
-        keys.insert(0, grid_ensure(job))
-    pictures = [encoded(key) for key in keys] if values["send_images"] else []
+        grid = grid_ensure(job)
+        files.insert(0, (grid, default_storage.size(grid)))
     info = info_of(job, images, values, with_grid=with_grid)
-    echo = {name: values[name] for name in wire.TXT2IMG}
-    return json.dumps({"images": pictures, "parameters": echo, "info": json.dumps(info)})
+    rest = {"parameters": {name: values[name] for name in wire.TXT2IMG}, "info": json.dumps(info)}
+    return pictures_answer(files if values["send_images"] else [], rest)
 
 
-def encoded(key: str) -> str:
+def pictures_answer(files: list[tuple[str, int]], rest: dict[str, Any]) -> HttpResponseBase:
+    """An answer that reads its pictures while it is sent, so that only one of them is in memory at a time.
+
+    Args:
+        files: Storage keys and sizes in bytes. The sizes make the Content-Length, by which a client notices a cut answer.
+    """
+    head, tail, between = b'{"images": [', b"], " + json.dumps(rest).encode()[1:], b", "
+
+    async def parts() -> AsyncIterator[bytes]:
+        yield head
+        for number, (key, _) in enumerate(files):
+            yield (between if number else b"") + b'"'
+            yield await sync_to_async(encoded, thread_sensitive=False)(key)
+            yield b'"'
+        yield tail
+
+    pictures = sum(len('""') + base64_length(size) for _, size in files) + len(between) * max(0, len(files) - 1)
+    length = len(head) + pictures + len(tail)
+    return StreamingHttpResponse(parts(), content_type="application/json", headers={"Content-Length": str(length)})
+
+
+def base64_length(size: int) -> int:
+    return 4 * math.ceil(size / 3)
+
+
+def encoded(key: str) -> bytes:
     with default_storage.open(key) as file:
-        return base64.b64encode(file.read()).decode()
+        return base64.b64encode(file.read())
 
 
 def info_of(job: RenderJob, images: list[RenderImage], values: dict[str, Any], *, with_grid: bool) -> dict[str, Any]:
@@ -160,6 +216,9 @@ def info_of(job: RenderJob, images: list[RenderImage], values: dict[str, Any], *
     request = RenderRequest.from_json(job.request)
     count = job.images_total
     seeds = list(job.images.order_by("index").values_list("seed", "subseed"))
+    recipe = recipe_of(
+        request, seed=0, subseed=0, checkpoint_sha256=job.checkpoint.sha256, checkpoint_name=job.checkpoint.name
+    )
     infotexts = [image.infotext for image in images]
     if with_grid:
         infotexts.insert(0, infotexts[0])
@@ -188,7 +247,7 @@ def info_of(job: RenderJob, images: list[RenderImage], values: dict[str, Any], *
         "seed_resize_from_w": request.seed_resize_from_w,
         "seed_resize_from_h": request.seed_resize_from_h,
         "denoising_strength": values["denoising_strength"],
-        "extra_generation_params": {},
+        "extra_generation_params": extra_parameters_of(recipe),
         "index_of_first_image": int(with_grid),
         "infotexts": infotexts,
         "styles": values["styles"] or [],
@@ -200,8 +259,10 @@ def info_of(job: RenderJob, images: list[RenderImage], values: dict[str, Any], *
 
 
 def own_job(caller: Caller) -> RenderJob | None:
-    """What the caller's progress bar is about."""
-    mine = RenderJob.objects.filter(team=caller.team, user=caller.user, state__in=JOB_OPEN).annotate(now=Now())
+    """What the caller's progress bar is about. A batch that came in by another door is not, nor may a stray interrupt end it."""
+    mine = RenderJob.objects.filter(
+        team=caller.team, user=caller.user, source=Source.SDAPI, state__in=JOB_OPEN
+    ).annotate(now=Now())
     running = mine.filter(state=JobState.RUNNING).order_by("-pk").first()
     return running or mine.order_by("-pk").first()
 
@@ -247,12 +308,33 @@ def interrupt_own(request: HttpRequest) -> None:
         job_cancel(job=job, cause="interrupted by the caller")
 
 
+def skip_own(request: HttpRequest) -> None:
+    """Take back the images of the batch (of ``batch_size``) that a worker is at."""
+    job = own_job(authenticated(request))
+    held = job and job.images.filter(state__in=IMAGE_HELD).order_by("index").first()
+    if job and held:
+        size = RenderRequest.from_json(job.request).batch_size
+        first = held.index - held.index % size
+        job_cancel(job=job, indices=range(first, first + size), cause="skipped by the caller")
+
+
 def options_refused(request: HttpRequest) -> None:
     """Raises: HandlerError: Options cannot be kept by this version, except as they already are."""
-    current = options_of(authenticated(request))
+    caller = authenticated(request)
+    current = options_of(caller)
     for name, value in wire.body_of(request.body).items():
         if name not in current:
             raise HandlerError(500, repr(name), error="KeyError")
+        if name == "sd_model_checkpoint" and value is not None:
+            value = checkpoint_title(caller, str(value))
         if value != current[name]:
             detail = f"Option {name!r} cannot be stored by this version; send it in override_settings of each call."
             raise HandlerError(501, detail)
+
+
+def checkpoint_title(caller: Caller, name: str) -> str:
+    """Raises: HandlerError: There is no such checkpoint, as A1111 answers an option of that value."""
+    found = checkpoint_find(caller, name)
+    if found is None:
+        raise HandlerError(500, f"model '{name}' not found", error="RuntimeError")
+    return found.title

@@ -15,11 +15,12 @@ FALSE = (False, 0, "0", "false", "f", "no", "n", "off")
 
 
 class Mismatch(ValueError):
-    """A value is not of the field's type: pydantic's message and type name."""
+    """A value is not of the field's type: pydantic's message and type name. ``item`` is the place within a list."""
 
-    def __init__(self, message: str, kind: str):
+    def __init__(self, message: str, kind: str, item: int | None = None):
         super().__init__(message)
         self.kind = kind
+        self.item = item
 
 
 def integer(value: Any) -> int:
@@ -34,15 +35,14 @@ def integer(value: Any) -> int:
 def number(value: Any) -> float:
     try:
         if isinstance(value, (int, float, str)):
-            result = float(value)
-            return int(value) if isinstance(value, int) and not isinstance(value, bool) else result
+            return float(value)
     except (ValueError, OverflowError):
         pass
     raise Mismatch("value is not a valid float", "type_error.float")
 
 
 def text(value: Any) -> str:
-    if isinstance(value, (str, int, float)) and not isinstance(value, bool):
+    if isinstance(value, (str, int, float)):
         return str(value)
     raise Mismatch("str type expected", "type_error.str")
 
@@ -58,11 +58,14 @@ def boolean(value: Any) -> bool:
 
 
 def mapping(value: Any) -> dict[str, Any]:
-    if value == []:  # what PHP makes of an empty object
-        return {}
-    if isinstance(value, dict):
-        return value
-    raise Mismatch("value is not a valid dict", "type_error.dict")
+    try:
+        return dict(value)  # `[]`, what PHP makes of an empty object, passes here too
+    except (TypeError, ValueError):
+        raise Mismatch("value is not a valid dict", "type_error.dict") from None
+
+
+def anything(value: Any) -> Any:
+    return value
 
 
 def items(value: Any) -> list[Any]:
@@ -72,7 +75,13 @@ def items(value: Any) -> list[Any]:
 
 
 def texts(value: Any) -> list[str]:
-    return [text(item) for item in items(value)]
+    result = []
+    for position, item in enumerate(items(value)):
+        try:
+            result.append(text(item))
+        except Mismatch as error:
+            raise Mismatch(str(error), error.kind, position) from None
+    return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +151,9 @@ TXT2IMG = {
     "alwayson_scripts": Field(mapping, {}, nullable=False),
     "infotext": Field(text),
 }
-OURS = {"sd_model_checkpoint": Field(text)}
-"""Not A1111's: the checkpoint at the top level, as the documents of hosted webuis send it. Not part of the echo."""
+OURS = {"sd_model_checkpoint": Field(text), "init_images": Field(anything), "mask": Field(anything)}
+"""Not of A1111's txt2img and not part of the echo: the checkpoint at the top level, as the documents of hosted webuis send it,
+and img2img's pictures, which are refused rather than passed over."""
 
 
 def body_of(data: bytes) -> dict[str, Any]:
@@ -179,7 +189,8 @@ def parsed(body: Mapping[str, Any], fields: Mapping[str, Field]) -> dict[str, An
         try:
             values[name] = coerced(body[name], field)
         except Mismatch as error:
-            details.append(field_detail(name, str(error), error.kind))
+            detail = field_detail(name, str(error), error.kind)
+            details.append(detail if error.item is None else {**detail, "loc": [*detail["loc"], error.item]})
     if details:
         raise WireError(*details)
     return values

@@ -1,0 +1,74 @@
+"""Infotexts letter by letter. The expected lines were written by A1111 1.10.1."""
+
+from __future__ import annotations
+
+import pytest
+
+from gpuworker.contract import Recipe
+from renderjobs.compat.sdapi.infotext import extra_parameters_of, infotext_of
+
+HEAD = "a cat\nSteps: 12, Sampler: {}, Schedule type: {}, CFG scale: 7.0, Seed: 7, Size: 128x128, "
+MODEL = "Model hash: 4c5b88dd8e, Model: tiny-sd15, "
+
+
+def a_recipe(**changes: object) -> Recipe:
+    values = {"prompt": "a cat", "negative_prompt": "", "seed": 7, "subseed": 42, "sampler": "Euler a", "steps": 12}
+    size = {"width": 128, "height": 128, "cfg_scale": 7.0}
+    checkpoint = {"checkpoint_sha256": "4c5b88dd8e" + "0" * 54, "checkpoint_name": "tiny-sd15"}
+    return Recipe(**{**values, **size, **checkpoint, **changes})
+
+
+LINES = {
+    "plain": ({}, "Euler a", "Automatic", ""),
+    "own schedule": ({"sampler": "DPM++ 2M"}, "DPM++ 2M", "Karras", ""),
+    "schedule asked for": ({"sampler": "Euler", "schedule": "SGM Uniform"}, "Euler", "SGM Uniform", ""),
+    "beta": (
+        {"sampler": "Euler", "schedule": "Beta"}, "Euler", "Beta", "Beta schedule alpha: 0.6, Beta schedule beta: 0.6, ",
+    ),
+    "a schedule without effect": ({"sampler": "DDIM", "schedule": "Karras"}, "DDIM", "Karras", ""),
+    "variation": ({"subseed_strength": 0.3}, "Euler a", "Automatic", "Variation seed: 42, Variation seed strength: 0.3, "),
+    "seed resize": (
+        {"seed_resize_from_w": 64, "seed_resize_from_h": 96}, "Euler a", "Automatic", "Seed resize from: 64x96, ",
+    ),
+    "one side of seed resize": ({"seed_resize_from_w": 64}, "Euler a", "Automatic", ""),
+    "clip skip": ({"clip_skip": 2}, "Euler a", "Automatic", "Clip skip: 2, "),
+    "tiling": ({"tiling": True}, "Euler a", "Automatic", "Tiling: True, "),
+    "ensd": ({"ensd": 31337}, "Euler a", "Automatic", "ENSD: 31337, "),
+    "ensd without noise": ({"ensd": 31337, "eta": 0.0}, "Euler a", "Automatic", "Eta: 0.0, "),
+    "ensd of another sampler": ({"ensd": 31337, "sampler": "Heun"}, "Heun", "Automatic", ""),
+    "eta": ({"eta": 0.5}, "Euler a", "Automatic", "Eta: 0.5, "),
+    "eta of a sampler without one": ({"eta": 0.5, "sampler": "Euler"}, "Euler", "Automatic", ""),
+    "eta ddim": ({"eta": 0.8, "sampler": "DDIM"}, "DDIM", "Automatic", "Eta DDIM: 0.8, "),
+    "neutral eta ddim": ({"eta": 0.0, "sampler": "DDIM"}, "DDIM", "Automatic", ""),
+    "emphasis without brackets": ({"emphasis": "None"}, "Euler a", "Automatic", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_the_line_is_a1111s(name):
+    changes, sampler, schedule, rest = LINES[name]
+    assert infotext_of(a_recipe(**changes)) == HEAD.format(sampler, schedule) + MODEL + rest + "Version: v1.10.1"
+
+
+def test_prompts_stand_on_lines_of_their_own_and_an_empty_one_leaves_none():
+    assert infotext_of(a_recipe(negative_prompt="bad\nugly")).startswith(
+        "a cat\nNegative prompt: bad\nugly\nSteps: 12, "
+    )
+    assert infotext_of(a_recipe(prompt="")).startswith("Steps: 12, ")
+
+
+@pytest.mark.parametrize("prompts", [{"prompt": "a (cat)"}, {"negative_prompt": "[bad]"}])
+def test_emphasis_is_named_when_either_prompt_has_brackets(prompts):
+    assert ", Emphasis: No norm, Version" in infotext_of(a_recipe(emphasis="No norm", **prompts))
+    assert "Emphasis" not in infotext_of(a_recipe(emphasis="Original", **prompts))
+
+
+def test_a_value_with_a_separator_is_quoted():
+    assert 'Model: "a, b: ü", Version' in infotext_of(a_recipe(checkpoint_name="a, b: ü"))
+    assert 'Model: a "b", Version' in infotext_of(a_recipe(checkpoint_name='a "b"'))
+
+
+def test_extra_parameters_are_numbers_and_leave_out_the_automatic_schedule():
+    assert extra_parameters_of(a_recipe()) == {}
+    recipe = a_recipe(sampler="DPM++ 2S a", eta=0.3, emphasis="Ignore", prompt="(x)")
+    assert extra_parameters_of(recipe) == {"Emphasis": "Ignore", "Schedule type": "Karras", "Eta": 0.3}
