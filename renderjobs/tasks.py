@@ -9,6 +9,7 @@ from renderjobs.choices import ImageState
 from renderjobs.claims import leases_expire
 from renderjobs.dispatch import wake
 from renderjobs.models import RenderImage
+from renderjobs.schedules import database_now, schedule_run
 
 
 @shared_task(name="renderjobs.expire_leases")
@@ -22,3 +23,9 @@ def wake_pools() -> None:
     waiting = RenderImage.objects.filter(state=ImageState.WAITING).values("pool_id")
     for name in Pool.objects.filter(pk__in=waiting).values_list("name", flat=True):
         wake(name)
+
+
+@shared_task(name="renderjobs.submit_schedule", acks_late=True)
+def submit_schedule(schedule_id: int) -> None:
+    """Sent by beat. A message that comes late or twice makes one job per planned minute."""
+    schedule_run(schedule_id=schedule_id, due=database_now())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import struct
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -12,6 +11,9 @@ from common.errors import PlatformError
 
 MAX_HEADER_BYTES = 100 * 1024 * 1024
 """The limit of the safetensors library itself."""
+MAX_DIMENSIONS = 64
+"""PyTorch's limit; with ``MAX_SIDE`` it bounds the arithmetic a header can ask for."""
+MAX_SIDE = 2**63 - 1
 ITEM_BITS = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
     **dict.fromkeys(("F32", "I32", "U32"), 32),
@@ -48,18 +50,17 @@ def header_read(file: IO[bytes], *, size_bytes: int) -> Header:
         UnsafeFileError: With the first thing that is wrong.
     """
     file.seek(0)
-    beginning = file.read(8)
-    for mark, what in FOREIGN_BEGINNINGS.items():
-        # A safetensors file of 128 bytes of header also begins with 0x80, so a pickle needs its second byte too.
-        if beginning.startswith(mark) and not (mark == b"\x80" and beginning[1:2] not in b"\x02\x03\x04\x05"):
-            raise UnsafeFileError(f"The file is {what}; only safetensors files are accepted.")
-    if len(beginning) < 8:
-        raise UnsafeFileError(f"The file has {size_bytes} bytes; a safetensors file has at least 8.")
-    (length,) = struct.unpack("<Q", beginning)
-    if length > MAX_HEADER_BYTES or 8 + length > size_bytes:
-        raise UnsafeFileError("The file is not a safetensors file, or it is truncated inside its header.")
+    beginning = file.read(9)
+    length = int.from_bytes(beginning[:8], "little")
+    # The length comes first, so a small file may begin with the very bytes of a pickle: only what cannot be a header is foreign.
+    if len(beginning) < 9 or not beginning.endswith(b"{") or length > MAX_HEADER_BYTES:
+        raise UnsafeFileError(_foreign(beginning, size_bytes))
+    if 8 + length > size_bytes:
+        raise UnsafeFileError("The safetensors file is truncated inside its header.")
+    file.seek(8)
     try:
-        header = json.loads(file.read(length), object_pairs_hook=unique_keys)
+        # Decoded here: given bytes, json would guess UTF-16 and so read another file than the safetensors library does.
+        header = json.loads(file.read(length).decode(), object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         raise UnsafeFileError("The safetensors header is not valid JSON.") from error
     if not isinstance(header, dict):
@@ -68,6 +69,13 @@ def header_read(file: IO[bytes], *, size_bytes: int) -> Header:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise UnsafeFileError("The safetensors metadata is not a map of texts.")
     return Header(_tensors(header, data_bytes=size_bytes - 8 - length), metadata)
+
+
+def _foreign(beginning: bytes, size_bytes: int) -> str:
+    for mark, what in FOREIGN_BEGINNINGS.items():
+        if beginning.startswith(mark):
+            return f"The file is {what}; only safetensors files are accepted."
+    return f"The file is not a safetensors file: its {size_bytes} bytes do not begin with a header."
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -100,10 +108,19 @@ def _tensor(name: str, entry: Any) -> tuple[tuple[int, ...], tuple[int, int]]:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise wrong
     shape, offsets, dtype = entry["shape"], entry["data_offsets"], entry["dtype"]
-    if dtype not in ITEM_BITS:
-        raise UnsafeFileError(f"Tensor {name[:100]!r} has the unknown type {dtype!r}.")
-    if not all(isinstance(part, list) and all(type(n) is int and n >= 0 for n in part) for part in (shape, offsets)):
+    if not isinstance(dtype, str) or dtype not in ITEM_BITS:
+        raise UnsafeFileError(f"Tensor {name[:100]!r} has the unknown type {str(dtype)[:100]!r}.")
+    if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
         raise wrong
-    if len(offsets) != 2 or (offsets[1] - offsets[0]) * 8 != math.prod(shape) * ITEM_BITS[dtype]:
+    if (offsets[1] - offsets[0]) * 8 != math.prod(shape) * ITEM_BITS[dtype]:
         raise wrong
     return tuple(shape), (offsets[0], offsets[1])
+
+
+def _are_sizes(numbers: Any) -> bool:
+    """A list of a tensor's possible sides or offsets; ``True`` counts as 1 in Python, but not here."""
+    return (
+        isinstance(numbers, list)
+        and len(numbers) <= MAX_DIMENSIONS
+        and all(type(number) is int and 0 <= number <= MAX_SIDE for number in numbers)
+    )

@@ -1,0 +1,300 @@
+"""Teams, users, tokens in the admin, and the two kinds of page every other app's admin builds on.
+
+A superuser sees everything; a staff user who leads a team sees that team's objects and nothing else. Django's own permission
+tables are not used: the role in the team decides.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django import forms
+from django.contrib import admin, messages
+from django.contrib.admin.options import InlineModelAdmin
+from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
+from django.contrib.auth.models import Group
+from django.db.models import Count, ForeignKey, Model, Q, QuerySet
+from django.http import HttpRequest
+from django.utils import timezone
+from unfold.admin import ModelAdmin, TabularInline
+from unfold.decorators import action, display
+from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
+from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget, UnfoldAdminTextInputWidget
+
+from accounts.models import ApiToken, Membership, Project, Role, Scope, Team, User
+from accounts.services import token_issue, token_revoke
+
+
+def teams_led(request: HttpRequest) -> frozenset[int]:
+    """Ids of the teams the signed-in person leads; one query per request, however many pages ask."""
+    if not hasattr(request, "_teams_led"):
+        led = Membership.objects.filter(user_id=request.user.pk, role=Role.LEAD)
+        request._teams_led = frozenset(led.values_list("team_id", flat=True))  # type: ignore[attr-defined]
+    return request._teams_led  # type: ignore[attr-defined,no-any-return]
+
+
+def is_superuser(request: HttpRequest) -> bool:
+    return bool(request.user.is_active and request.user.is_superuser)
+
+
+class PlatformAdmin(ModelAdmin):
+    """Pages of those who run the platform: superusers only. ``may_*`` narrow further what a page can do."""
+
+    may_add = may_change = may_delete = True
+    list_per_page = 50
+    show_full_result_count = False
+
+    def may_visit(self, request: HttpRequest) -> bool:
+        return is_superuser(request)
+
+    def has_module_permission(self, request: HttpRequest) -> bool:
+        return self.may_visit(request)
+
+    def has_view_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return self.may_visit(request)
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return self.may_add and self.may_visit(request)
+
+    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return self.may_change and self.may_visit(request)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return self.may_delete and self.may_visit(request)
+
+
+class TeamAdmin(PlatformAdmin):
+    """Pages that team leads share: rows, and choices in forms, are those of their own teams."""
+
+    team_path = "team"
+    """Lookup from the row to its team."""
+
+    def may_visit(self, request: HttpRequest) -> bool:
+        return is_superuser(request) or bool(request.user.is_active and request.user.is_staff and teams_led(request))
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        rows = super().get_queryset(request)
+        return rows if is_superuser(request) else rows.filter(**{f"{self.team_path}__in": teams_led(request)})
+
+    def formfield_for_foreignkey(self, db_field: ForeignKey, request: HttpRequest, **kwargs: Any) -> Any:
+        choices = db_field.remote_field.model._default_manager.all()
+        if not is_superuser(request):
+            choices = choices.filter(_of_teams(choices.model, teams_led(request))).distinct()
+        return super().formfield_for_foreignkey(db_field, request, **{"queryset": choices, **kwargs})
+
+
+def _of_teams(model: type[Model], team_ids: frozenset[int]) -> Q:
+    if model is Team:
+        return Q(pk__in=team_ids)
+    if model is User:
+        return Q(memberships__team__in=team_ids, is_superuser=False)
+    return Q(team__in=team_ids)
+
+
+class TeamFilter(admin.SimpleListFilter):
+    """Django's filter by a relation would name every team to every lead."""
+
+    title = "team"
+    parameter_name = "team"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        teams = Team.objects.all() if is_superuser(request) else Team.objects.filter(pk__in=teams_led(request))
+        return [(team.name, str(team)) for team in teams]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return queryset.filter(team__name=self.value()) if self.value() else queryset
+
+
+class UserNameField(forms.ModelChoiceField):
+    """A user by exact name: a list to choose from would show every lead the names of all other teams."""
+
+    def __init__(self, **options: Any):
+        super().__init__(
+            User.objects.all(),
+            to_field_name="username",
+            widget=UnfoldAdminTextInputWidget(attrs={"autocomplete": "off"}),
+            error_messages={"invalid_choice": "There is no user of this name."},
+            **options,
+        )
+
+    def prepare_value(self, value: Any) -> Any:
+        if isinstance(value, int):
+            return User.objects.values_list("username", flat=True).get(pk=value)
+        return super().prepare_value(value)
+
+
+class MembershipForm(forms.ModelForm):
+    user = UserNameField()
+
+    class Meta:
+        model = Membership
+        fields = ("user", "role")
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if self.instance.pk:  # its user was read with it; the field would ask the database once per member
+            self.initial["user"] = self.instance.user.username
+
+
+class TeamPartInline(TabularInline):
+    """Rows of the team on whose page they are, so what holds for the page holds for them."""
+
+    extra = 0
+
+    def _allowed(self, request: HttpRequest, obj: Team | None) -> bool:
+        return is_superuser(request) or (obj is not None and obj.pk in teams_led(request))
+
+    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return self._allowed(request, obj)
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return self._allowed(request, obj)
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return self._allowed(request, obj)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return self._allowed(request, obj)
+
+
+class MembershipInline(TeamPartInline):
+    model = Membership
+    form = MembershipForm
+    verbose_name_plural = "members"
+    per_page = 50  # a form of more fields than DATA_UPLOAD_MAX_NUMBER_FIELDS could not be saved
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        return super().get_queryset(request).select_related("user", "team").order_by("user__username")
+
+
+class ProjectInline(TeamPartInline):
+    model = Project
+    fields = ("name", "title")
+
+
+@admin.register(Team)
+class TeamPage(TeamAdmin):
+    team_path = "pk"
+    list_display = ("name", "title", "members_total", "projects_total", "created_at")
+    search_fields = ("name", "title")
+    fields = ("name", "title")
+    inlines: tuple[type[InlineModelAdmin], ...] = (MembershipInline, ProjectInline)
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        members, projects = Count("memberships", distinct=True), Count("projects", distinct=True)
+        return super().get_queryset(request).annotate(members_total=members, projects_total=projects)
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return is_superuser(request)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return is_superuser(request)
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> tuple[str, ...]:
+        return () if is_superuser(request) else ("name",)
+
+    @display(description="Members", ordering="members_total")
+    def members_total(self, team: Any) -> int:
+        return int(team.members_total)
+
+    @display(description="Projects", ordering="projects_total")
+    def projects_total(self, team: Any) -> int:
+        return int(team.projects_total)
+
+
+class UserForm(UserChangeForm):
+    def clean(self) -> dict[str, Any]:
+        cleaned = super().clean() or self.cleaned_data
+        if cleaned.get("is_service_account") and (cleaned.get("is_staff") or cleaned.get("is_superuser")):
+            raise forms.ValidationError("A service account is a program; it cannot be staff.")
+        return cleaned
+
+
+admin.site.unregister(Group)  # roles in teams take the place of groups
+
+
+@admin.register(User)
+class UserPage(DjangoUserAdmin, PlatformAdmin):
+    form = UserForm
+    add_form = UserCreationForm
+    change_password_form = AdminPasswordChangeForm
+    list_display = ("username", "email", "is_active", "is_staff", "is_superuser", "is_service_account", "last_login")
+    list_filter = ("is_active", "is_staff", "is_superuser", "is_service_account")
+    search_fields = ("username", "email", "first_name", "last_name")
+    filter_horizontal = ()
+    readonly_fields = ("last_login", "date_joined")
+    fieldsets = (
+        (None, {"fields": ("username", "password")}),
+        ("Person", {"fields": ("first_name", "last_name", "email")}),
+        ("Rights", {"fields": ("is_active", "is_staff", "is_superuser", "is_service_account")}),
+        ("Dates", {"fields": ("last_login", "date_joined")}),
+    )
+
+
+class TokenForm(forms.ModelForm):
+    scopes = forms.MultipleChoiceField(
+        choices=Scope.choices, initial=list(Scope.values), widget=UnfoldAdminCheckboxSelectMultipleWidget
+    )
+
+    class Meta:
+        model = ApiToken
+        fields = ("user", "team", "name", "scopes", "expires_at")
+
+    def clean(self) -> dict[str, Any]:
+        cleaned = super().clean() or self.cleaned_data
+        user, team, expires_at = (cleaned.get(name) for name in ("user", "team", "expires_at"))
+        if user and team and user.role_in(team) is None:
+            self.add_error("user", f"{user} is not a member of {team}.")
+        if expires_at and expires_at <= timezone.now():
+            self.add_error("expires_at", "The expiry lies in the past.")
+        return cleaned
+
+
+@admin.register(ApiToken)
+class TokenPage(TeamAdmin):
+    """The text is shown in one message after adding; neither it nor its hash can be read afterwards."""
+
+    may_change = False
+    form = TokenForm
+    list_display = ("prefix", "name", "user", "team", "scope_list", "status", "expires_at", "last_used_at")
+    list_filter = (TeamFilter,)
+    list_select_related = ("user", "team")
+    search_fields = ("prefix", "name", "user__username")
+    actions = ("revoke",)
+
+    def get_fields(self, request: HttpRequest, obj: Model | None = None) -> tuple[str, ...]:
+        given = ("user", "team", "name")
+        if obj is None:
+            return (*given, "scopes", "expires_at")
+        return ("prefix", *given, "scope_list", "status", "expires_at", "revoked_at", "last_used_at", "created_at")
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> tuple[str, ...]:
+        return () if obj is None else self.get_fields(request, obj)
+
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        values = {name: form.cleaned_data[name] for name in TokenForm.Meta.fields}
+        token, text = token_issue(**values)
+        obj.pk, obj.prefix = token.pk, token.prefix
+        self.message_user(request, f"The token is {text} — it is shown only this once.", messages.WARNING)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return is_superuser(request)
+
+    def has_revoke_permission(self, request: HttpRequest) -> bool:
+        return self.may_visit(request)
+
+    @action(description="Revoke", permissions=["revoke"])
+    def revoke(self, request: HttpRequest, queryset: QuerySet[ApiToken]) -> None:
+        for token in queryset:
+            token_revoke(token=token)
+        self.message_user(request, "The chosen tokens are revoked.", messages.SUCCESS)
+
+    @display(description="Scopes")
+    def scope_list(self, token: ApiToken) -> str:
+        return "all" if set(token.scopes) == set(Scope.values) else ", ".join(token.scopes)
+
+    @display(description="Status", label={"usable": "success", "expired": "warning", "revoked": "danger"})
+    def status(self, token: ApiToken) -> str:
+        if token.revoked_at:
+            return "revoked"
+        return "expired" if token.expires_at and token.expires_at <= timezone.now() else "usable"

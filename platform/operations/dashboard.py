@@ -1,0 +1,97 @@
+"""What the admin's first page shows: money this month, the queue, the workers, what failed. Reads only.
+
+A team lead sees the same page, narrowed to the own teams; queries are of fixed number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from django.db.models import Count, QuerySet, Sum
+from django.http import HttpRequest
+from django.utils import timezone
+
+from accounts.admin import is_superuser, teams_led
+from billing.reports import usage_by
+from fleet.services import workers_alive
+from renderjobs.choices import IMAGE_HELD, ImageState, JobState, Lane
+from renderjobs.models import RenderImage, RenderJob
+
+FAILURES_SHOWN = 8
+
+
+def context(request: HttpRequest, values: dict[str, Any]) -> dict[str, Any]:
+    """Unfold's callback: adds the dashboard's parts to the template's values."""
+    now = timezone.now()
+    month = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    team_ids = None if is_superuser(request) else teams_led(request)
+    queue = queue_by_lane(team_ids)
+    return {
+        **values,
+        "month": month,
+        "spending": spending_by_team(month, now, team_ids),
+        "queue": queue,
+        "queue_total": sum(row["waiting"] + row["running"] for row in queue),
+        "workers": workers() if team_ids is None else [],
+        "failures": failures(team_ids),
+        "today": today(now, team_ids),
+    }
+
+
+def spending_by_team(start: datetime, end: datetime, team_ids: Collection[int] | None) -> list[dict[str, Any]]:
+    """The ledger's rows of the period, dearest first; ``share`` is percent of the dearest of the same currency."""
+    ids = None if team_ids is None else sorted(team_ids)
+    rows = usage_by(["team"], start=start, end=end, team_ids=ids)
+    highest: dict[str, Decimal] = {}
+    for row in rows:
+        highest[row["currency"]] = max(row["amount"], highest.get(row["currency"], Decimal(0)))
+    for row in rows:
+        row["share"] = int(100 * row["amount"] / highest[row["currency"]]) if highest[row["currency"]] else 0
+        row["gpu_hours"] = row["gpu_us"] / 3_600_000_000
+    return sorted(rows, key=lambda row: (row["currency"], -row["amount"]))
+
+
+def queue_by_lane(team_ids: Collection[int] | None) -> list[dict[str, Any]]:
+    """Images that are not finished, one row per lane."""
+    images = RenderImage.objects.filter(state__in=[ImageState.WAITING, *IMAGE_HELD])
+    if team_ids is not None:
+        images = images.filter(job__team__in=team_ids)
+    counts = {(row["lane"], row["state"]): row["n"] for row in _counted(images, "lane", "state")}
+    return [
+        {
+            "lane": lane.label,
+            "waiting": counts.get((lane.value, ImageState.WAITING.value), 0),
+            "running": sum(counts.get((lane.value, str(state)), 0) for state in IMAGE_HELD),
+        }
+        for lane in Lane
+    ]
+
+
+def workers() -> list[dict[str, Any]]:
+    """Living workers and how many images each holds."""
+    alive = list(workers_alive().select_related("pool"))
+    held = RenderImage.objects.filter(state__in=IMAGE_HELD, claim__worker__in=alive)
+    counts = {row["claim__worker"]: row["n"] for row in _counted(held, "claim__worker")}
+    return [{"worker": worker, "images": counts.get(worker.pk, 0)} for worker in alive]
+
+
+def failures(team_ids: Collection[int] | None) -> list[RenderJob]:
+    jobs = RenderJob.objects.filter(state__in=[JobState.FAILED, JobState.PARTLY_SUCCEEDED])
+    return list(_own(jobs, team_ids).select_related("team").order_by("-pk")[:FAILURES_SHOWN])
+
+
+def today(now: datetime, team_ids: Collection[int] | None) -> dict[str, Any]:
+    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    jobs = _own(RenderJob.objects.filter(created_at__gte=midnight), team_ids)
+    return jobs.order_by().aggregate(jobs=Count("pk"), images=Sum("images_delivered", default=0))
+
+
+def _own(jobs: QuerySet[RenderJob], team_ids: Collection[int] | None) -> QuerySet[RenderJob]:
+    return jobs if team_ids is None else jobs.filter(team__in=team_ids)
+
+
+def _counted(images: QuerySet[RenderImage], *columns: str) -> QuerySet[Any, dict[str, Any]]:
+    return images.order_by().values(*columns).annotate(n=Count("pk"))

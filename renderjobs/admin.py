@@ -1,0 +1,286 @@
+"""Jobs, templates and schedules in the admin. Jobs are read and cancelled here, never written."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from zoneinfo import available_timezones
+
+from django import forms
+from django.contrib import admin, messages
+from django.db.models import Model, QuerySet
+from django.db.models.functions import Now
+from django.forms.fields import InvalidJSONInput
+from django.http import HttpRequest, HttpResponse
+from django.utils import timezone
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask, SolarSchedule
+from unfold.decorators import action, display
+from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextareaWidget
+
+from accounts.admin import TeamAdmin, TeamFilter
+from common.errors import InvalidRequestError
+from renderjobs.api.serializers import render_request, seconds
+from renderjobs.choices import ImageState, JobState
+from renderjobs.files import base_of, file_url
+from renderjobs.models import BatchSchedule, BatchTemplate, JobEvent, RenderImage, RenderJob
+from renderjobs.schedules import (
+    CRON_FIELDS,
+    cron_of,
+    next_runs,
+    schedule_remove,
+    schedule_sync,
+    template_remove,
+    zone_of,
+)
+from renderjobs.selectors import images_of, job_progress
+from renderjobs.submission import job_cancel
+
+IMAGES_PER_PAGE = 48
+EVENTS_SHOWN = 50
+JOB_COLOURS = {
+    JobState.QUEUED: "info",
+    JobState.RUNNING: "primary",
+    JobState.SUCCEEDED: "success",
+    JobState.PARTLY_SUCCEEDED: "warning",
+    JobState.FAILED: "danger",
+    JobState.CANCELLED: "warning",
+}
+
+for beat_model in (ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask, SolarSchedule):
+    admin.site.unregister(beat_model)  # schedules are edited as ours; beat's rows only follow them
+
+
+@admin.register(RenderJob)
+class JobPage(TeamAdmin):
+    may_add = may_change = may_delete = False
+    list_display = (
+        "short_id", "state_label", "team", "user", "progress", "delivered", "cost", "checkpoint", "created_at",
+    )  # fmt: skip
+    list_filter = (TeamFilter, "state", "lane", "source", "created_at")
+    list_select_related = ("team", "user", "checkpoint")
+    search_fields = ("id", "task_id", "user__username")
+    actions = ("cancel",)
+    change_form_outer_before_template = "renderjobs/job_pictures.html"
+    change_form_outer_after_template = "renderjobs/job_events.html"
+    fields = readonly_fields = (
+        "state", "progress", "delivered", "cost", "gpu_seconds", "error",
+        "team", "project", "user", "source", "schedule", "lane", "priority", "task_id", "tags",
+        "checkpoint", "pool", "created_at", "started_at", "finished_at", "request_text",
+    )  # fmt: skip
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        return super().get_queryset(request).annotate(now=Now())
+
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: Any = None
+    ) -> HttpResponse:
+        job = self.get_object(request, object_id)
+        details = job_details(request, job) if job else {}
+        return super().change_view(request, object_id, form_url, {**details, **(extra_context or {})})
+
+    def has_cancel_permission(self, request: HttpRequest) -> bool:
+        return self.may_visit(request)
+
+    @action(description="Cancel", permissions=["cancel"])
+    def cancel(self, request: HttpRequest, queryset: QuerySet[RenderJob]) -> None:
+        for job in queryset:
+            job_cancel(job=job, cause=f"cancelled in the admin by {request.user.get_username()}")
+            self.log_change(request, job, "cancelled")
+        self.message_user(request, "What was not delivered yet is cancelled.", messages.SUCCESS)
+
+    @display(description="Job", ordering="id")
+    def short_id(self, job: RenderJob) -> str:
+        return str(job.pk)[-8:]
+
+    @display(description="State", ordering="state", label=JOB_COLOURS)
+    def state_label(self, job: RenderJob) -> tuple[str, str]:
+        return job.state, job.get_state_display()
+
+    @display(description="Progress")
+    def progress(self, job: RenderJob) -> SafeString:
+        percent = 100 * job.images_ended // job.images_total
+        return format_html('<progress max="100" value="{}" title="{} %"></progress>', percent, percent)
+
+    @display(description="Delivered", ordering="images_delivered")
+    def delivered(self, job: RenderJob) -> str:
+        return f"{job.images_delivered} / {job.images_total}"
+
+    @display(description="Cost", ordering="cost_amount")
+    def cost(self, job: RenderJob) -> str:
+        return f"{job.cost_amount:.6f} {job.currency}"
+
+    @display(description="GPU seconds")
+    def gpu_seconds(self, job: RenderJob) -> str:
+        return f"{seconds(job.gpu_us):.3f}"
+
+    @display(description="Error")
+    def error(self, job: RenderJob) -> str:
+        return f"{job.error_message} ({job.error_code})" if job.error_code else ""
+
+    @display(description="Request")
+    def request_text(self, job: RenderJob) -> SafeString:
+        text = json.dumps(job.request, indent=2, ensure_ascii=False)
+        return format_html('<pre class="rk-json">{}</pre>', text)
+
+
+def job_details(request: HttpRequest, job: RenderJob) -> dict[str, Any]:
+    """One page of the job's pictures and its newest events, for the templates above and below the fields."""
+    after = request.GET.get("after", "")
+    start = int(after) if after.isdecimal() and len(after) < 9 else -1
+    images = list(images_of(job, after=start)[: IMAGES_PER_PAGE + 1])
+    shown, base = images[:IMAGES_PER_PAGE], base_of(request)
+    return {
+        "job_images": [_thumbnail(image, base) for image in shown],
+        "job_images_next": shown[-1].index if len(images) > IMAGES_PER_PAGE else None,
+        "job_images_first": start >= 0,
+        "job_events": list(JobEvent.objects.filter(job=job).order_by("-sequence")[:EVENTS_SHOWN]),
+        "job_progress": job_progress(job),
+        "job": job,
+    }
+
+
+def _thumbnail(image: RenderImage, base: str) -> dict[str, Any]:
+    return {
+        "image": image,
+        "url": file_url(image.file_key, base=base) if image.state == ImageState.DELIVERED else None,
+        "gpu_seconds": seconds(image.gpu_us),
+    }
+
+
+class RequestField(forms.JSONField):
+    """Django's own lets Python's RecursionError through."""
+
+    def to_python(self, value: Any) -> Any:
+        try:
+            return super().to_python(value)
+        except RecursionError as error:
+            raise forms.ValidationError("The JSON is nested too deeply.") from error
+
+    def bound_data(self, data: Any, initial: Any) -> Any:
+        try:
+            return super().bound_data(data, initial)
+        except RecursionError:
+            return InvalidJSONInput(data)
+
+
+class TemplateForm(forms.ModelForm):
+    class Meta:
+        model = BatchTemplate
+        fields = ("team", "project", "name", "kind", "lane", "request")
+        widgets = {"request": UnfoldAdminTextareaWidget(attrs={"rows": 14})}
+        field_classes = {"request": RequestField}
+
+    def clean_request(self) -> Any:
+        try:
+            render_request(self.cleaned_data["request"])
+        except InvalidRequestError as error:
+            raise forms.ValidationError([item.message for item in error.errors]) from error
+        return self.cleaned_data["request"]
+
+    def clean(self) -> dict[str, Any]:
+        cleaned = super().clean() or self.cleaned_data
+        team, project = cleaned.get("team"), cleaned.get("project")
+        if team and project and project.team_id != team.pk:
+            self.add_error("project", f"{project} is not a project of {team}.")
+        return cleaned
+
+
+@admin.register(BatchTemplate)
+class TemplatePage(TeamAdmin):
+    form = TemplateForm
+    list_display = ("name", "team", "project", "kind", "lane", "created_by", "created_at")
+    list_filter = (TeamFilter, "lane")
+    list_select_related = ("team", "project__team", "created_by")
+    search_fields = ("name",)
+
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        # Runs act as whoever wrote what they run: else a lead could borrow the access of the one who made the template.
+        obj.created_by = request.user
+        super().save_model(request, obj, form, change)
+
+    def delete_model(self, request: HttpRequest, obj: BatchTemplate) -> None:
+        template_remove(obj)
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[BatchTemplate]) -> None:
+        for template in queryset:
+            template_remove(template)
+
+
+class ScheduleForm(forms.ModelForm):
+    timezone = forms.ChoiceField(choices=[], initial="UTC", widget=UnfoldAdminSelectWidget, label="Time zone")
+
+    class Meta:
+        model = BatchSchedule
+        fields = ("template", *CRON_FIELDS, "timezone", "enabled")
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if field := self.fields.get("timezone"):
+            field.choices = [(name, name) for name in sorted(available_timezones())]
+
+    def clean(self) -> dict[str, Any]:
+        cleaned = super().clean() or self.cleaned_data
+        cron = {name: cleaned[name] for name in (*CRON_FIELDS, "timezone") if name in cleaned}
+        schedule = BatchSchedule(**cron)
+        try:
+            cron_of(schedule)
+            zone_of(schedule.timezone)
+            if not next_runs(schedule, 1):
+                self.add_error(None, "These fields never meet, so nothing would ever run.")
+        except InvalidRequestError as error:
+            for item in error.errors:
+                self.add_error(item.field, item.message)
+        return cleaned
+
+
+@admin.register(BatchSchedule)
+class SchedulePage(TeamAdmin):
+    team_path = "template__team"
+    form = ScheduleForm
+    list_display = ("template", "team", "cron", "timezone", "enabled", "next_run", "last_error")
+    list_filter = ("enabled",)
+    list_select_related = ("template__team",)
+    search_fields = ("template__name",)
+    readonly_fields = ("next_five", "last_error")
+
+    def get_fields(self, request: HttpRequest, obj: Model | None = None) -> tuple[str, ...]:
+        facts = ("next_five", "last_error") if obj else ()
+        return (*ScheduleForm.Meta.fields, *facts)
+
+    def save_model(self, request: HttpRequest, obj: BatchSchedule, form: Any, change: bool) -> None:
+        super().save_model(request, obj, form, change)
+        schedule_sync(obj)
+
+    def delete_model(self, request: HttpRequest, obj: BatchSchedule) -> None:
+        schedule_remove(obj)
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[BatchSchedule]) -> None:
+        for schedule in queryset:
+            schedule_remove(schedule)
+
+    @display(description="Team", ordering="template__team__name")
+    def team(self, schedule: BatchSchedule) -> str:
+        return str(schedule.template.team)
+
+    @display(description="Cron")
+    def cron(self, schedule: BatchSchedule) -> str:
+        return " ".join(getattr(schedule, name) for name in CRON_FIELDS)
+
+    @display(description="Next run")
+    def next_run(self, schedule: BatchSchedule) -> str:
+        return next(iter(_shown_runs(schedule, 1)), "never") if schedule.enabled else "switched off"
+
+    @display(description="Next five runs")
+    def next_five(self, schedule: BatchSchedule) -> str:
+        return "\n".join(_shown_runs(schedule, 5))
+
+
+def _shown_runs(schedule: BatchSchedule, count: int) -> list[str]:
+    """In the schedule's own time zone, with its offset, so that a change to summer time can be seen."""
+    try:
+        runs = next_runs(schedule, count, after=timezone.now())
+    except InvalidRequestError as error:
+        return [error.message]
+    return [f"{run:%a %Y-%m-%d %H:%M} (UTC{run:%z})" for run in runs]

@@ -1,0 +1,205 @@
+"""The admin as people use it: every page answers, a lead sees the own teams only, uploads, tokens, cancelling, costs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from django.apps import apps
+from django.core.files.uploadedfile import SimpleUploadedFile
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
+
+from accounts.models import ApiToken, Role, User
+from accounts.services import member_ensure
+from assets.models import Asset
+from billing.models import LedgerTransaction
+from renderjobs.models import BatchSchedule, BatchTemplate, RenderJob
+from renderjobs.schedules import schedule_sync
+from tests.factories import a_caller, a_job, a_platform
+from tests.renderjobs.test_delivery import begun, deliver
+from tests.weights import a_checkpoint_file
+
+pytestmark = pytest.mark.django_db
+FOR_LEADS = {
+    "renderjobs_renderjob", "renderjobs_batchtemplate", "renderjobs_batchschedule", "billing_ledgertransaction",
+    "billing_usagerecord", "accounts_team", "accounts_apitoken",
+}  # fmt: skip
+FOR_SUPERUSERS = {"assets_asset", "fleet_pool", "fleet_worker", "billing_ratecard", "accounts_user"}
+NEVER_WRITTEN = {"renderjobs_renderjob", "billing_ledgertransaction", "billing_usagerecord", "fleet_worker"}
+
+
+def client_of(user: User) -> Client:
+    client = Client()
+    client.force_login(user)
+    return client
+
+
+@pytest.fixture
+def root() -> Client:
+    a_platform()
+    return client_of(User.objects.create_superuser("root"))
+
+
+@pytest.fixture
+def lead() -> Client:
+    membership = member_ensure(team_name="team-a", user_name="lena", role=Role.LEAD)
+    User.objects.filter(pk=membership.user.pk).update(is_staff=True)
+    return client_of(User.objects.get(pk=membership.user.pk))
+
+
+def rendered_job(team: str, user: str) -> RenderJob:
+    """A delivered and charged job, with a template and a schedule of the same team."""
+    caller = a_caller(team, user)
+    job = a_job(caller)
+    deliver(begun(), key=f"{team}.png")
+    template = BatchTemplate.objects.create(team=job.team, name=f"of {team}", created_by=caller.user, request={})
+    schedule_sync(BatchSchedule.objects.create(template=template))
+    return job
+
+
+def page(name: str, kind: str, *args: object) -> str:
+    return reverse(f"admin:{name}_{kind}", args=args)
+
+
+def one_of(name: str) -> object:
+    return apps.get_model(name.replace("_", ".", 1)).objects.first().pk
+
+
+def upload(client: Client, data: bytes, **changes: object):
+    given = {"file": SimpleUploadedFile("dream.safetensors", data), "access": "public", **changes}
+    return client.post(page("assets_asset", "add"), given, follow=True)
+
+
+def stored(tmp_path: Path) -> int:
+    return sum(path.is_file() for path in (tmp_path / "assets").rglob("*"))
+
+
+@pytest.mark.parametrize("name", sorted(FOR_LEADS | FOR_SUPERUSERS))
+def test_every_page_answers(root, name):
+    rendered_job("team-a", "ada")
+    added = root.get(page(name, "add")).status_code
+    assert (
+        root.get(page(name, "changelist")).status_code
+        == root.get(page(name, "change", one_of(name))).status_code
+        == 200
+    )
+    assert added == (403 if name in NEVER_WRITTEN else 200)
+
+
+@pytest.mark.parametrize("name", sorted(NEVER_WRITTEN))
+def test_jobs_and_the_book_can_be_neither_changed_nor_deleted(root, name):
+    rendered_job("team-a", "ada")
+    assert root.post(page(name, "change", one_of(name)), {}).status_code == 403
+    assert root.post(page(name, "delete", one_of(name)), {"post": "yes"}).status_code == 403
+
+
+def test_p11_a_lead_sees_the_own_team_and_no_trace_of_others(root, lead):
+    rendered_job("team-a", "ada")
+    rendered_job("hidden-team", "zoltan")
+    for name in FOR_LEADS:
+        body = lead.get(page(name, "changelist")).content.decode()
+        assert "hidden-team" not in body and "zoltan" not in body, name
+    assert "hidden-team" not in lead.get(reverse("admin:index")).content.decode()
+    assert "team-a" in lead.get(reverse("admin:index")).content.decode()
+
+
+@pytest.mark.parametrize("name", sorted(FOR_SUPERUSERS))
+def test_p11_what_is_of_no_team_is_for_superusers(lead, name):
+    assert lead.get(page(name, "changelist")).status_code == lead.get(page(name, "add")).status_code == 403
+
+
+def test_p11_a_lead_can_neither_open_nor_cancel_nor_revoke_what_others_own(root, lead):
+    other = rendered_job("hidden-team", "zoltan")
+    waiting, token = a_job(a_caller("hidden-team", "zoltan")), ApiToken.objects.filter(team=other.team).first()
+    assert lead.get(page("renderjobs_renderjob", "change", other.pk)).status_code == 302
+    for name, action, pk in (("renderjobs_renderjob", "cancel", waiting.pk), ("accounts_apitoken", "revoke", token.pk)):
+        lead.post(page(name, "changelist"), {"action": action, "_selected_action": [pk]})
+    waiting.refresh_from_db()
+    token.refresh_from_db()
+    assert waiting.state == "queued" and token.revoked_at is None
+
+
+def test_a_member_who_leads_no_team_sees_nothing():
+    caller = a_caller()
+    User.objects.filter(pk=caller.user.pk).update(is_staff=True)
+    member = client_of(User.objects.get(pk=caller.user.pk))
+    assert {member.get(page(name, "changelist")).status_code for name in FOR_LEADS} == {403}
+
+
+def test_an_uploaded_checkpoint_is_usable_at_once(root):
+    assert "approved" in upload(root, a_checkpoint_file()).content.decode()
+    assert Asset.objects.get(name="dream").state == "approved"
+
+
+def test_a_refused_upload_shows_its_reason_and_leaves_no_file(root, tmp_path):
+    body = upload(root, b"this is no model at all").content.decode()
+    asset = Asset.objects.get(name="dream")
+    assert asset.state == "quarantined" and asset.reason in body and stored(tmp_path) == 0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"config": SimpleUploadedFile("c.yaml", b"[1]")}, {"name": "///"}, {"access": "teams"}],
+    ids=["a YAML that is no map", "a name of nothing", "chosen teams, none chosen"],
+)
+def test_a_wrong_form_stores_nothing(root, tmp_path, wrong):
+    assert upload(root, a_checkpoint_file(), **wrong).status_code == 200
+    assert not Asset.objects.filter(name="dream").exists() and stored(tmp_path) == 0
+
+
+def test_p12_a_tokens_text_is_shown_once_and_its_digest_never(root):
+    caller = a_caller()
+    form = {"user": caller.user.pk, "team": caller.team.pk, "name": "ci", "scopes": ["sdapi"]}
+    text = re.search(r"rk_[\w-]{40,}", root.post(page("accounts_apitoken", "add"), form, follow=True).content.decode())[
+        0
+    ]
+    token = ApiToken.objects.get(name="ci")
+    for address in (page("accounts_apitoken", "changelist"), page("accounts_apitoken", "change", token.pk)):
+        body = root.get(address).content.decode()
+        assert token.prefix in body and text not in body and token.digest not in body
+    assert Client().get("/api/v1/jobs", headers={"Authorization": text}).status_code == 403  # known, without the scope
+
+
+def test_a_token_is_for_members_of_its_team(root):
+    form = {"user": a_caller("team-b", "bob").user.pk, "team": a_caller().team.pk, "scopes": ["sdapi"], "name": "ci"}
+    assert "is not a member" in root.post(page("accounts_apitoken", "add"), form).content.decode()
+
+
+def test_a_job_is_cancelled_by_the_list_and_by_no_address(lead):
+    job = a_job(a_caller("team-a", "ada"))
+    address = page("renderjobs_renderjob", "changelist")
+    lead.get(address, {"action": "cancel", "_selected_action": job.pk})
+    assert RenderJob.objects.get().state == "queued"
+    lead.post(address, {"action": "cancel", "_selected_action": [job.pk]})
+    assert RenderJob.objects.get().state == "cancelled"
+
+
+def test_a_jobs_page_shows_pictures_cost_and_events(root):
+    job = rendered_job("team-a", "ada")
+    body = root.get(page("renderjobs_renderjob", "change", job.pk)).content.decode()
+    assert "/files/" in body and "seed 1000" in body and "0.002000" in body and "delivered" in body
+
+
+@pytest.mark.parametrize("name", ["renderjobs_renderjob", "billing_ledgertransaction"])
+def test_a_list_costs_the_same_queries_for_many_rows(root, name):
+    job, counts = rendered_job("team-a", "ada"), []
+    charge = LedgerTransaction.objects.get()
+    for more in (10, 1000):
+        RenderJob.objects.bulk_create(RenderJob(**like(job, "id")) for _ in range(more))
+        LedgerTransaction.objects.bulk_create(
+            LedgerTransaction(**like(charge, "id") | {"event_id": f"{more}-{n}", "image_id": more * 1000 + n})
+            for n in range(more)
+        )
+        root.get(page(name, "changelist"))
+        with CaptureQueriesContext(connection) as queries:
+            assert root.get(page(name, "changelist")).status_code == 200
+        counts.append(len(queries))
+    assert counts[0] == counts[1] <= 8
+
+
+def like(row: object, *but: str) -> dict[str, object]:
+    return {field.attname: getattr(row, field.attname) for field in row._meta.concrete_fields if field.name not in but}
