@@ -289,7 +289,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--vae-steps", type=int, default=2200)
     parser.add_argument("--pictures", type=int, default=24_000)
-    parser.add_argument("--unet-steps", type=int, default=3500)
+    parser.add_argument("--unet-steps", type=int, default=3000)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
+from django.db.models import Count, Max
 from PIL import Image, PngImagePlugin
 
 from renderjobs.choices import ImageState
@@ -32,6 +33,15 @@ def grid_of(pictures: Sequence[Image.Image]) -> Image.Image:
         left, top = index % columns * width, index // columns * height
         sheet.paste(picture, (left + (width - picture.width) // 2, top + (height - picture.height) // 2))
     return sheet
+
+
+def grid_size(job: RenderJob) -> tuple[int, int]:
+    """Width and height in pixels of the sheet ``grid_ensure`` makes, without reading it."""
+    cell = job.images.filter(state=ImageState.DELIVERED).aggregate(
+        count=Count("pk"), width=Max("width"), height=Max("height")
+    )
+    rows = grid_rows(cell["count"])
+    return math.ceil(cell["count"] / rows) * cell["width"], rows * cell["height"]
 
 
 def grid_ensure(job: RenderJob) -> str:

@@ -148,7 +148,10 @@ def int_or_none(value: float) -> int | None:
 
 def real(minimum: float, maximum: float) -> Any:
     def check(value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        # Only floats are asked whether they are finite: an int too large to be one would raise OverflowError.
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"is {shown(value)}; a number is accepted.")
+        if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"is {shown(value)}; a number is accepted.")
         if not minimum <= value <= maximum:
             raise ValueError(f"is {shown(value)}; accepted are {minimum} to {maximum}.")

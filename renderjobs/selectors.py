@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import uuid
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from django.db.models import Count, QuerySet
+from django.db.models import Count, F, Func, QuerySet, TextField, Value
 from django.db.models.functions import Now
 
 from accounts.authentication import Caller
 from common.errors import NotFoundError
 from renderjobs.choices import IMAGE_HELD, JOB_OPEN, JobState
-from renderjobs.models import Claim, RenderImage, RenderJob
+from renderjobs.models import Claim, JobEvent, RenderImage, RenderJob
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +29,23 @@ class JobProgress:
     steps: int = 0
 
 
+class ValueOfKey(Func):
+    """A JSON object's text at a key, whatever the key looks like: Django's transform takes digits for a list's index."""
+
+    template, arg_joiner = "(%(expressions)s)", " ->> "
+    output_field = TextField()
+
+    def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        rows = "(SELECT value FROM json_each(%(expressions)s))"
+        return self.as_sql(compiler, connection, template=rows, arg_joiner=") WHERE key = (", **context)
+
+
 def jobs_of(caller: Caller) -> QuerySet[RenderJob]:
     return RenderJob.objects.filter(team=caller.team).select_related("project").order_by("-pk")
+
+
+def with_tag(jobs: QuerySet[RenderJob], key: str, value: str) -> QuerySet[RenderJob]:
+    return jobs.alias(tag_value=ValueOfKey("tags", Value(key))).filter(tag_value=value)
 
 
 def job_get(caller: Caller, job_id: str | uuid.UUID) -> RenderJob:
@@ -44,14 +62,30 @@ def job_get(caller: Caller, job_id: str | uuid.UUID) -> RenderJob:
 
 def job_progress(job: RenderJob) -> JobProgress:
     """Progress of one job in at most one query; ``job`` must come from ``job_get`` or ``jobs_of(…).annotate(now=Now())``."""
+    return jobs_progress([job])[job.pk]
+
+
+def jobs_progress(jobs: Sequence[RenderJob]) -> dict[uuid.UUID, JobProgress]:
+    """Progress of any number of jobs in at most one query; they come from where ``job_progress`` takes its job."""
+    running = [job.pk for job in jobs if job.state == JobState.RUNNING]
+    passes: dict[uuid.UUID, list[tuple[int, int, int]]] = defaultdict(list)
+    if running:
+        # From the open claims, which are few: a job's own images can be many thousands.
+        claims = Claim.objects.filter(ended_at=None, images__job__in=running, images__state__in=IMAGE_HELD)
+        rows = claims.values("pk", "step", "steps", job_id=F("images__job")).annotate(held=Count("images"))
+        for row in rows.order_by():
+            passes[row["job_id"]].append((row["held"], row["step"], row["steps"]))
+    return {job.pk: _progress(job, passes[job.pk]) for job in jobs}
+
+
+def _progress(job: RenderJob, passes: Sequence[tuple[int, int, int]]) -> JobProgress:
+    """``passes`` has (images held, step, steps) of every micro-batch with images of the job."""
     if job.state not in JOB_OPEN:
         return JobProgress(1.0 if job.state == JobState.SUCCEEDED else job.images_ended / job.images_total, 0.0)
     if job.state == JobState.QUEUED:
         return JobProgress(0.0, None)
-    passes = Claim.objects.filter(images__job=job, images__state__in=IMAGE_HELD)
-    running = passes.annotate(held=Count("images")).values_list("held", "step", "steps")
     done, furthest = float(job.images_ended), (0, 0)
-    for held, step, steps in running:
+    for held, step, steps in passes:
         done += held * step / steps if steps else 0
         furthest = max(furthest, (step, steps))
     fraction = min(1.0, done / job.images_total)
@@ -69,3 +103,8 @@ def _eta(job: RenderJob, fraction: float) -> float | None:
 def images_of(job: RenderJob, *, after: int = -1) -> QuerySet[RenderImage]:
     """The job's images by index, from the one behind ``after``."""
     return RenderImage.objects.filter(job=job, index__gt=after).order_by("index")
+
+
+def events_of(job: RenderJob, *, after: int = 0) -> QuerySet[JobEvent]:
+    """The job's events by sequence, from the one behind ``after``; a reader that resumes misses and repeats none."""
+    return JobEvent.objects.filter(job=job, sequence__gt=after).order_by("sequence")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from django.core.exceptions import PermissionDenied
+from django.conf import settings
+from django.core.exceptions import PermissionDenied, RequestDataTooBig
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from django.views import defaults
 from rest_framework import exceptions
 from rest_framework.response import Response
 from rest_framework.views import set_rollback
@@ -27,6 +29,9 @@ def exception_handler(error: Exception, context: dict[str, Any]) -> Response | N
         body = problem(404, "not_found", "There is no such object.")
     elif isinstance(error, PermissionDenied):
         body = problem(403, "forbidden", "This is not allowed.")
+    elif isinstance(error, RequestDataTooBig):
+        limit = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
+        body = problem(413, "body_too_large", f"The body is larger than the limit of {limit} bytes.")
     elif isinstance(error, exceptions.ValidationError):
         body = problem(422, "invalid_request", "The request has wrong fields.", errors=flattened(error.detail))
     elif isinstance(error, exceptions.APIException):
@@ -45,6 +50,22 @@ def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
     return JsonResponse(problem(404, "not_found", "There is no such page."), status=404, content_type=CONTENT_TYPE)
 
 
+def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """Django's handler of requests that no view ever saw, for example with a wrong host."""
+    if not request.path.startswith("/api/"):
+        return defaults.bad_request(request, exception)
+    body = problem(400, "bad_request", "The request cannot be read.")
+    return JsonResponse(body, status=400, content_type=CONTENT_TYPE)
+
+
+def server_error(request: HttpRequest) -> HttpResponse:
+    """Django's handler of our own defects: it has logged the trace, the caller gets none of it."""
+    if not request.path.startswith("/api/"):
+        return defaults.server_error(request)
+    body = problem(500, "internal_error", "The platform failed; the failure is logged.")
+    return JsonResponse(body, status=500, content_type=CONTENT_TYPE)
+
+
 def problem(status: int, code: str, detail: str, **more: Any) -> dict[str, Any]:
     return {"type": f"urn:renderkiln:problem:{code}", "title": code.replace("_", " "), "status": status, "code": code,
             "detail": detail, **more}  # fmt: skip
@@ -59,8 +80,8 @@ def problem_of(error: PlatformError) -> dict[str, Any]:
 
 
 def pointer(field: str) -> str:
-    """A dotted field name as a JSON pointer into the request body."""
-    return "#/" + field.replace(".", "/")
+    """A dotted field name as a JSON pointer into the request body; the empty name is the body itself (RFC 6901)."""
+    return "#" + "".join(f"/{part.replace('~', '~0').replace('/', '~1')}" for part in field.split(".") if field)
 
 
 def flattened(detail: Any, path: str = "") -> list[dict[str, str]]:

@@ -19,4 +19,6 @@ urlpatterns = [
     path("healthz", healthz),
     path("readyz", readyz),
 ]
+handler400 = "common.problem.bad_request"
 handler404 = "common.problem.not_found"
+handler500 = "common.problem.server_error"

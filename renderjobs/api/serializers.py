@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from rest_framework import serializers
@@ -12,7 +13,7 @@ from common.errors import FieldError, InvalidRequestError
 from gpuworker.contract.samplers import SCHEDULES, UnknownSamplerError, resolve_sampler
 from renderjobs.choices import JobKind, JobState, Lane
 from renderjobs.files import file_url
-from renderjobs.models import RenderImage, RenderJob
+from renderjobs.models import JobEvent, RenderImage, RenderJob
 from renderjobs.request import RenderRequest
 from renderjobs.selectors import JobProgress
 
@@ -29,7 +30,7 @@ OPTIONS = {
     "emphasis": "emphasis",
 }
 """Keys of ``override_settings`` → canonical names."""
-REQUEST_FIELDS = {*SAME_NAME, "sampler_name", "scheduler", "sd_model_checkpoint", "override_settings"}
+REQUEST_FIELDS = {*SAME_NAME, "sampler_name", "sampler_index", "scheduler", "sd_model_checkpoint", "override_settings"}
 JOB_FIELDS = {"kind", "request", "lane", "project", "tags", "priority"}
 LANES = {lane.name.lower(): lane for lane in Lane}
 SPELLINGS = {spelling for schedule in SCHEDULES for spelling in schedule.spellings}
@@ -47,7 +48,7 @@ def render_request(body: Any) -> RenderRequest:
     values: dict[str, Any] = {name: body.get(name) for name in SAME_NAME}
     names = {name: f"request.{name}" for name in SAME_NAME}
     values["checkpoint"], names["checkpoint"] = body.get("sd_model_checkpoint"), "request.sd_model_checkpoint"
-    overrides = body.get("override_settings") or {}
+    overrides = given(body, "override_settings", {})
     if not isinstance(overrides, Mapping):
         errors.append(FieldError("request.override_settings", "override_settings must be an object."))
         overrides = {}
@@ -67,11 +68,13 @@ def render_request(body: Any) -> RenderRequest:
 
 def resolve_names(body: Mapping[str, Any], values: dict[str, Any], names: dict[str, str]) -> list[FieldError]:
     """Sampler and schedule, suffixes included; unlike the sdapi this door refuses what it does not know."""
-    sampler, schedule = body.get("sampler_name"), body.get("scheduler")
-    names |= {"sampler": "request.sampler_name", "schedule": "request.scheduler"}
+    # sampler_index is the older name of the same field; as in A1111 it counts when sampler_name is not given.
+    field = "sampler_name" if body.get("sampler_name") or not body.get("sampler_index") else "sampler_index"
+    sampler, schedule = body.get(field), body.get("scheduler")
+    names |= {"sampler": f"request.{field}", "schedule": "request.scheduler"}
     errors = [
-        FieldError(f"request.{field}", f"{field} must be a text.", value)
-        for field, value in (("sampler_name", sampler), ("scheduler", schedule))
+        FieldError(f"request.{name}", f"{name} must be a text.", value)
+        for name, value in ((field, sampler), ("scheduler", schedule))
         if value is not None and not isinstance(value, str)
     ]
     if not errors and schedule and schedule not in SPELLINGS:
@@ -83,11 +86,15 @@ def resolve_names(body: Mapping[str, Any], values: dict[str, Any], names: dict[s
     try:
         resolved = resolve_sampler(sampler or "Euler", schedule, strict=True)
     except UnknownSamplerError:
-        return [
-            FieldError("request.sampler_name", f"Sampler {sampler!r} is unknown; GET /sdapi/v1/samplers lists them.")
-        ]
+        return [FieldError(f"request.{field}", f"Sampler {sampler!r} is unknown; GET /sdapi/v1/samplers lists them.")]
     values["sampler"], values["schedule"] = resolved.sampler.name, resolved.schedule.label
     return []
+
+
+def given(body: Mapping[str, Any], name: str, default: Any) -> Any:
+    """The field's value; absent and null are the default, while false, 0 and the empty list are what they are."""
+    value = body.get(name)
+    return default if value is None else value
 
 
 def unknown_fields(body: Mapping[str, Any], known: set[str], where: str) -> list[FieldError]:
@@ -107,17 +114,17 @@ def job_body(body: Any) -> dict[str, Any]:
     if not isinstance(body, Mapping):
         raise InvalidRequestError([FieldError("", "The body must be a JSON object.")])
     errors = unknown_fields(body, JOB_FIELDS, "")
-    kind, lane, priority = body.get("kind"), body.get("lane") or "standard", body.get("priority") or 0
+    kind, lane, priority = body.get("kind"), given(body, "lane", "standard"), given(body, "priority", 0)
     if kind not in JobKind.values:
         errors.append(FieldError("kind", f"kind is {kind!r}; accepted are {', '.join(JobKind.values)}.", kind))
-    if lane not in LANES:
+    if not isinstance(lane, str) or lane not in LANES:
         errors.append(FieldError("lane", f"lane is {lane!r}; accepted are {', '.join(LANES)}.", lane))
     if type(priority) is not int or not -100 <= priority <= 100:
         errors.append(FieldError("priority", "priority must be a whole number from -100 to 100.", priority))
-    project, tags = body.get("project") or "", body.get("tags") or {}
-    if not isinstance(project, str):
+    project, tags = given(body, "project", ""), given(body, "tags", {})
+    if not isinstance(project, str) or "\x00" in project:
         errors.append(FieldError("project", "project must be a text.", project))
-    if not isinstance(tags, Mapping):
+    if not isinstance(tags, Mapping) or any("\x00" in text for pair in tags.items() for text in map(str, pair)):
         errors.append(FieldError("tags", "tags must be an object of texts.", tags))
     try:
         request = render_request(body.get("request"))
@@ -126,6 +133,14 @@ def job_body(body: Any) -> dict[str, Any]:
     if errors:
         raise InvalidRequestError(errors)
     return {"request": request, "lane": LANES[lane], "priority": priority, "project": project, "tags": tags}
+
+
+def as_written(error: InvalidRequestError, body: Mapping[str, Any]) -> InvalidRequestError:
+    """The error of a submission with the checkpoint's field where this (valid) body has it."""
+    overrides = body["request"].get("override_settings") or {}
+    within = "override_settings." if overrides.get("sd_model_checkpoint") is not None else ""
+    places = {"sd_model_checkpoint": f"request.{within}sd_model_checkpoint"}
+    return InvalidRequestError([replace(item, field=places.get(item.field, item.field)) for item in error.errors])
 
 
 def job_json(job: RenderJob, progress: JobProgress, *, base: str) -> dict[str, Any]:
@@ -157,6 +172,7 @@ def job_json(job: RenderJob, progress: JobProgress, *, base: str) -> dict[str, A
         "links": {
             "self": address,
             "images": f"{address}/images",
+            "events": f"{address}/events",
             "grid": f"{address}/grid",
             "cancel": f"{address}/cancel",
         },
@@ -180,6 +196,17 @@ def image_json(image: RenderImage, *, currency: str, base: str) -> dict[str, Any
         "cost": {"amount": f"{image.cost_amount:.6f}", "currency": currency},
         "delivered_at": image.delivered_at.isoformat() if image.delivered_at else None,
         "error": error,
+    }
+
+
+def event_json(event: JobEvent) -> dict[str, Any]:
+    return {
+        "sequence": event.sequence,
+        "image_index": event.image_index,
+        "from_state": event.from_state or None,
+        "to_state": event.to_state,
+        "cause": event.cause,
+        "created_at": event.created_at.isoformat(),
     }
 
 
@@ -207,7 +234,9 @@ class ErrorSchema(serializers.Serializer):
 
 
 class LinksSchema(serializers.Serializer):
+    self = serializers.URLField()
     images = serializers.URLField()
+    events = serializers.URLField()
     grid = serializers.URLField()
     cancel = serializers.URLField()
 
@@ -254,6 +283,15 @@ class ImageSchema(serializers.Serializer):
     error = ErrorSchema(allow_null=True)
 
 
+class EventSchema(serializers.Serializer):
+    sequence = serializers.IntegerField()
+    image_index = serializers.IntegerField(allow_null=True, help_text="Null for the job's own moves.")
+    from_state = serializers.CharField(allow_null=True)
+    to_state = serializers.CharField()
+    cause = serializers.CharField()
+    created_at = serializers.DateTimeField()
+
+
 class OptionsSchema(serializers.Serializer):
     sd_model_checkpoint = serializers.CharField(required=False)
     CLIP_stop_at_last_layers = serializers.IntegerField(required=False)
@@ -270,6 +308,7 @@ class RequestSchema(serializers.Serializer):
     seed_resize_from_w = serializers.IntegerField(required=False, default=-1)
     seed_resize_from_h = serializers.IntegerField(required=False, default=-1)
     sampler_name = serializers.CharField(required=False, default="Euler")
+    sampler_index = serializers.CharField(required=False, help_text="The older name of sampler_name.")
     scheduler = serializers.CharField(required=False, default="Automatic")
     batch_size = serializers.IntegerField(required=False, default=1)
     n_iter = serializers.IntegerField(required=False, default=1)
@@ -299,6 +338,8 @@ class NewJobSchema(serializers.Serializer):
 class GridSchema(serializers.Serializer):
     url = serializers.URLField()
     images = serializers.IntegerField()
+    width = serializers.IntegerField()
+    height = serializers.IntegerField()
 
 
 class UsageRowSchema(serializers.Serializer):

@@ -10,6 +10,7 @@ urlpatterns = [
     path("jobs", views.JobsView.as_view()),
     path("jobs/<str:job_id>", views.JobView.as_view()),
     path("jobs/<str:job_id>/images", views.JobImagesView.as_view()),
+    path("jobs/<str:job_id>/events", views.JobEventsView.as_view()),
     path("jobs/<str:job_id>/cancel", views.JobCancelView.as_view()),
     path("jobs/<str:job_id>/grid", views.JobGridView.as_view()),
     path("usage", views.UsageView.as_view()),

@@ -7,9 +7,8 @@ from datetime import UTC, datetime, time
 from typing import Any
 from urllib.parse import urlencode
 
-from django.db.models import QuerySet, TextField
-from django.db.models.fields.json import KeyTextTransform
-from django.db.models.functions import Cast, Now
+from django.db.models import QuerySet
+from django.db.models.functions import Now
 from django.utils.dateparse import parse_date, parse_datetime
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
 from rest_framework.request import Request
@@ -23,10 +22,10 @@ from common.errors import ConflictError, FieldError, InvalidRequestError
 from renderjobs.api import serializers as wire
 from renderjobs.choices import JobState
 from renderjobs.files import base_of, file_url
-from renderjobs.grids import grid_ensure
+from renderjobs.grids import grid_ensure, grid_size
 from renderjobs.models import IdempotencyRecord, RenderJob
 from renderjobs.models.jobs import Source
-from renderjobs.selectors import images_of, job_get, job_progress, jobs_of
+from renderjobs.selectors import events_of, images_of, job_get, job_progress, jobs_of, jobs_progress, with_tag
 from renderjobs.submission import job_cancel, job_submit
 
 PROBLEM = OpenApiResponse(wire.ProblemSchema, description="problem+json")
@@ -40,28 +39,30 @@ class JobsView(APIView):
         operation_id="jobs_submit",
         request=wire.NewJobSchema,
         parameters=[OpenApiParameter("Idempotency-Key", str, OpenApiParameter.HEADER)],
-        responses={201: wire.JobSchema, 409: PROBLEM, 422: PROBLEM, **PROBLEMS},
+        responses={201: wire.JobSchema, **dict.fromkeys((400, 409, 413, 415, 422, 503), PROBLEM), **PROBLEMS},
     )
     def post(self, request: Request) -> Response:
         """Accept a job. The same Idempotency-Key and body get the same answer for seven days."""
         caller = caller_with(request, Scope.JOBS_WRITE)
         key = idempotency_key(request)
-        submitted = job_submit(
-            caller=caller, source=Source.API, body=request.data, idempotency_key=key, **wire.job_body(request.data)
-        )
-        if submitted.replayed and key:
-            return Response(replay_of(caller, key), status=201, headers={"Idempotency-Replayed": "true"})
-        answer = shown(request, job_get(caller, submitted.job.pk))
+        fields = wire.job_body(request.data)
+        try:
+            submitted = job_submit(caller=caller, source=Source.API, body=request.data, idempotency_key=key, **fields)
+        except InvalidRequestError as error:
+            raise wire.as_written(error, request.data) from error
         if key:
-            IdempotencyRecord.objects.filter(token=caller.token, key=key).update(response=answer)
-        return Response(answer, status=201, headers={"Location": answer["links"]["self"]})
+            status, answer = answer_kept(request, key)
+        else:
+            status, answer = 201, shown(request, job_get(caller, submitted.job.pk))
+        replayed = {"Idempotency-Replayed": "true"} if submitted.replayed else {}
+        return Response(answer, status=status, headers={"Location": answer["links"]["self"], **replayed})
 
     @extend_schema(
         operation_id="jobs_list",
         parameters=[
             OpenApiParameter("state", str, enum=JobState.values),
             OpenApiParameter("project", str),
-            OpenApiParameter("tag", str, description="key=value"),
+            OpenApiParameter("tag", str, description="key=value or key:value"),
             OpenApiParameter("limit", int),
             OpenApiParameter("before", str, description="The id of the last job of the page before."),
         ],
@@ -72,7 +73,8 @@ class JobsView(APIView):
         caller = caller_with(request, Scope.JOBS_READ)
         limit = page_size(request)
         jobs = list(filtered(jobs_of(caller).annotate(now=Now()), request)[: limit + 1])
-        rows = [wire.job_json(job, job_progress(job), base=base_of(request)) for job in jobs[:limit]]
+        progress = jobs_progress(jobs[:limit])
+        rows = [wire.job_json(job, progress[job.pk], base=base_of(request)) for job in jobs[:limit]]
         following = next_page(request, before=rows[-1]["id"]) if len(jobs) > limit else None
         return Response({"results": rows, "next": following})
 
@@ -100,7 +102,7 @@ class JobImagesView(APIView):
             OpenApiParameter("limit", int),
             OpenApiParameter("after", int, description="Index of the last image."),
         ],
-        responses={200: wire.page_of("ImagePage", wire.ImageSchema), **PROBLEMS},
+        responses={200: wire.page_of("ImagePage", wire.ImageSchema), 422: PROBLEM, **PROBLEMS},
     )
     def get(self, request: Request, job_id: str) -> Response:
         """The job's images by index, each readable as soon as it is delivered."""
@@ -112,6 +114,25 @@ class JobImagesView(APIView):
         return Response({"results": rows, "next": following})
 
 
+class JobEventsView(APIView):
+    @extend_schema(
+        operation_id="jobs_events",
+        parameters=[
+            OpenApiParameter("limit", int),
+            OpenApiParameter("after", int, description="Sequence of the last event."),
+        ],
+        responses={200: wire.page_of("EventPage", wire.EventSchema), 422: PROBLEM, **PROBLEMS},
+    )
+    def get(self, request: Request, job_id: str) -> Response:
+        """Every move of the job's and its images' states, by sequence."""
+        job = job_get(caller_with(request, Scope.JOBS_READ), job_id)
+        limit, after = page_size(request), whole_number(request, "after", 0, minimum=0, maximum=2**31 - 1)
+        events = list(events_of(job, after=after)[: limit + 1])
+        rows = [wire.event_json(event) for event in events[:limit]]
+        following = next_page(request, after=rows[-1]["sequence"]) if len(events) > limit else None
+        return Response({"results": rows, "next": following})
+
+
 class JobGridView(APIView):
     @extend_schema(operation_id="jobs_grid", responses={200: wire.GridSchema, 409: PROBLEM, **PROBLEMS})
     def get(self, request: Request, job_id: str) -> Response:
@@ -119,7 +140,8 @@ class JobGridView(APIView):
         job = job_get(caller_with(request, Scope.JOBS_READ), job_id)
         if job.finished_at is None or not job.images_delivered:
             raise ConflictError("The contact sheet is made when the job has ended with at least one delivered image.")
-        return Response({"url": file_url(grid_ensure(job), base=base_of(request)), "images": job.images_delivered})
+        (width, height), url = grid_size(job), file_url(grid_ensure(job), base=base_of(request))
+        return Response({"url": url, "images": job.images_delivered, "width": width, "height": height})
 
 
 class UsageView(APIView):
@@ -135,7 +157,7 @@ class UsageView(APIView):
     def get(self, request: Request) -> Response:
         """What the team has used: the numbers of the reports."""
         caller = caller_with(request, Scope.USAGE_READ)
-        dimensions = [name for name in request.query_params.get("group_by", "team").split(",") if name]
+        dimensions = [name for name in dict.fromkeys(request.query_params.get("group_by", "team").split(",")) if name]
         if wrong := [name for name in dimensions if name not in DIMENSIONS]:
             message = f"group_by is {wrong[0]!r}; accepted are {', '.join(DIMENSIONS)}."
             raise InvalidRequestError([FieldError("group_by", message)])
@@ -161,10 +183,18 @@ def shown(request: Request, job: RenderJob) -> dict[str, Any]:
     return wire.job_json(job, job_progress(job), base=base_of(request))
 
 
-def replay_of(caller: Caller, key: str) -> Any:
-    """The stored answer; the first call may still be writing it, then the job as it is now stands in."""
-    record = IdempotencyRecord.objects.select_related("job__project").get(token=caller.token, key=key)
-    return record.response or wire.job_json(record.job, job_progress(record.job), base="")
+def answer_kept(request: Request, key: str) -> tuple[int, Any]:
+    """Status and body of the one answer to this key.
+
+    It is stored by whoever comes first: the call that made the job, or a repeat while that one still writes or after it died.
+    """
+    records = IdempotencyRecord.objects.filter(token=request.auth.token, key=key)
+    record = records.get()
+    if record.response is None:
+        answer = shown(request, job_get(request.auth, record.job_id))
+        records.filter(response__isnull=True).update(response=answer)
+        record = records.get()
+    return record.status, record.response
 
 
 def idempotency_key(request: Request) -> str:
@@ -184,14 +214,15 @@ def filtered(jobs: QuerySet[RenderJob], request: Request) -> QuerySet[RenderJob]
                 [FieldError("state", f"state is {state!r}; accepted are {', '.join(JobState.values)}.")]
             )
         jobs = jobs.filter(state=state)
+    if wrong := [name for name in ("project", "tag") if "\x00" in query.get(name, "")]:
+        raise InvalidRequestError([FieldError(wrong[0], f"{wrong[0]} holds a NUL, which no name has.")])
     if project := query.get("project"):
         jobs = jobs.filter(project__name=project)
     if tag := query.get("tag"):
-        key, separator, value = tag.partition("=")
+        key, separator, value = tag.partition("=" if "=" in tag else ":")
         if not separator:
-            raise InvalidRequestError([FieldError("tag", f"tag is {tag!r}; accepted is key=value.")])
-        # Cast, because a bare key of a JSON field is compared as JSON, not as text.
-        jobs = jobs.annotate(tag_value=Cast(KeyTextTransform(key, "tags"), TextField())).filter(tag_value=value)
+            raise InvalidRequestError([FieldError("tag", f"tag is {tag!r}; accepted is key=value or key:value.")])
+        jobs = with_tag(jobs, key, value)
     if before := query.get("before"):
         try:
             jobs = jobs.filter(pk__lt=uuid.UUID(before))
@@ -222,14 +253,12 @@ def moment(request: Request, name: str) -> datetime | None:
         return None
     try:
         day = parse_date(text)
-        found = datetime.combine(day, time(0), UTC) if day else parse_datetime(text)
-    except ValueError:
-        found = None
-    if found is None:
-        raise InvalidRequestError(
-            [FieldError(name, f"{name} is {text[:40]!r}; accepted is a day or a moment, ISO 8601.")]
-        )
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
+        found = datetime.combine(day, time(0)) if day else parse_datetime(text)
+        if found is not None:
+            return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        pass
+    raise InvalidRequestError([FieldError(name, f"{name} is {text[:40]!r}; accepted is a day or a moment, ISO 8601.")])
 
 
 def next_page(request: Request, **cursor: Any) -> str:

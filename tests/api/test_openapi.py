@@ -26,20 +26,24 @@ def test_u4_the_document_validates_and_names_every_call(document):
         "/api/v1/jobs",
         "/api/v1/jobs/{job_id}",
         "/api/v1/jobs/{job_id}/images",
+        "/api/v1/jobs/{job_id}/events",
         "/api/v1/jobs/{job_id}/cancel",
         "/api/v1/jobs/{job_id}/grid",
         "/api/v1/usage",
     }
 
 
-@pytest.mark.parametrize(("path", "schema"), [("", "JobSchema"), ("/images", "ImageSchema")])
+@pytest.mark.parametrize(("path", "schema"), [("", "Job"), ("/images", "Image"), ("/events", "Event")])
 def test_answers_have_exactly_the_documented_fields(document, path, schema):
     caller = a_caller()
     job = a_job(caller)
     deliver(begun())
     answer = Client(headers={"Authorization": f"Bearer {caller.token.text}"}).get(f"/api/v1/jobs/{job.pk}{path}").json()
     shown = answer["results"][0] if path else answer
-    assert set(shown) == set(document["components"]["schemas"][schema.removesuffix("Schema") + "Schema"]["properties"])
+    documented = document["components"]["schemas"]
+    assert set(shown) == set(documented[f"{schema}Schema"]["properties"])
+    if schema == "Job":
+        assert set(shown["links"]) == set(documented["LinksSchema"]["properties"])
 
 
 def test_the_page_of_the_documentation_loads_nothing_from_elsewhere():
