@@ -63,8 +63,18 @@ def token_revoke(*, token: ApiToken) -> None:
 def member_ensure(
     *, team_name: str, user_name: str, role: str = Role.MEMBER, service_account: bool = False
 ) -> Membership:
-    """The user's membership of the team; creates team, user and membership when absent."""
-    team, _ = Team.objects.get_or_create(name=slugify(team_name), defaults={"title": team_name})
+    """The user's membership of the team; creates team, user and membership when absent.
+
+    Raises:
+        InvalidRequestError: No team or user can have that name.
+    """
+    slug = slugify(team_name)
+    if not 0 < len(slug) <= 64:  # two names without a Latin letter would otherwise be one and the same team
+        message = f"Team {team_name!r} cannot be named so; accepted are up to 64 Latin letters, digits and hyphens."
+        raise InvalidRequestError([FieldError("team", message, team_name)])
+    if not 0 < len(user_name.strip()) <= 150:
+        raise InvalidRequestError([FieldError("user", "A user's name has 1 to 150 characters.", user_name)])
+    team, _ = Team.objects.get_or_create(name=slug, defaults={"title": team_name})
     user, created = User.objects.get_or_create(username=user_name, defaults={"is_service_account": service_account})
     if created:
         user.set_unusable_password()

@@ -35,6 +35,10 @@ class HashedStream(File):
         self.size = file.tell()
         file.seek(0)
 
+    def __bool__(self) -> bool:
+        """A file without a name would be false."""
+        return True
+
     @property
     def sha256(self) -> str:
         return self._digest.hexdigest()

@@ -1,43 +1,59 @@
 """From upload to approval: received → hashed → scanned → recognised → approved, or quarantined with the reason.
 
-Each step is safe to repeat, so a process killed in the middle is finished by the next call of ``asset_process``. The object
-of an approved asset lies under its hash and is never overwritten.
+Every step may be repeated, by the same process or by two at once: a state is only ever moved forward, and an object gets its
+final place in one step. So a process killed anywhere is finished by the next call of ``asset_process``. The object of an
+approved asset lies under its hash and is never changed.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
+import unicodedata
 from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
 from typing import IO, Any
 
 import yaml
-from django.core.files.base import ContentFile
+from django.core.files.base import ContentFile, File
 from django.core.files.storage import Storage, storages
 from django.db import IntegrityError, transaction
 from django.db.models.functions import Now
 
 from accounts.models import Team, User
-from assets.models import Access, Asset, AssetKind, AssetState
+from assets.hashing import HashedStream, sha256_of
+from assets.models import Access, Asset, AssetKind, AssetQuerySet, AssetState
+from assets.recognition import family_of
 from assets.scanning import UnsafeFileError, header_read
+from common.database import now_plus
 from common.errors import FieldError, InvalidRequestError
-from gpuworker.contract.families import recognise
 
 logger = logging.getLogger(__name__)
-CHUNK_BYTES = 4 * 1024 * 1024
-MAX_CONFIG_BYTES = 256 * 1024
-RENDERABLE_FAMILIES = ("sd1",)
-"""Checkpoint families that this version's engine renders."""
-FAMILIES_OF_KIND = {
-    AssetKind.VAE: ("vae",),
-    AssetKind.LORA: ("lora",),
-    AssetKind.EMBEDDING: ("embedding",),
-    AssetKind.CONTROLNET: ("controlnet",),
-    AssetKind.UPSCALER: ("upscaler",),
-    AssetKind.HYPERNETWORK: ("hypernetwork",),
-}
+MAX_CONFIG_BYTES = 64 * 1024
+MAX_CONFIG_DEPTH = 32
+"""Configurations of models have about six levels; PyYAML's time grows with the square of the depth."""
+MAX_REASON_CHARACTERS = 500
+UPLOAD_TIME = timedelta(hours=6)
+"""An upload that has not ended by then was cut off."""
+UNDERWAY = (AssetState.RECEIVED, AssetState.HASHED, AssetState.SCANNED, AssetState.RECOGNISED)
+SETTLED = (AssetState.APPROVED, AssetState.RETIRED)
+SEPARATORS = re.compile(r"[/\\\u2044\u2215\u29f5\u29f8]")
+"""Slashes and what looks like one; full-width forms become plain ones before."""
+YAML_OPENS = (
+    yaml.BlockMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.FlowSequenceStartToken,
+)
+YAML_CLOSES = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
+YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, OverflowError, RecursionError)
+"""PyYAML lets its constructors' own exceptions through, for instance of the date 2020-99-99."""
+
+
+class _Overtaken(Exception):
+    """Another process has ended the intake of this asset in the meantime."""
 
 
 def asset_storage() -> Storage:
@@ -62,17 +78,15 @@ def asset_receive(
     """
     stem = clean_stem(name)
     configuration = config_text(config) if config else None
-    asset = Asset.objects.create(kind=kind, name=stem, access=access, uploaded_by=uploaded_by)
-    asset.teams.set(teams)
-    asset.users.set(users)
-    folder = f"quarantine/{asset.pk}"
-    file.seek(0)
-    asset.file_key = asset_storage().save(f"{folder}/upload", _ChunkedFile(file))
-    asset.size_bytes = asset_storage().size(asset.file_key)
-    if configuration is not None:
-        asset.config_key = asset_storage().save(f"{folder}/config.yaml", ContentFile(configuration))
-    asset.save(update_fields=["file_key", "size_bytes", "config_key"])
-    return asset
+    with transaction.atomic():
+        asset = Asset.objects.create(kind=kind, name=stem, access=access, uploaded_by=uploaded_by)
+        asset.teams.set(teams)
+        asset.users.set(users)
+    try:
+        return _store_draft(asset, file, configuration)
+    except BaseException:
+        _discard(asset)
+        raise
 
 
 def asset_process(asset_id: int, *, progress: Callable[[int], Any] = lambda _: None) -> Asset:
@@ -81,20 +95,23 @@ def asset_process(asset_id: int, *, progress: Callable[[int], Any] = lambda _: N
     Args:
         progress: Called with the number of bytes hashed since the last call.
     Returns:
-        The asset; an already approved one of the same kind, name and hash takes the place of a repeated upload.
+        The asset; an already approved one of the same kind, name and hash takes the place of a repeated upload. Its state
+        is still ``received`` while the upload goes on.
+    Raises:
+        Asset.DoesNotExist: There is no such upload, or it was a repeated one.
     """
     asset = Asset.objects.get(pk=asset_id)
-    if asset.state in (AssetState.APPROVED, AssetState.QUARANTINED, AssetState.RETIRED):
-        return asset
+    if asset.state not in UNDERWAY:
+        return _cleaned(asset)
     try:
-        with asset_storage().open(asset.file_key) as file:
-            _step(asset, AssetState.HASHED, sha256=hashed(file, progress))
-            header = header_read(file, size_bytes=asset.size_bytes)
-            _step(asset, AssetState.SCANNED)
-        _step(asset, AssetState.RECOGNISED, family=family_of(asset.kind, header.shapes))
+        if not asset.sha256:
+            return _unfinished_upload(asset)
+        _examine(asset, progress)
+        return _approve(asset)
     except UnsafeFileError as error:
         return _quarantine(asset, error.message)
-    return _approve(asset)
+    except _Overtaken:
+        return _ended_elsewhere(asset)
 
 
 def clean_stem(name: str) -> str:
@@ -103,48 +120,12 @@ def clean_stem(name: str) -> str:
     Raises:
         InvalidRequestError: Nothing usable is left.
     """
-    stem = re.sub(r"\.(safetensors|ckpt|pt|pth|bin)$", "", re.split(r"[/\\]", name.strip())[-1], flags=re.IGNORECASE)
+    last = SEPARATORS.split(unicodedata.normalize("NFKC", name).strip())[-1]
+    stem = re.sub(r"\.(safetensors|ckpt|pt|pth|bin)$", "", last, flags=re.IGNORECASE)
     stem = "".join(char for char in stem if char.isprintable() and char not in '<>:"|?*,[]').strip(" .")
     if not stem or len(stem) > 200:
         raise InvalidRequestError([FieldError("name", f"{name[:80]!r} cannot be used as a name.", name)])
     return stem
-
-
-def hashed(file: IO[bytes], progress: Callable[[int], Any]) -> str:
-    digest = hashlib.sha256()
-    file.seek(0)
-    while chunk := file.read(CHUNK_BYTES):
-        digest.update(chunk)
-        progress(len(chunk))
-    return digest.hexdigest()
-
-
-def family_of(kind: str, shapes: dict[str, tuple[int, ...]]) -> str:
-    """The family of the file's weights.
-
-    Raises:
-        UnsafeFileError: They are not of the kind that was declared, or this version cannot render them.
-    """
-    found = recognise(shapes)
-    if found.family is None:
-        raise UnsafeFileError(f"The weights are not recognised. {found.reason}")
-    if kind == AssetKind.CHECKPOINT:
-        if not found.is_checkpoint:
-            raise UnsafeFileError(f"The file holds weights of kind {found.family}, not a checkpoint.")
-        if found.missing:
-            shown = ", ".join(found.missing[:3])
-            raise UnsafeFileError(
-                f"The file looks like {found.family} but lacks {len(found.missing)} tensors: {shown}."
-            )
-        if found.family not in RENDERABLE_FAMILIES or found.input_channels != 4:
-            accepted = ", ".join(RENDERABLE_FAMILIES)
-            raise UnsafeFileError(
-                f"The file is a checkpoint of family {found.family} with {found.input_channels} input channels; "
-                f"this version renders text-to-image checkpoints of family {accepted}."
-            )
-    elif found.family not in FAMILIES_OF_KIND[AssetKind(kind)]:
-        raise UnsafeFileError(f"The file holds weights of kind {found.family}, not {kind}.")
-    return found.family
 
 
 def config_text(config: IO[bytes]) -> bytes:
@@ -153,97 +134,220 @@ def config_text(config: IO[bytes]) -> bytes:
     if len(text) > MAX_CONFIG_BYTES:
         raise InvalidRequestError([FieldError("config", f"The YAML is longer than {MAX_CONFIG_BYTES} bytes.")])
     try:
+        _refuse_costly_yaml(text)
         parsed = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except YAML_ERRORS as error:
         raise InvalidRequestError([FieldError("config", "The YAML cannot be read.")]) from error
     if not isinstance(parsed, dict):
         raise InvalidRequestError([FieldError("config", "The YAML is not a map.")])
     return text
 
 
+def _refuse_costly_yaml(text: bytes) -> None:
+    """Raises: InvalidRequestError: Reading it could take more time or memory than there is."""
+    depth = 0
+    for token in yaml.scan(text):
+        # A few aliases of aliases stand for gigabytes, and no model's configuration has one.
+        if isinstance(token, yaml.AliasToken):
+            raise InvalidRequestError([FieldError("config", "The YAML has aliases, which are not accepted.")])
+        depth += isinstance(token, YAML_OPENS) - isinstance(token, YAML_CLOSES)
+        if depth > MAX_CONFIG_DEPTH:
+            raise InvalidRequestError([FieldError("config", f"The YAML has more than {MAX_CONFIG_DEPTH} levels.")])
+
+
+def _store_draft(asset: Asset, file: IO[bytes], configuration: bytes | None) -> Asset:
+    """The row's hash is written last: without one, the upload has not ended."""
+    folder = _draft_folder(asset)
+    stream = HashedStream(file)
+    asset.file_key = asset_storage().save(f"{folder}/upload", stream)
+    if configuration is not None:
+        asset.config_key = asset_storage().save(f"{folder}/config.yaml", ContentFile(configuration))
+    asset.size_bytes, asset.sha256 = stream.size, stream.sha256
+    asset.save(update_fields=["file_key", "config_key", "size_bytes", "sha256"])
+    return asset
+
+
+def _unfinished_upload(asset: Asset) -> Asset:
+    if Asset.objects.filter(pk=asset.pk, created_at__gt=now_plus(-UPLOAD_TIME.total_seconds())).exists():
+        return asset
+    raise UnsafeFileError("The upload was cut off; upload the file again.")
+
+
+def _examine(asset: Asset, progress: Callable[[int], Any]) -> None:
+    """Hash, scan and recognise what lies in the storage.
+
+    Raises:
+        UnsafeFileError: It cannot be used.
+    """
+    with _opened(asset) as file:
+        if sha256_of(file, progress) != asset.sha256:
+            raise UnsafeFileError("The stored file is not what was uploaded; upload it again.")
+        _step(asset, AssetState.HASHED)
+        header = header_read(file, size_bytes=asset.size_bytes)
+        _step(asset, AssetState.SCANNED)
+    _step(asset, AssetState.RECOGNISED, family=family_of(asset.kind, header.shapes))
+
+
+def _opened(asset: Asset) -> File:
+    """The draft, or the final object if a process was killed after it had placed it."""
+    for key in (asset.file_key, _final_key(asset)):
+        try:
+            return asset_storage().open(key)
+        except FileNotFoundError:
+            continue
+    raise UnsafeFileError("The uploaded file is gone; upload it again.")
+
+
 def _step(asset: Asset, state: str, **values: Any) -> None:
-    for name, value in values.items():
-        setattr(asset, name, value)
-    asset.state = state
-    asset.save(update_fields=["state", *values])
+    """Raises: _Overtaken: The asset is not under way any more; nothing is written."""
+    if not Asset.objects.filter(pk=asset.pk, state__in=UNDERWAY).update(state=state, **values):
+        raise _Overtaken
+
+
+def _ended_elsewhere(asset: Asset) -> Asset:
+    return Asset.objects.filter(pk=asset.pk).first() or _twins(asset).get()
 
 
 def _quarantine(asset: Asset, reason: str) -> Asset:
     """Keep the row with its reason, remove the file."""
-    for key in (asset.file_key, asset.config_key):
-        if key:
-            asset_storage().delete(key)
-    _step(asset, AssetState.QUARANTINED, reason=reason, file_key="", config_key="")
-    logger.warning("Asset %s (%s) is quarantined: %s", asset.pk, asset.name, reason)
-    return asset
+    # A tensor's name may hold what no database takes as text.
+    shown = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in reason)
+    try:
+        _step(asset, AssetState.QUARANTINED, reason=shown[:MAX_REASON_CHARACTERS])
+    except _Overtaken:
+        return _ended_elsewhere(asset)
+    logger.warning("Asset %s (%s) is quarantined: %s", asset.pk, asset.name, shown[:MAX_REASON_CHARACTERS])
+    return _cleaned(Asset.objects.get(pk=asset.pk))
 
 
 def _approve(asset: Asset) -> Asset:
-    twin = Asset.objects.filter(
-        kind=asset.kind, name=asset.name, sha256=asset.sha256, state__in=[AssetState.APPROVED, AssetState.RETIRED]
-    ).first()
-    if twin is not None:
-        _discard(asset)
-        if twin.state == AssetState.RETIRED:
-            _step(twin, AssetState.APPROVED)  # uploading it again is asking for it back
-        return twin
-    draft_keys = (asset.file_key, asset.config_key)
-    stored = f"{asset.kind}/{asset.sha256}"
-    file_key = _settled(asset.file_key, f"{stored}.safetensors")
-    config_key = _settled(asset.config_key, f"{stored}.yaml") if asset.config_key else ""
+    """Raises: UnsafeFileError: The same weights are here already, in a way that this upload cannot join."""
+    _refuse_other_config(asset)
+    if twin := _twins(asset).first():
+        return _joined(asset, twin)
+    values = {"file_key": _placed_file(asset), "config_key": _placed_config(asset), "short_hash": asset.sha256[:10]}
     try:
         with transaction.atomic():
-            values = {"file_key": file_key, "config_key": config_key, "short_hash": asset.sha256[:10]}
-            Asset.objects.filter(pk=asset.pk).update(state=AssetState.APPROVED, approved_at=Now(), **values)
-    except IntegrityError:
-        _discard(asset)  # the same upload was approved a moment ago by another process
-        return Asset.objects.get(kind=asset.kind, name=asset.name, sha256=asset.sha256, state=AssetState.APPROVED)
-    for key in draft_keys:
-        if key.startswith("quarantine/"):
-            asset_storage().delete(key)
-    if asset.kind == AssetKind.CHECKPOINT:
-        _become_default_if_first(asset.pk)
-    return Asset.objects.get(pk=asset.pk)
+            _step(asset, AssetState.APPROVED, approved_at=Now(), **values)
+            _become_default_if_first(asset)
+    except IntegrityError:  # the same upload was approved a moment ago by another process
+        return _joined(asset, _twins(asset).get())
+    return _cleaned(asset)
 
 
-def _settled(key: str, final: str) -> str:
-    """Copy the draft to its content-addressed place, unless it lies there already."""
-    storage = asset_storage()
-    if not storage.exists(final):
-        with storage.open(key) as draft:
-            saved = storage.save(final, _ChunkedFile(draft))
-        if saved != final:  # another process stored the same bytes in between
-            storage.delete(saved)
+def _twins(asset: Asset) -> AssetQuerySet:
+    """What was approved before with the same bytes under the same name; at most one."""
+    same = Asset.objects.filter(kind=asset.kind, name=asset.name, sha256=asset.sha256, state__in=SETTLED)
+    return same.exclude(pk=asset.pk)
+
+
+def _joined(asset: Asset, twin: Asset) -> Asset:
+    """The twin stands for a repeated upload from now on, also for the teams and users that the upload names.
+
+    Raises:
+        UnsafeFileError: The twin is for other people; opening it to these is for a person to decide.
+    """
+    if twin.access not in (Access.PUBLIC, asset.access):
+        raise UnsafeFileError(f"The same file is here under this name already, for some {twin.access} only.")
+    with transaction.atomic():
+        if twin.access == asset.access:
+            twin.teams.add(*asset.teams.all())
+            twin.users.add(*asset.users.all())
+        # Uploading a retired file again is asking for it back.
+        Asset.objects.filter(pk=twin.pk, state=AssetState.RETIRED).update(state=AssetState.APPROVED)
+    _discard(asset)
+    return Asset.objects.get(pk=twin.pk)
+
+
+def _refuse_other_config(asset: Asset) -> None:
+    """Weights are addressed by their hash, so they have one YAML, whatever names they go by."""
+    draft = _content(asset.config_key) if asset.config_key else None
+    if draft is None:
+        return
+    same_weights = Asset.objects.filter(kind=asset.kind, sha256=asset.sha256, state__in=SETTLED)
+    if same_weights.exists() and _content(_final_key(asset, "yaml")) != draft:
+        raise UnsafeFileError("The same weights are here already without this YAML.")
+
+
+def _content(key: str) -> bytes | None:
+    try:
+        with asset_storage().open(key) as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+
+
+def _final_key(asset: Asset, extension: str = "safetensors") -> str:
+    return f"{asset.kind}/{asset.sha256}.{extension}"
+
+
+def _placed_file(asset: Asset) -> str:
+    final, storage = _final_key(asset), asset_storage()
+    # An object of another size was left by a process or a disk that failed: this one replaces it.
+    if not storage.exists(final) or storage.size(final) != asset.size_bytes:
+        _place(asset.file_key, final)
     return final
 
 
-def _discard(asset: Asset) -> None:
-    for key in (asset.file_key, asset.config_key):
-        if key.startswith("quarantine/"):
-            asset_storage().delete(key)
-    asset.delete()
+def _placed_config(asset: Asset) -> str:
+    if not asset.config_key:
+        return ""
+    final = _final_key(asset, "yaml")
+    _place(asset.config_key, final)
+    return final
 
 
-def _become_default_if_first(asset_id: int) -> None:
-    if Asset.objects.filter(kind=AssetKind.CHECKPOINT, is_default=True).exists():
+def _place(draft: str, final: str) -> None:
+    """Give the draft's bytes their final key; readers find the whole object there or none."""
+    storage = asset_storage()
+    try:
+        source, target = storage.path(draft), storage.path(final)
+    except NotImplementedError:  # an object store shows an object when it is complete
+        with storage.open(draft) as file:
+            storage.save(final, HashedStream(file))
+        return
+    Path(target).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.replace(source, target)
+    except FileNotFoundError:  # another process, or one that was killed, has moved it
+        if not storage.exists(final):
+            raise
+
+
+def _become_default_if_first(asset: Asset) -> None:
+    if asset.kind != AssetKind.CHECKPOINT or Asset.objects.filter(kind=asset.kind, is_default=True).exists():
         return
     try:
         with transaction.atomic():
-            Asset.objects.filter(pk=asset_id).update(is_default=True)
+            Asset.objects.filter(pk=asset.pk).update(is_default=True)
     except IntegrityError:
         pass  # another checkpoint became the default first
 
 
-class _ChunkedFile(ContentFile):
-    """A stream of unknown length as the storages want it: read in chunks, never whole in memory."""
+def _draft_folder(asset: Asset) -> str:
+    return f"quarantine/{asset.pk}"
 
-    def __init__(self, file: IO[bytes]):
-        super().__init__(b"")
-        self.file = file
-        position = file.tell()
-        file.seek(0, os.SEEK_END)
-        self.size = file.tell()
-        file.seek(position)
 
-    def __bool__(self) -> bool:
-        return True
+def _cleaned(asset: Asset) -> Asset:
+    """The asset as its row is now, without a draft of it left."""
+    _remove_drafts(asset)
+    if asset.state == AssetState.QUARANTINED:
+        Asset.objects.filter(pk=asset.pk).update(file_key="", config_key="")
+    return Asset.objects.get(pk=asset.pk)
+
+
+def _discard(asset: Asset) -> None:
+    _remove_drafts(asset)
+    Asset.objects.filter(pk=asset.pk, state__in=UNDERWAY).delete()
+
+
+def _remove_drafts(asset: Asset) -> None:
+    folder = _draft_folder(asset)
+    drafts = {f"{folder}/upload", f"{folder}/config.yaml", asset.file_key, asset.config_key}
+    for key in drafts:
+        if key.startswith(f"{folder}/"):
+            asset_storage().delete(key)
+    try:
+        asset_storage().delete(folder)  # a folder only where the storage is a disk
+    except OSError:
+        logger.info("Folder %s is not empty and stays.", folder)

@@ -22,7 +22,7 @@ ITEM_BITS = {
 }
 FOREIGN_BEGINNINGS = {
     b"PK\x03\x04": "a zip archive, as PyTorch pickles are",
-    b"\x80": "a Python pickle",
+    **dict.fromkeys((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"), "a Python pickle"),
     b"GGUF": "a GGUF file",
     b"\x1f\x8b": "a gzip archive",
 }
@@ -63,8 +63,6 @@ def header_read(file: IO[bytes], *, size_bytes: int) -> Header:
         header = json.loads(file.read(length).decode(), object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         raise UnsafeFileError("The safetensors header is not valid JSON.") from error
-    if not isinstance(header, dict):
-        raise UnsafeFileError("The safetensors header is not a JSON object.")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise UnsafeFileError("The safetensors metadata is not a map of texts.")

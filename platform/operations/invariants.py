@@ -1,22 +1,26 @@
 """What must be true of database and storage at any moment, after any fault (engineering.md, section 2.1). Reads only.
 
-One generator per invariant; each yields one sentence per violation. Set-based: no query per row, but one read per object.
+One generator per invariant; each yields one sentence per violation. The database finds the rows that are wrong, so a sound
+installation costs a few statements and one pass over the events; objects are read one by one.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any
 
 from django.core.files.storage import default_storage, storages
-from django.db import connection
-from django.db.models import Count, F, Max, Q, Sum
+from django.db import connection, transaction
+from django.db.models import Count, DecimalField, Exists, F, Max, OuterRef, Q, QuerySet, Subquery, Sum
+from django.db.models.functions import Coalesce, Round
 from django.utils import timezone
 
+from assets.hashing import sha256_of
 from assets.models import Asset, AssetState
-from billing.models import LedgerLine, LedgerTransaction
+from billing.models import Account, LedgerLine, LedgerTransaction, TransactionKind
 from renderjobs.choices import (
     IMAGE_ARROWS,
     IMAGE_HELD,
@@ -31,125 +35,202 @@ from renderjobs.models import Attempt, Claim, JobEvent, RenderImage, RenderJob
 
 ORPHAN_AGE = timedelta(hours=24)
 APPEND_ONLY_TABLES = ("billing_ledgertransaction", "billing_ledgerline")
+MONEY_PLACES = 6
+GUARDED_TABLES = {
+    "sqlite": "SELECT tbl_name FROM sqlite_master WHERE type = 'trigger' "
+    "AND (sql LIKE '%BEFORE UPDATE%' OR sql LIKE '%BEFORE DELETE%') GROUP BY tbl_name HAVING COUNT(*) = 2",
+    # Of tgtype: 8 is DELETE, 16 is UPDATE. A disabled trigger guards nothing.
+    "postgresql": "SELECT relname FROM pg_trigger JOIN pg_class ON pg_class.oid = tgrelid "
+    "WHERE NOT tgisinternal AND tgenabled <> 'D' AND tgtype & 24 = 24",
+}
+"""Tables whose triggers refuse both UPDATE and DELETE."""
 
 
 def violations(*, objects: bool = True) -> Iterator[str]:
     """Every violation. ``objects`` False leaves the storage unread."""
-    for check in ROW_CHECKS:
-        yield from check()
+    with one_moment():
+        found = [line for check in ROW_CHECKS for line in check()]
+    yield from found
     if objects:
         for check in OBJECT_CHECKS:
             yield from check()
 
 
-def i1_a_job_is_open_exactly_while_an_image_is() -> Iterator[str]:
-    counts = {
-        "delivered": Count("images", filter=Q(images__state=ImageState.DELIVERED)),
-        "failed": Count("images", filter=Q(images__state=ImageState.FAILED)),
-        "cancelled": Count("images", filter=Q(images__state=ImageState.CANCELLED)),
-        "all": Count("images"),
-    }
-    for job in RenderJob.objects.annotate(**{f"n_{name}": count for name, count in counts.items()}):
-        counted = (job.n_delivered, job.n_failed, job.n_cancelled, job.n_all)
+@contextmanager
+def one_moment() -> Iterator[None]:
+    """All statements inside see one state of the database; work goes on meanwhile.
+
+    Inside a caller's transaction, that one decides.
+    """
+    if connection.in_atomic_block:
+        yield
+    elif connection.vendor == "sqlite":
+        # Django's own transactions take the write lock at once, and nobody could write until the check ends.
+        with connection.cursor() as cursor:
+            cursor.execute("BEGIN DEFERRED")
+            try:
+                yield
+            finally:
+                cursor.execute("ROLLBACK")
+    else:
+        with transaction.atomic():
+            with connection.cursor() as cursor:
+                cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            yield
+
+
+def i1_counters_of_a_job_are_its_images() -> Iterator[str]:
+    for job in jobs_counted().exclude(
+        n_delivered=F("images_delivered"),
+        n_failed=F("images_failed"),
+        n_cancelled=F("images_cancelled"),
+        n_all=F("images_total"),
+    ):
         said = (job.images_delivered, job.images_failed, job.images_cancelled, job.images_total)
-        if counted != said:
-            yield f"I1 job {job.pk} counts {said} delivered, failed, cancelled, total images; it has {counted}."
-        ended = sum(counted[:3]) == job.n_all
-        if ended != (job.state in JOB_TERMINAL):
-            yield f"I1 job {job.pk} is {job.state} with {sum(counted[:3])} of {job.n_all} images ended."
+        has = (job.n_delivered, job.n_failed, job.n_cancelled, job.n_all)
+        yield f"I1 job {job.pk} counts {said} delivered, failed, cancelled, total images; it has {has}."
+
+
+def i1_a_job_is_open_exactly_while_an_image_is() -> Iterator[str]:
+    jobs = jobs_counted().annotate(n_ended=F("n_delivered") + F("n_failed") + F("n_cancelled"))
+    closed_too_early = Q(state__in=JOB_TERMINAL) & ~Q(n_ended=F("n_all"))
+    left_open = Q(state__in=JOB_OPEN, n_ended=F("n_all"))
+    for job in jobs.filter(closed_too_early | left_open):
+        yield f"I1 job {job.pk} is {job.state} with {job.n_ended} of {job.n_all} images ended."
+
+
+def i2_no_two_images_share_a_file() -> Iterator[str]:
+    keys = RenderImage.objects.exclude(file_key="").order_by().values("file_key")
+    for row in keys.annotate(n=Count("pk")).filter(n__gt=1):
+        yield f"I2 {row['n']} images have the one object {row['file_key']}."
 
 
 def i3_delivered_images_and_charges_are_one_to_one() -> Iterator[str]:
-    charges = LedgerTransaction.objects.filter(kind="charge")
+    charges = LedgerTransaction.objects.filter(kind=TransactionKind.CHARGE)
     delivered = RenderImage.objects.filter(state=ImageState.DELIVERED)
-    for pk in delivered.exclude(pk__in=charges.values("image_id")).values_list("pk", flat=True):
+    for pk in pks(delivered.exclude(Exists(charges.filter(image_id=OuterRef("pk"))))):
         yield f"I3 image {pk} is delivered and not charged."
-    for pk in charges.exclude(image_id__in=delivered.values("pk")).values_list("image_id", flat=True):
-        yield f"I3 image {pk} is charged and not delivered."
-    for image_id in (
-        charges.values("image_id").annotate(n=Count("pk")).filter(n__gt=1).values_list("image_id", flat=True)
-    ):
-        yield f"I3 image {image_id} is charged more than once."
+    uncovered = charges.exclude(Exists(delivered.filter(pk=OuterRef("image_id"))))
+    for image_id in uncovered.values_list("image_id", flat=True):
+        yield f"I3 image {image_id} is charged and not delivered."
+    for row in charges.order_by().values("image_id").annotate(n=Count("pk")).filter(n__gt=1):
+        yield f"I3 image {row['image_id']} is charged {row['n']} times."
 
 
 def i3_ledger_transactions_sum_to_zero() -> Iterator[str]:
-    wrong = LedgerTransaction.objects.annotate(total=Sum("lines__amount"), n=Count("lines"))
-    for transaction in wrong.exclude(total=0, n=2):
-        yield f"I3 ledger transaction {transaction.pk} has {transaction.n} lines with the sum {transaction.total}."
+    summed = LedgerTransaction.objects.annotate(total=Sum("lines__amount"), n=Count("lines"))
+    for entry in summed.exclude(total=0, n=2):
+        yield f"I3 ledger transaction {entry.pk} has {entry.n} lines with the sum {entry.total}."
 
 
-def i3_costs_of_images_and_jobs_are_the_ledgers() -> Iterator[str]:
-    spent = LedgerLine.objects.filter(account="team_spend")
-    by_image = dict(spent.values_list("transaction__image_id").annotate(total=Sum("amount")))
-    for pk, amount in RenderImage.objects.filter(state=ImageState.DELIVERED).values_list("pk", "cost_amount"):
-        if by_image.get(pk) != amount:
-            yield f"I3 image {pk} says it cost {amount}; the ledger says {by_image.get(pk)}."
-    by_job = dict(spent.values_list("transaction__job_id").annotate(total=Sum("amount")))
-    for pk, amount in RenderJob.objects.values_list("pk", "cost_amount"):
-        if by_job.get(pk, 0) != amount:
-            yield f"I3 job {pk} says it cost {amount}; the ledger says {by_job.get(pk, 0)}."
+def i3_images_say_what_the_ledger_says() -> Iterator[str]:
+    line = LedgerLine.objects.filter(
+        account=Account.TEAM_SPEND,
+        transaction__kind=TransactionKind.CHARGE,
+        transaction__image_id=OuterRef("pk"),
+    )
+    images = RenderImage.objects.filter(state=ImageState.DELIVERED).annotate(
+        booked=Subquery(line.values("amount")[:1]), booked_us=Subquery(line.values("transaction__gpu_us")[:1])
+    )
+    # Of an image without a charge the check above speaks.
+    for image in images.filter(booked__isnull=False).exclude(booked=F("cost_amount"), booked_us=F("gpu_us")):
+        said, booked = f"{image.cost_amount} and {image.gpu_us} µs", f"{image.booked} and {image.booked_us} µs"
+        yield f"I3 image {image.pk} says it cost {said}; the ledger says {booked}."
+
+
+def i3_sums_of_a_job_are_its_images() -> Iterator[str]:
+    images = RenderImage.objects.filter(job=OuterRef("pk"), state=ImageState.DELIVERED).order_by().values("job")
+    lines = LedgerLine.objects.filter(account=Account.TEAM_SPEND, transaction__job_id=OuterRef("pk")).order_by()
+    booked = lines.values("transaction__job_id").annotate(total=Sum("amount")).values("total")
+    jobs = RenderJob.objects.annotate(
+        spent=money(images.annotate(total=Sum("cost_amount")).values("total")),
+        booked=money(booked),
+        spent_us=Coalesce(Subquery(images.annotate(total=Sum("gpu_us")).values("total")), 0),
+        said=Round("cost_amount", MONEY_PLACES),
+    )
+    for job in jobs.exclude(said=F("booked"), spent=F("booked"), spent_us=F("gpu_us")):
+        said, has = f"{job.cost_amount} and {job.gpu_us} µs", f"{job.spent} and {job.spent_us} µs"
+        yield f"I3 job {job.pk} says it cost {said}; its images cost {has}, the ledger says {job.booked}."
 
 
 def r8_the_database_refuses_to_change_the_ledger() -> Iterator[str]:
-    query = (
-        "SELECT tbl_name FROM sqlite_master WHERE type = 'trigger'"
-        if connection.vendor == "sqlite"
-        else "SELECT DISTINCT event_object_table FROM information_schema.triggers"
-    )
     with connection.cursor() as cursor:
-        cursor.execute(query)
+        cursor.execute(GUARDED_TABLES[connection.vendor])
         guarded = {row[0] for row in cursor.fetchall()}
     for table in APPEND_ONLY_TABLES:
         if table not in guarded:
             yield f"R8 table {table} has no append-only trigger."
 
 
+def i6_a_held_image_has_one_running_attempt() -> Iterator[str]:
+    held = RenderImage.objects.filter(state__in=IMAGE_HELD)
+    current = Attempt.objects.filter(
+        image=OuterRef("pk"), fence=OuterRef("fence"), claim=OuterRef("claim"), ended_at=None
+    )
+    for pk in pks(held.exclude(Exists(current))):
+        yield f"I6 image {pk} is held without a running attempt of its fence and claim."
+
+
 def i7_a_held_image_has_one_open_claim() -> Iterator[str]:
-    for pk in RenderImage.objects.filter(state__in=IMAGE_HELD, claim__ended_at__isnull=False).values_list(
-        "pk", flat=True
-    ):
-        yield f"I7 image {pk} is held under a claim that has ended."
-    for pk in Claim.objects.filter(ended_at=None).exclude(images__state__in=IMAGE_HELD).values_list("pk", flat=True):
+    held = RenderImage.objects.filter(state__in=IMAGE_HELD)
+    for pk in pks(held.filter(Q(claim=None) | Q(claim__ended_at__isnull=False))):
+        yield f"I7 image {pk} is held without an open claim."
+    idle = Claim.objects.filter(ended_at=None).exclude(Exists(held.filter(claim=OuterRef("pk"))))
+    for pk in pks(idle):
         yield f"I7 claim {pk} is open and holds nothing."
 
 
-def i9_events_tell_every_move() -> Iterator[str]:
-    numbers = RenderJob.objects.annotate(n=Count("events"), last=Max("events__sequence"))
+def i9_sequences_of_events_have_no_gaps() -> Iterator[str]:
+    numbers = RenderJob.objects.annotate(n=Count("events"), last=Coalesce(Max("events__sequence"), 0))
     for job in numbers.exclude(n=F("event_sequence"), last=F("event_sequence")):
         yield f"I9 job {job.pk} is at event {job.event_sequence} with {job.n} events up to {job.last}."
-    states: dict[Any, str] = {}
-    for event in JobEvent.objects.order_by("job", "sequence").iterator(chunk_size=2000):
-        key = (event.job_id, event.image_index)
-        arrows = JOB_ARROWS if event.image_index is None else IMAGE_ARROWS
-        first = "" if event.image_index is None else ImageState.WAITING
-        if event.from_state != states.get(key, first):
-            yield f"I9 event {event.sequence} of job {event.job_id} leaves {event.from_state!r}, not where it was."
-        elif event.from_state and event.to_state not in arrows.get(event.from_state, ()):
-            yield f"I9 event {event.sequence} of job {event.job_id}: {event.from_state} → {event.to_state} is no arrow."
-        states[key] = event.to_state
-    for job_id, index, state in RenderImage.objects.values_list("job_id", "index", "state").iterator():
-        if states.get((job_id, index), ImageState.WAITING) != state:
-            yield f"I9 image {index} of job {job_id} is {state}; its events end at {states.get((job_id, index))}."
-    for job_id, state in RenderJob.objects.values_list("pk", "state").iterator():
-        if states.get((job_id, None)) != state:
-            yield f"I9 job {job_id} is {state}; its events end at {states.get((job_id, None))}."
+
+
+def i9_events_tell_every_move() -> Iterator[str]:
+    """Walks jobs, images and events side by side, each in the order of the job, so that memory holds one job at a time."""
+    jobs = RenderJob.objects.order_by("pk").values_list("pk", "state")
+    images = Groups(RenderImage.objects.order_by("job_id", "index").values_list("job_id", "index", "state"))
+    events = Groups(
+        JobEvent.objects.order_by("job_id", "sequence").values_list(
+            "job_id", "sequence", "image_index", "from_state", "to_state"
+        )
+    )
+    for job_id, job_state in jobs.iterator():
+        ends: dict[int | None, str] = {}
+        for sequence, index, from_state, to_state in events.of(job_id):
+            yield from wrong_move(f"event {sequence} of job {job_id}", index, ends.get(index), from_state, to_state)
+            ends[index] = to_state
+        if ends.get(None) != job_state:
+            yield f"I9 job {job_id} is {job_state}; its events end at {ends.get(None)}."
+        for index, state in images.of(job_id):
+            if ends.get(index, ImageState.WAITING) != state:
+                yield f"I9 image {index} of job {job_id} is {state}; its events end at {ends.get(index)}."
+
+
+def wrong_move(event: str, index: int | None, before: str | None, from_state: str, to_state: str) -> Iterator[str]:
+    """``index`` None is the job itself; ``before`` None is the time before its first event."""
+    arrows, first = (JOB_ARROWS, "") if index is None else (IMAGE_ARROWS, ImageState.WAITING)
+    if from_state != (first if before is None else before):
+        yield f"I9 {event} leaves {from_state!r}, not where it was."
+    elif from_state and to_state not in arrows.get(from_state, ()):
+        yield f"I9 {event}: {from_state} → {to_state} is no arrow."
 
 
 def i10_attempts_end_with_their_images() -> Iterator[str]:
-    open_attempts = Attempt.objects.filter(ended_at=None)
-    for pk in open_attempts.exclude(image__state__in=IMAGE_HELD).values_list("pk", flat=True):
+    running = Attempt.objects.filter(ended_at=None)
+    for pk in pks(running.exclude(image__state__in=IMAGE_HELD)):
         yield f"I10 attempt {pk} runs although its image is not held."
     delivered = Count("tries", filter=Q(tries__outcome=AttemptOutcome.DELIVERED))
-    for image in RenderImage.objects.annotate(n=delivered).filter(state__in=IMAGE_TERMINAL):
-        if image.n != (image.state == ImageState.DELIVERED):
-            yield f"I10 image {image.pk} is {image.state} with {image.n} delivered attempts."
+    images = RenderImage.objects.filter(state__in=IMAGE_TERMINAL).annotate(n=delivered)
+    for image in images.exclude(state=ImageState.DELIVERED, n=1).exclude(~Q(state=ImageState.DELIVERED), n=0):
+        yield f"I10 image {image.pk} is {image.state} with {image.n} delivered attempts."
 
 
 def p4_the_default_checkpoint_is_usable() -> Iterator[str]:
     for asset in Asset.objects.filter(is_default=True).exclude(state=AssetState.APPROVED):
         yield f"P4 the default {asset.kind} {asset.name} is {asset.state}."
-    if (open_jobs := RenderJob.objects.filter(state__in=JOB_OPEN, checkpoint__sha256="")).exists():
-        yield f"P4 {open_jobs.count()} open jobs have a checkpoint without a hash."
+    for pk in pks(RenderJob.objects.filter(state__in=JOB_OPEN, checkpoint__sha256="")):
+        yield f"P4 job {pk} is open and its checkpoint has no hash."
 
 
 def i2_a_delivered_images_object_has_its_hash() -> Iterator[str]:
@@ -168,19 +249,50 @@ def i19_no_old_object_lies_without_a_row() -> Iterator[str]:
             yield f"I19 object {key} belongs to no row and is older than {ORPHAN_AGE}."
 
 
-def p4_approved_assets_have_their_file() -> Iterator[str]:
+def p4_usable_assets_have_their_file() -> Iterator[str]:
+    """Retired ones too: the jobs that pinned them still need it."""
     storage = storages["assets"]
-    for asset in Asset.objects.filter(state=AssetState.APPROVED):
+    for asset in Asset.objects.filter(state__in=[AssetState.APPROVED, AssetState.RETIRED]):
         if not storage.exists(asset.file_key) or storage.size(asset.file_key) != asset.size_bytes:
             yield f"P4 the file of asset {asset.pk} ({asset.name}) is missing or has another size."
 
 
+def jobs_counted() -> QuerySet[Any]:
+    """Jobs with the numbers of their images: ``n_delivered``, ``n_failed``, ``n_cancelled``, ``n_all``."""
+    ended = {f"n_{state}": Count("images", filter=Q(images__state=state)) for state in IMAGE_TERMINAL}
+    return RenderJob.objects.annotate(n_all=Count("images"), **ended)
+
+
+def money(total: QuerySet[Any]) -> Round:
+    """A sum of another table, zero without rows. SQLite adds in floating point, so it is rounded to the ledger's places."""
+    amount = DecimalField(max_digits=18, decimal_places=MONEY_PLACES)
+    return Round(Coalesce(Subquery(total), Decimal(0), output_field=amount), MONEY_PLACES)
+
+
+def pks(rows: QuerySet[Any]) -> QuerySet[Any]:
+    return rows.values_list("pk", flat=True)
+
+
+class Groups:
+    """Rows that come sorted by their first column, handed out group by group to a walk in the same order."""
+
+    def __init__(self, rows: QuerySet[Any]):
+        self._rows = rows.iterator()
+        self._next = next(self._rows, None)
+
+    def of(self, key: Any) -> Iterator[tuple[Any, ...]]:
+        """The other columns of the rows of ``key``."""
+        while self._next is not None and self._next[0] == key:
+            yield self._next[1:]
+            self._next = next(self._rows, None)
+
+
 def object_hash(key: str) -> str | None:
-    """sha-256 of a stored picture; None when there is no such object."""
+    """sha-256 of a stored picture; None when there is no such object, or it cannot be read."""
     try:
         with default_storage.open(key) as file:
-            return hashlib.sha256(file.read()).hexdigest()
-    except (FileNotFoundError, OSError):
+            return sha256_of(file)
+    except OSError:
         return None
 
 
@@ -197,12 +309,17 @@ def walk(folder: str) -> Iterator[str]:
 
 
 ROW_CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
+    i1_counters_of_a_job_are_its_images,
     i1_a_job_is_open_exactly_while_an_image_is,
+    i2_no_two_images_share_a_file,
     i3_delivered_images_and_charges_are_one_to_one,
     i3_ledger_transactions_sum_to_zero,
-    i3_costs_of_images_and_jobs_are_the_ledgers,
+    i3_images_say_what_the_ledger_says,
+    i3_sums_of_a_job_are_its_images,
     r8_the_database_refuses_to_change_the_ledger,
+    i6_a_held_image_has_one_running_attempt,
     i7_a_held_image_has_one_open_claim,
+    i9_sequences_of_events_have_no_gaps,
     i9_events_tell_every_move,
     i10_attempts_end_with_their_images,
     p4_the_default_checkpoint_is_usable,
@@ -210,5 +327,5 @@ ROW_CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
 OBJECT_CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
     i2_a_delivered_images_object_has_its_hash,
     i19_no_old_object_lies_without_a_row,
-    p4_approved_assets_have_their_file,
+    p4_usable_assets_have_their_file,
 )

@@ -10,8 +10,9 @@ from django.core.management import CommandError, call_command
 from django.utils import timezone
 
 from accounts.authentication import caller_of
-from accounts.models import ApiToken, Membership
+from accounts.models import ApiToken, Membership, Team, User
 from accounts.services import token_issue, token_revoke
+from common.errors import ForbiddenError
 from tests.factories import a_caller
 
 pytestmark = pytest.mark.django_db
@@ -80,6 +81,39 @@ def test_issue_token_refuses_an_unknown_scope():
 def test_create_service_makes_a_program_not_a_person(capsys):
     call_command("create_service", "render-bot", "--team", "studio")
     assert caller_of(capsys.readouterr().out.strip()).user.is_service_account
+
+
+def test_create_service_refuses_the_name_of_a_person_and_changes_nothing():
+    a_caller("team-a", "ada")
+    with pytest.raises(CommandError, match="a person's name"):
+        call_command("create_service", "ada", "--team", "team-b")
+    assert not Team.objects.filter(name="team-b").exists() and ApiToken.objects.count() == 1
+
+
+@pytest.mark.parametrize("name", ["", "日本", "!!!", "x" * 65])
+def test_a_team_without_a_name_of_its_own_is_refused(name):
+    with pytest.raises(CommandError, match="cannot be named so"):
+        call_command("issue_token", "--team", name, "--user", "u")
+    assert not Team.objects.exists()
+
+
+def test_a_refused_scope_leaves_no_team_and_no_user():
+    with pytest.raises(CommandError):
+        call_command("issue_token", "--team", "t", "--user", "u", "--scope", "everything")
+    assert not Team.objects.exists() and not User.objects.exists()
+
+
+def test_s5_a_token_allows_its_scopes_only():
+    caller = a_caller(scopes=["jobs:read"])
+    caller.require("jobs:read")
+    with pytest.raises(ForbiddenError):
+        caller.require("jobs:write")
+
+
+def test_a_token_acts_for_its_own_team_only():
+    first, second = a_caller("team-a"), a_caller("team-b")
+    assert first.user == second.user
+    assert [caller_of(caller.token.text).team.name for caller in (first, second)] == ["team-a", "team-b"]
 
 
 def test_two_tokens_of_one_user_are_two():

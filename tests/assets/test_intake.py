@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import pickle
+import struct
 from pathlib import Path
 
 import pytest
@@ -67,23 +69,46 @@ def changed(**change: object) -> bytes:
     return framed({"a": entry}, b"\0" * 4)
 
 
+def framed_text(header: bytes) -> bytes:
+    return struct.pack("<Q", len(header)) + header
+
+
 REFUSED = {
     "a pickle": (pickle.dumps({"a": 1}), "a Python pickle"),
+    "a pickle of an old PyTorch": (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "a Python pickle"),
     "a zip archive": (b"PK\x03\x04" + b"\0" * 100, "a zip archive"),
-    "an empty file": (b"", "at least 8"),
+    "an empty file": (b"", "do not begin with a header"),
     "a text": (b"hello, this is no model", "not a safetensors file"),
     "a file cut in its header": (a_checkpoint_file()[:200], "truncated inside its header"),
     "a file cut in its data": (a_checkpoint_file()[:-10], "truncated"),
     "foreign bytes at the end": (a_checkpoint_file() + b"#!/bin/sh", "foreign bytes"),
+    "a header beyond the limit": ((2**27).to_bytes(8, "little") + b"{" * 100, "not a safetensors file"),
+    "a header in UTF-16": (framed_text('{"a":{}}'.encode("utf-16-le")), "not valid JSON"),
+    "a header with a name twice": (framed_text(b'{"a":{},"a":{}}'), "not valid JSON"),
+    "a header that is nested too deep": (framed_text(b'{"a":' * 100_000), "not valid JSON"),
     "a header that is no JSON": (b"\x04" + b"\0" * 7 + b"{nop", "not valid JSON"),
-    "a header that is a list": (framed([], b""), "not a JSON object"),
+    "a header that is a list": (framed([], b""), "not a safetensors file"),
     "an unknown type": (changed(dtype="PYOBJ"), "unknown type"),
+    "a type that is no text": (changed(dtype=[]), "unknown type"),
+    "a side that is true": (changed(shape=[True, 2]), "not described"),
+    "sides without end": (changed(shape=[1] * 100_000), "not described"),
+    "a side of 4000 digits": (changed(shape=[10**4000]), "not described"),
+    "a gap between tensors": (changed(data_offsets=[2, 6]), "leave a gap"),
     "a negative side": (changed(shape=[-2]), "not described"),
     "offsets beyond the file": (changed(shape=[4], data_offsets=[0, 8]), "truncated"),
     "a shape that does not fit": (changed(shape=[3]), "not described"),
     "overlapping tensors": (
         framed({name: {"dtype": "F16", "shape": [2], "data_offsets": [0, 4]} for name in "ab"}, b"\0" * 4),
         "overlap",
+    ),
+    "a name that no database takes": (safetensors({"a\0\ud800": [2]}), "starting with a\ufffd\ufffd"),
+    "an SDXL checkpoint": (
+        safetensors({**SD1_KEYS, "conditioner.embedders.1.model.ln_final.weight": [4]}),
+        "Family sdxl is recognised, but this version renders sd1 checkpoints only.",
+    ),
+    "an inpainting checkpoint": (
+        safetensors({**SD1_KEYS, "model.diffusion_model.input_blocks.0.0.weight": [4, 9, 3, 3]}),
+        "takes 9 input channels",
     ),
     "unknown weights": (safetensors({"something.weight": [2]}), "not recognised"),
     "a checkpoint without its VAE": (
@@ -105,11 +130,33 @@ def test_s19_what_is_not_a_whole_known_checkpoint_is_quarantined_and_removed(nam
     assert stored(tmp_path) == [] and checkpoint_find(a_caller(), "dream") is None
 
 
+@pytest.mark.parametrize("bytes_of_header", [640, 896, 1152, 1408])
+def test_a_header_whose_length_reads_like_a_pickles_beginning_is_a_header(bytes_of_header):
+    header = json.dumps({"emb_params": {"dtype": "F16", "shape": [2], "data_offsets": [0, 4]}}).ljust(bytes_of_header)
+    data = framed_text(header.encode()) + b"\0" * 4
+    assert data[0] == 0x80 and take_in(data, kind="embedding").state == "approved"
+
+
+def test_a_file_of_another_kind_than_declared_is_refused():
+    asset = take_in(safetensors({"emb_params": [2, 768]}), kind="lora")
+    assert (asset.state, asset.reason) == ("quarantined", "The file holds weights of kind embedding, not lora.")
+
+
 @pytest.mark.parametrize(
-    "name", ["../../etc/passwd", "a/b/dream.safetensors", "C:\\dream.ckpt", "dream\x00.safetensors"]
+    ("name", "stem"),
+    [
+        ("../../etc/passwd", "passwd"),
+        ("a/b/dream.safetensors", "dream"),
+        ("C:\\dream.ckpt", "dream"),
+        ("dream\x00.safetensors", "dream"),
+        ("\uff0e\uff0e\uff0fdream", "dream"),
+        ("a\u2215dream", "dream"),
+        ("a\u2044dream", "dream"),
+        ("\u202edream", "dream"),
+    ],
 )
-def test_s16_a_name_never_becomes_a_path(name):
-    assert "/" not in take_in(a_checkpoint_file(), name).name
+def test_s16_a_name_never_becomes_a_path(name, stem):
+    assert take_in(a_checkpoint_file(), name).name == stem
 
 
 @pytest.mark.parametrize("name", ["", ".safetensors", "..", "x" * 300])
@@ -119,7 +166,22 @@ def test_a_name_that_cannot_be_used_is_refused_with_nothing_stored(name, tmp_pat
     assert not Asset.objects.exists() and stored(tmp_path) == []
 
 
-@pytest.mark.parametrize("yaml", [b"!!python/object:os.system {}", b"- a", b"a: [", b"a" * 300_000])
+YAMLS = {
+    "an object": b"!!python/object:os.system {}",
+    "a list": b"- a",
+    "cut off": b"a: [",
+    "long": b"a" * 300_000,
+    "nested in brackets": b"[" * 50_000,
+    "nested in dashes": b"- " * 30_000,
+    "no such date": b"a: 2020-99-99",
+    "a number of 5000 digits": b"a: " + b"1" * 5000,
+    "an empty number": b"a: !!int ''",
+    "a time that is none": b"a: !!timestamp x",
+    "an alias": b"a: &a {b: c}\nd: {<<: *a}",
+}
+
+
+@pytest.mark.parametrize("yaml", YAMLS.values(), ids=YAMLS)
 def test_s21_a_yaml_that_is_no_plain_map_is_refused(yaml, tmp_path):
     with pytest.raises(InvalidRequestError):
         take_in(a_checkpoint_file(), config=io.BytesIO(yaml))
@@ -130,6 +192,33 @@ def test_p5_an_asset_of_one_team_is_unknown_to_another():
     ours, theirs = a_caller("team-a"), a_caller("team-b", "eve")
     asset = take_in(a_checkpoint_file(), access="teams", teams=(ours.team,))
     assert checkpoint_find(ours, "dream") == asset and checkpoint_find(theirs, "dream") is None
+
+
+def test_p5_the_same_upload_for_another_team_is_usable_by_both():
+    ours, theirs = a_caller("team-a"), a_caller("team-b", "eve")
+    for caller in (ours, theirs):
+        take_in(a_checkpoint_file(), access="teams", teams=(caller.team,))
+    assert checkpoint_find(ours, "dream") == checkpoint_find(theirs, "dream") == Asset.objects.get()
+
+
+def test_p5_an_upload_for_everybody_does_not_open_what_is_for_one_team():
+    ours, theirs = a_caller("team-a"), a_caller("team-b", "eve")
+    private = take_in(a_checkpoint_file(), access="teams", teams=(ours.team,))
+    public = take_in(a_checkpoint_file())
+    assert public.state == "quarantined" and "for some teams only" in public.reason
+    assert checkpoint_find(ours, "dream") == private and checkpoint_find(theirs, "dream") is None
+
+
+def test_the_same_weights_under_another_name_share_one_file(tmp_path):
+    first, second = take_in(a_checkpoint_file()), take_in(a_checkpoint_file(), "other")
+    assert first != second and first.file_key == second.file_key and len(stored(tmp_path)) == 1
+
+
+def test_the_same_weights_have_one_yaml():
+    first = take_in(a_checkpoint_file(), config=io.BytesIO(b"a: 1"))
+    same, another = (take_in(a_checkpoint_file(), "other", config=io.BytesIO(text)) for text in (b"a: 1", b"a: 2"))
+    assert same.state == "approved" and "without this YAML" in another.reason
+    assert storages["assets"].open(first.config_key).read() == b"a: 1"
 
 
 def test_import_asset_prints_name_hash_and_state(tmp_path, capsys):
@@ -147,3 +236,16 @@ def test_import_asset_tells_why_a_file_is_refused(tmp_path):
     path.write_bytes(pickle.dumps({}))
     with pytest.raises(CommandError, match="a Python pickle"):
         call_command("import_asset", str(path), "--kind", "checkpoint")
+
+
+def test_import_asset_says_that_styles_are_not_supported(tmp_path):
+    (tmp_path / "styles.csv").write_text("name,prompt,negative_prompt")
+    with pytest.raises(CommandError, match="Prompt styles are not supported by this version."):
+        call_command("import_asset", str(tmp_path / "styles.csv"), "--kind", "styles")
+
+
+def test_import_asset_for_a_team_that_does_not_exist_takes_nothing_in(tmp_path):
+    (tmp_path / "dream.safetensors").write_bytes(a_checkpoint_file())
+    with pytest.raises(CommandError, match="There is no team 'nobody'"):
+        call_command("import_asset", str(tmp_path / "dream.safetensors"), "--kind", "checkpoint", "--team", "nobody")
+    assert not Asset.objects.exists()

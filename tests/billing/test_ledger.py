@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
-from django.core.management import call_command
+from django.core.management import CommandError, call_command
 from django.db import DatabaseError, IntegrityError, transaction
+from django.test import Client
 from django.utils import timezone
 
 from billing.models import LedgerLine, LedgerTransaction, RatePrice
 from billing.pricing import amount_for
 from billing.ratecards import price_in_force, rate_card_publish
 from common.errors import UnavailableError
-from tests.factories import a_job, a_pool, a_rate_card
+from fleet.models import Pool
+from tests.factories import a_caller, a_job, a_pool, a_rate_card
 from tests.renderjobs.test_delivery import begun, deliver
 
 pytestmark = pytest.mark.django_db
@@ -95,6 +100,33 @@ def test_the_months_report_has_team_member_model_and_money(charged, form, capsys
     call_command("usage_report", "--month", f"{timezone.now():%Y-%m}", "--format", form)
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("team-a", "ada", "mini", "0.002000", "USD"))
+
+
+def test_the_months_report_has_the_numbers_of_the_api(charged, capsys):
+    call_command("usage_report", "--month", f"{timezone.now():%Y-%m}", "--team", "Team A", "--format", "json")
+    (reported,) = json.loads(capsys.readouterr().out)
+    header = {"Authorization": f"Bearer {a_caller().token.text}"}
+    (answered,) = Client(headers=header).get("/api/v1/usage?group_by=team,project,member,model").json()["results"]
+    assert {**answered, "project": "", "gpu_seconds": f"{answered['gpu_seconds']:.6f}"} == reported
+
+
+def test_the_months_report_can_be_read_back_as_csv(charged):
+    out = io.StringIO()
+    call_command("usage_report", "--month", f"{timezone.now():%Y-%m}", "--format", "csv", stdout=out)
+    (row,) = csv.DictReader(io.StringIO(out.getvalue()))
+    assert (row["team"], row["images"], row["gpu_seconds"], row["amount"]) == ("team-a", "1", "2.000000", "0.002000")
+
+
+@pytest.mark.parametrize(("option", "value"), [("--month", "November"), ("--team", "nobody")])
+def test_a_report_of_nothing_that_exists_is_refused(option, value):
+    with pytest.raises(CommandError):
+        call_command("usage_report", **{"month": "2026-11", option.strip("-"): value})
+
+
+def test_bootstrap_makes_pool_and_price_once():
+    for _ in range(2):
+        call_command("bootstrap")
+    assert Pool.objects.get().name == "default" and RatePrice.objects.get().per_gpu_second == Decimal("0.001")
 
 
 def test_another_months_report_is_empty(charged, capsys):

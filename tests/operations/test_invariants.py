@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
 import pytest
 from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage, storages
+from django.core.management import call_command
 from django.db import connection, transaction
+from django.db.models import QuerySet
+from django.utils import timezone
 
 from assets.models import Asset
+from billing.models import LedgerTransaction
 from common.database import append_only_removal_sql
-from operations.invariants import violations
-from renderjobs.models import Attempt, JobEvent, RenderImage, RenderJob
+from operations.invariants import OBJECT_CHECKS, ROW_CHECKS, one_moment, violations
+from renderjobs.claims import ClaimedBatch
+from renderjobs.models import Attempt, Claim, JobEvent, RenderImage, RenderJob
+from renderjobs.submission import job_cancel
 from tests.factories import a_job
-from tests.renderjobs.test_delivery import begun, picture
+from tests.renderjobs.test_delivery import begun, deliver, picture
 
 pytestmark = pytest.mark.django_db
+
+
+class Undone(Exception):
+    """Rolls a breakage back."""
 
 
 @pytest.fixture
@@ -45,22 +60,70 @@ def test_a_sound_installation_has_no_violation(delivered_job):
     assert list(violations()) == []
 
 
-def unguarded(table: str, statement: str) -> None:
-    """Change the ledger as only somebody with the database's keys could: by removing the guard first."""
+def in_sql(*statements: str) -> None:
+    """Change what the models would not allow, as only somebody with the database's keys could."""
     with transaction.atomic(), connection.cursor() as cursor:
-        for line in append_only_removal_sql(table, connection.vendor):
-            cursor.execute(line)
-        cursor.execute(statement)
+        for statement in statements:
+            cursor.execute(statement)
+
+
+def unguarded(table: str, statement: str) -> None:
+    in_sql(*append_only_removal_sql(table, connection.vendor), statement)
+
+
+def image(job: RenderJob, state: str) -> QuerySet:
+    return RenderImage.objects.filter(job=job, state=state)
+
+
+def two_images_with_one_file(job: RenderJob) -> None:
+    in_sql("DROP INDEX one_image_per_file")
+    values = {"file_key": "a.png", "sha256": "0" * 64, "state": "delivered"}
+    image(job, "rendering").update(**values)
+
+
+def charged_twice(job: RenderJob) -> None:
+    in_sql("DROP INDEX one_charge_per_image")
+    entry = LedgerTransaction.objects.get()
+    entry.pk, entry.event_id = None, "charge:again"
+    entry.save(force_insert=True)
+
+
+def an_old_object_of_nobody(job: RenderJob) -> None:
+    key = default_storage.save("lost/b.png", ContentFile(b"x"))
+    os.utime(default_storage.path(key), (0, 0))
 
 
 BREAKAGES = {
     "I1 counters": lambda job: RenderJob.objects.filter(pk=job.pk).update(images_delivered=2),
+    "I1 total": lambda job: RenderJob.objects.filter(pk=job.pk).update(images_total=3),
     "I1 state": lambda job: RenderJob.objects.filter(pk=job.pk).update(state="succeeded"),
+    "I1 left open": lambda job: RenderImage.objects.filter(job=job).exclude(state="delivered").update(state="failed"),
+    "I2 shared": two_images_with_one_file,
+    "I3 charged twice": charged_twice,
+    "I3 uncharged": lambda job: image(job, "rendering").update(state="delivered", file_key="b.png", sha256="0" * 64),
+    "I3 image's cost": lambda job: image(job, "delivered").update(cost_amount=5),
+    "I3 image's time": lambda job: image(job, "delivered").update(gpu_us=5),
+    "I3 job's time": lambda job: RenderJob.objects.filter(pk=job.pk).update(gpu_us=5),
+    "I3 a line short": lambda job: unguarded(
+        "billing_ledgerline", "DELETE FROM billing_ledgerline WHERE account = 'render_revenue'"
+    ),
     "I3 charge": lambda job: unguarded(
         "billing_ledgertransaction", "UPDATE billing_ledgertransaction SET image_id = image_id + 1000"
     ),
     "I3 sum": lambda job: unguarded("billing_ledgerline", "UPDATE billing_ledgerline SET amount = amount + 1"),
     "I3 cost": lambda job: RenderJob.objects.filter(pk=job.pk).update(cost_amount=5),
+    "I6 attempt": lambda job: Attempt.objects.filter(ended_at=None).update(fence=99),
+    "I7 ended claim": lambda job: Claim.objects.update(ended_at=timezone.now()),
+    "I9 sequence": lambda job: RenderJob.objects.filter(pk=job.pk).update(event_sequence=99),
+    "I9 arrow": lambda job: JobEvent.objects.filter(to_state="claimed", image_index=0).update(to_state="failed"),
+    "I9 chain": lambda job: JobEvent.objects.filter(to_state="rendering", image_index=0).update(from_state="waiting"),
+    "I9 job's state": lambda job: RenderJob.objects.filter(pk=job.pk).update(state="queued"),
+    "I10 two": lambda job: Attempt.objects.filter(ended_at=None).update(
+        outcome="delivered", image=image(job, "delivered").get(), fence=99
+    ),
+    "I19": an_old_object_of_nobody,
+    "P4 hash": lambda job: Asset.objects.update(sha256=""),
+    "P4 retired": lambda job: Asset.objects.update(state="retired", is_default=False, size_bytes=2),
     "R8": lambda job: unguarded("billing_ledgerline", "SELECT 1"),
     "I7": lambda job: RenderImage.objects.filter(job=job, state="rendering").update(state="waiting"),
     "I9 gap": lambda job: JobEvent.objects.filter(job=job, sequence=2).delete(),
@@ -78,3 +141,68 @@ def test_a_broken_row_or_object_is_found(delivered_job, name):
     BREAKAGES[name](delivered_job)
     found = list(violations())
     assert any(line.startswith(name.split()[0]) for line in found), found
+
+
+def test_each_check_has_found_something(delivered_job):
+    """A check that no breakage above can wake would be silent for ever."""
+    woken = set()
+    for broken in BREAKAGES.values():
+        with suppress(Undone), transaction.atomic():
+            broken(delivered_job)
+            woken |= {check.__name__ for check in (*ROW_CHECKS, *OBJECT_CHECKS) if list(check())}
+            raise Undone
+    assert {check.__name__ for check in (*ROW_CHECKS, *OBJECT_CHECKS)} == woken
+
+
+def test_a_young_object_without_a_row_is_no_violation(delivered_job):
+    default_storage.save("lost/b.png", ContentFile(b"x"))
+    assert list(violations()) == []
+
+
+def test_several_jobs_in_all_states_have_no_violation(delivered_job):
+    a_job(n_iter=3)
+    job_cancel(job=a_job(n_iter=2))
+    job_cancel(job=delivered_job)
+    assert list(violations()) == []
+
+
+def test_costs_that_are_no_binary_fractions_add_up(delivered_job):
+    job_cancel(job=delivered_job)
+    a_job(n_iter=30)
+    while (batch := begun_or_none()) is not None:
+        for position, _ in enumerate(batch.images):
+            key = f"{batch.claim_id}-{position}.png"
+            deliver(batch, position, key=key, gpu_us=1_234_567 + 7919 * batch.images[position].image_id)
+    assert list(violations(objects=False)) == []
+
+
+def begun_or_none() -> ClaimedBatch | None:
+    return begun() if RenderImage.objects.filter(state="waiting").exists() else None
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_check_sees_one_moment_and_keeps_nobody_from_writing(delivered_job):
+    with one_moment():
+        before = JobEvent.objects.count()
+        writer = threading.Thread(target=in_another_connection, args=(lambda: job_cancel(job=delivered_job),))
+        writer.start()
+        writer.join(20)
+        assert not writer.is_alive() and JobEvent.objects.count() == before
+    assert JobEvent.objects.count() > before and list(violations()) == []
+
+
+def in_another_connection(act: Callable[[], object]) -> None:
+    try:
+        act()
+    finally:
+        connection.close()
+
+
+def test_check_invariants_is_silent_or_prints_one_line_per_violation(delivered_job, capsys):
+    call_command("check_invariants")
+    assert capsys.readouterr().out == ""
+    default_storage.delete("a.png")
+    call_command("check_invariants", "--skip-storage")
+    with pytest.raises(SystemExit, match="1"):
+        call_command("check_invariants")
+    assert capsys.readouterr().out.count("\n") == 1

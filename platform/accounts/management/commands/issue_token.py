@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import transaction
 
 from accounts.models import Scope
 from accounts.services import member_ensure, token_issue
@@ -22,11 +23,12 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        membership = member_ensure(team_name=options["team"], user_name=options["user"])
         try:
-            _, text = token_issue(
-                user=membership.user, team=membership.team, name="command line", scopes=options["scope"]
-            )
+            with transaction.atomic():
+                membership = member_ensure(team_name=options["team"], user_name=options["user"])
+                _, text = token_issue(
+                    user=membership.user, team=membership.team, name="command line", scopes=options["scope"]
+                )
         except PlatformError as error:
             raise CommandError(error.message) from error
         self.stdout.write(text)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.utils.text import slugify
 from tqdm import tqdm
 
 from accounts.models import Team, User
@@ -29,7 +31,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         if options["kind"] == "styles":
-            raise CommandError("Prompt styles cannot be imported by this version.")
+            raise CommandError("Prompt styles are not supported by this version.")
         path: Path = options["file"]
         if not path.is_file():
             raise CommandError(f"There is no file {path}.")
@@ -37,22 +39,24 @@ class Command(BaseCommand):
             asset = self.take_in(path, options)
         except PlatformError as error:
             raise CommandError(error.message) from error
+        except OSError as error:
+            raise CommandError(f"{path} cannot be taken in: {error}.") from error
         if asset.state != AssetState.APPROVED:
             raise CommandError(f"{asset.name} {asset.sha256} {asset.state}: {asset.reason}")
         self.stdout.write(f"{asset.name} {asset.sha256} {asset.state}")
 
     def take_in(self, path: Path, options: dict[str, Any]) -> Asset:
         config = path.with_suffix(".yaml")
-        teams = (one(Team, name=options["team"]),) if options["team"] else ()
+        teams = (one(Team, name=slugify(options["team"])),) if options["team"] else ()
         users = (one(User, username=options["user"]),) if options["user"] else ()
-        access = Access.TEAMS if teams else Access.USERS if users else Access.PUBLIC
-        with path.open("rb") as file:
+        with ExitStack() as files:
+            has_config = options["kind"] == AssetKind.CHECKPOINT and config.is_file()
             asset = asset_receive(
-                file=file,
+                file=files.enter_context(path.open("rb")),
                 name=options["name"] or path.name,
                 kind=options["kind"],
-                config=config.open("rb") if config.is_file() and options["kind"] == AssetKind.CHECKPOINT else None,
-                access=access,
+                config=files.enter_context(config.open("rb")) if has_config else None,
+                access=Access.TEAMS if teams else Access.USERS if users else Access.PUBLIC,
                 teams=teams,
                 users=users,
             )

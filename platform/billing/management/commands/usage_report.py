@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from datetime import UTC, datetime
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.utils.text import slugify
 
 from accounts.models import Team
 from billing.reports import usage_by
@@ -29,7 +29,7 @@ class Command(BaseCommand):
         start, end = month_bounds(options["month"])
         team_ids = None
         if options["team"]:
-            team_ids = list(Team.objects.filter(name=options["team"]).values_list("pk", flat=True))
+            team_ids = list(Team.objects.filter(name=slugify(options["team"])).values_list("pk", flat=True))
             if not team_ids:
                 raise CommandError(f"There is no team {options['team']!r}.")
         rows = [printable(row) for row in usage_by(DIMENSIONS, start=start, end=end, team_ids=team_ids)]
@@ -39,7 +39,7 @@ class Command(BaseCommand):
         self.stdout.write(json.dumps(rows, indent=2))
 
     def as_csv(self, rows: list[dict[str, str]]) -> None:
-        writer = csv.DictWriter(self.stdout._out if hasattr(self.stdout, "_out") else sys.stdout, COLUMNS)
+        writer = csv.DictWriter(self.stdout, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
@@ -51,7 +51,8 @@ class Command(BaseCommand):
 
 def printable(row: dict[str, Any]) -> dict[str, Any]:
     """A report row with GPU time in seconds and empty text for no project."""
-    values = {**row, "gpu_seconds": f"{row['gpu_us'] / 1e6:.3f}", "amount": str(row["amount"])}
+    # Six places as everywhere: SQLite adds in floating point and hands out more digits than the book has.
+    values = {**row, "gpu_seconds": f"{row['gpu_us'] / 1e6:.6f}", "amount": f"{row['amount']:.6f}"}
     return {name: "" if values[name] is None else values[name] for name in COLUMNS}
 
 
