@@ -28,8 +28,8 @@ REQUEST = {
     "batch_size": 4,
     "steps": 20,
     "sampler_name": "Euler a",
-    "width": 256,
-    "height": 256,
+    "width": 128,
+    "height": 128,
 }
 
 
