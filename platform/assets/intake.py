@@ -249,6 +249,7 @@ def _joined(asset: Asset, twin: Asset) -> Asset:
     """
     if twin.access not in (Access.PUBLIC, asset.access):
         raise UnsafeFileError(f"The same file is here under this name already, for some {twin.access} only.")
+    _placed_file(asset)  # mends a stored file that was damaged or lost
     with transaction.atomic():
         if twin.access == asset.access:
             twin.teams.add(*asset.teams.all())

@@ -95,6 +95,13 @@ def test_a_half_written_object_in_the_final_place_is_replaced():
     assert content(asset_process(received().pk)) == DATA
 
 
+def test_importing_again_mends_a_stored_file_that_was_damaged_or_lost(tmp_path):
+    asset = asset_process(received().pk)
+    for damage in (lambda path: path.write_bytes(DATA[:100]), Path.unlink):
+        damage(tmp_path / "assets" / FINAL)
+        assert asset_process(received().pk) == asset and content(asset) == DATA
+
+
 def test_two_processes_at_once_approve_one_asset(either_storage):
     asset = received()
     seen = []

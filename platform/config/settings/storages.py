@@ -31,6 +31,8 @@ def _storage(kind: str) -> dict[str, Any]:
             "querystring_auth": True,
             "querystring_expire": FILE_URL_LIFETIME_SECONDS,
             "signature_version": "s3v4",
+            # Beyond this a file goes through the disk, so that a checkpoint is never whole in memory.
+            "max_memory_size": 64 * 1024 * 1024,
         },
     }
 
