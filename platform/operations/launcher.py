@@ -6,6 +6,8 @@ The program is the production one; only who starts the processes differs. Nothin
 from __future__ import annotations
 
 import ctypes
+import fcntl
+import logging
 import os
 import shutil
 import signal
@@ -13,21 +15,24 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 import redis
 import requests
 from django.conf import settings
 from django.core.management import call_command
-from django.db import connection
+from django.db import OperationalError, connection
 
 from assets.models import Asset, AssetKind, AssetState
 from common.errors import PlatformError
 from config import ROOT
 from fleet.services import workers_alive
 
+logger = logging.getLogger(__name__)
 CHECKPOINT = ROOT / "miniature" / "renderkiln-miniature.safetensors"
 TICK_SECONDS = 0.2
 STOP_SECONDS = 12
@@ -35,6 +40,11 @@ STOP_SECONDS = 12
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30.0
 STEADY_SECONDS = 30
 """A child that lived this long starts again without a grown pause."""
+BROKER_SECONDS = 15
+SLOW_START_SECONDS = 60
+"""Not ready after this long: say what is missing, and go on waiting."""
+LONGEST_SOCKET_PATH = 107
+"""Bytes of a unix socket's path (Linux, ``sockaddr_un``)."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -65,6 +75,7 @@ class Child:
         return self.process is not None and self.process.poll() is None
 
     def start(self) -> None:
+        self.kill()  # a worker's parent may have died without its child, which would still hold the card
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -87,6 +98,9 @@ class Child:
                 self.pause_seconds = FIRST_PAUSE_SECONDS
             return
         if not self.start_after:
+            assert self.process is not None
+            told = "%s ended with status %s and starts again in %.1f s; see %s"
+            logger.warning(told, self.name, self.process.returncode, self.pause_seconds, self.log)
             self.start_after = now + self.pause_seconds
             self.pause_seconds = min(self.pause_seconds * 2, LONGEST_PAUSE_SECONDS)
         if now >= self.start_after:
@@ -116,43 +130,63 @@ class Launcher:
         self.on_ready = on_ready
         self.children = children()
         self.stopping = False
+        self.workers_before: set[tuple[int, datetime]] = set()
 
     def run(self) -> None:
         """Raises: LaunchError: Something is in the way, before or while starting."""
         require_free_port()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._stop)
-        try:
-            self._serve()
-        finally:
-            self._stop_children()
+        require_short_socket_path()
+        with data_directory_kept():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self._stop)
+            try:
+                self._serve()
+            finally:
+                self._stop_children()
 
     def _serve(self) -> None:
         if broker := self._child("broker"):
             broker.start()
-            self._until(broker_answers, what="The broker answering", seconds=15)
+        self._await_broker()
         prepare()
+        self.workers_before = workers_that_can_claim()
         for child in self.children:
-            if not child.alive:
+            if not child.alive and not self.stopping:
                 child.start()
-        ready = False
+        self._keep_alive()
+
+    def _keep_alive(self) -> None:
+        ready, told, started_at = False, False, time.monotonic()
         while not self.stopping:
-            if not ready and self._all_up():
+            if not ready and not (missing := self._missing()):
                 ready = True
                 self.on_ready()
+            elif not ready and not told and time.monotonic() - started_at > SLOW_START_SECONDS:
+                told = True
+                logger.warning("Still waiting for %s; see %s", ", ".join(missing), settings.DATA_DIR / "logs")
             for child in self.children:
                 child.start_again_if_dead()
             time.sleep(TICK_SECONDS)
 
-    def _until(self, condition: Callable[[], bool], *, what: str, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition() and not self.stopping:
+    def _await_broker(self) -> None:
+        deadline = time.monotonic() + BROKER_SECONDS
+        while not broker_answers() and not self.stopping:
             if time.monotonic() > deadline:
-                raise LaunchError(f"{what} did not happen within {seconds:.0f} s; see {settings.DATA_DIR}/logs.")
+                log = settings.DATA_DIR / "logs" / "broker.log"
+                private = f"The private Redis does not answer; see {log}."
+                raise LaunchError(private if embedded_broker() else "No Redis answers at the address in REDIS_URL.")
             time.sleep(TICK_SECONDS)
 
-    def _all_up(self) -> bool:
-        return all(child.alive for child in self.children) and web_answers() and broker_answers() and worker_can_claim()
+    def _missing(self) -> list[str]:
+        """What is not up yet, by name."""
+        if dead := [child.name for child in self.children if not child.alive]:
+            return dead
+        parts = {"web": web_answers, "broker": broker_answers, "a worker that can claim": self._worker_can_claim}
+        return [name for name, answers in parts.items() if not answers()]
+
+    def _worker_can_claim(self) -> bool:
+        """A worker of an earlier run that was killed still looks alive for a while, so only a new one counts."""
+        return bool(workers_that_can_claim() - self.workers_before)
 
     def _child(self, name: str) -> Child | None:
         return next((child for child in self.children if child.name == name), None)
@@ -174,7 +208,11 @@ class Launcher:
 
 def children() -> list[Child]:
     python = sys.executable
-    paths = {"PYTHONPATH": os.pathsep.join([str(ROOT / "platform"), str(ROOT)]), "PYTHONUNBUFFERED": "1"}
+    paths = {
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "platform"), str(ROOT)]),
+        "PYTHONUNBUFFERED": "1",
+        "DATA_DIR": str(settings.DATA_DIR),  # absolute: the children run in another folder than the caller may
+    }
     celery = [python, "-m", "celery"]
     threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count() or 1))}
     web = ["uvicorn", "config.asgi:application", "--host", settings.HOST, "--port", str(settings.PORT)]
@@ -186,9 +224,13 @@ def children() -> list[Child]:
         Child("chores", [*celery, *chores, "-n", "chores@%h"], paths),
         Child("beat", [*celery, *schedule], paths),
     ]
-    if "REDIS_URL" not in os.environ:
+    if embedded_broker():
         found.insert(0, Child("broker", broker_command()))
     return found
+
+
+def embedded_broker() -> bool:
+    return not os.environ.get("REDIS_URL")
 
 
 def broker_command() -> list[str]:
@@ -215,8 +257,15 @@ def redis_program() -> str:
 
 
 def prepare() -> None:
-    """Database, first pool and price, first checkpoint. Safe to repeat."""
-    call_command("migrate", verbosity=0)
+    """Database, first pool and price, first checkpoint. Safe to repeat.
+
+    Raises:
+        LaunchError: The database cannot be used.
+    """
+    try:
+        call_command("migrate", verbosity=0)
+    except OperationalError as error:
+        raise LaunchError(f"The database (DATABASE_URL) cannot be used: {str(error).strip().rstrip('.')}.") from error
     call_command("bootstrap")
     approved = Asset.objects.filter(kind=AssetKind.CHECKPOINT, state=AssetState.APPROVED)
     if not approved.exists() and CHECKPOINT.exists():
@@ -235,9 +284,38 @@ def require_free_port() -> None:
             raise LaunchError(f"Port {settings.PORT} on {settings.HOST} cannot be used: {error.strerror}.") from error
 
 
+def require_short_socket_path() -> None:
+    """Raises: LaunchError: No socket of the private broker can lie that deep."""
+    path = settings.REDIS_URL.removeprefix("unix://")
+    if embedded_broker() and len(os.fsencode(path)) > LONGEST_SOCKET_PATH:
+        room = LONGEST_SOCKET_PATH - len("/redis.sock")
+        raise LaunchError(f"DATA_DIR is too long a path for the broker's socket; {room} bytes are accepted.")
+
+
+@contextmanager
+def data_directory_kept() -> Iterator[None]:
+    """One platform per data directory: a second would take the broker's socket from the first.
+
+    Raises:
+        LaunchError: Another platform runs on it.
+    """
+    with (settings.DATA_DIR / "serve.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LaunchError(f"Another platform runs in DATA_DIR {settings.DATA_DIR}.") from error
+        yield
+
+
+def address() -> str:
+    host = f"[{settings.HOST}]" if ":" in settings.HOST else settings.HOST
+    return f"http://{host}:{settings.PORT}"
+
+
 def web_answers() -> bool:
+    """Any answer will do: in production a plain request is redirected, or refused for its host name."""
     try:
-        return requests.get(f"http://{settings.HOST}:{settings.PORT}/healthz", timeout=2).ok
+        return requests.get(f"{address()}/healthz", timeout=2, allow_redirects=False).status_code < 500
     except requests.RequestException:
         return False
 
@@ -250,8 +328,8 @@ def broker_answers() -> bool:
         return False
 
 
-def worker_can_claim() -> bool:
-    return workers_alive().filter(draining=False).exists()
+def workers_that_can_claim() -> set[tuple[int, datetime]]:
+    return set(workers_alive().filter(draining=False, pool__enabled=True).values_list("pk", "started_at"))
 
 
 def die_with_parent() -> None:

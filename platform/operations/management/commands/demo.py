@@ -18,6 +18,7 @@ from django.core.management.base import BaseCommand, CommandError
 from tqdm import tqdm
 
 from config import ROOT
+from operations.launcher import die_with_parent
 
 BATCH = ROOT / "examples" / "batch.json"
 START_SECONDS = 180
@@ -42,19 +43,27 @@ class Command(BaseCommand):
         """`manage.py serve` in the demo's data directory, stopped at the end whatever happens."""
         self.stdout.write(f"Starting the platform in {settings.DATA_DIR} …")
         command = [sys.executable, str(ROOT / "manage.py"), "serve"]
-        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        server = subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=die_with_parent
+        )
+        signal.signal(
+            signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
+        )  # so that the server is stopped as well
         try:
             yield self.ready_address(server)
-        except (requests.RequestException, CommandError):
+        except CommandError:
             self.show_logs()
             raise
+        except requests.RequestException as error:
+            self.show_logs()
+            raise CommandError(f"The platform does not answer: {error}") from error
         finally:
             server.send_signal(signal.SIGTERM)
             server.wait(30)
 
     def ready_address(self, server: subprocess.Popen[str]) -> str:
         assert server.stdout is not None
-        signal.signal(signal.SIGALRM, lambda *_: server.kill())
+        signal.signal(signal.SIGALRM, lambda *_: server.terminate())
         signal.alarm(START_SECONDS)
         for line in server.stdout:
             if line.startswith("ready "):
@@ -75,7 +84,7 @@ class Command(BaseCommand):
         body = json.loads(BATCH.read_text())
         self.stdout.write(f"Prompt: {body['request']['prompt']}")
         job = checked(api.post(f"{address}/api/v1/jobs", json=body, timeout=30))
-        with tqdm(total=100, unit="%", bar_format="{l_bar}{bar}| {elapsed}", file=sys.stdout) as bar:
+        with tqdm(total=100, mininterval=0.5, bar_format="{l_bar}{bar}| {elapsed}", file=sys.stdout) as bar:
             while job["state"] in ("queued", "running"):
                 time.sleep(0.1)
                 job = checked(api.get(job["links"]["self"], timeout=30))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
 from common.errors import PlatformError
-from operations.launcher import Launcher
+from operations.launcher import Launcher, address
 
 
 class Command(BaseCommand):
@@ -22,5 +21,5 @@ class Command(BaseCommand):
             raise CommandError(error.message) from error
 
     def say_ready(self) -> None:
-        self.stdout.write(f"ready http://{settings.HOST}:{settings.PORT}")
+        self.stdout.write(f"ready {address()}")
         self.stdout.flush()
