@@ -54,14 +54,29 @@ def words(name: str, default: str = "") -> list[str]:
 
 
 def url(name: str, default: str, *, schemes: tuple[str, ...]) -> SplitResult:
-    value = text(name, default)
-    parts = urlsplit(value)
+    try:
+        parts = urlsplit(text(name, default))
+        _ = parts.port
+    except ValueError as error:
+        raise ImproperlyConfigured(
+            f"{name} is malformed; accepted is scheme://host:port/path, port a number."
+        ) from error
     if parts.scheme not in schemes:
         # The value may hold a password, so only the scheme is repeated.
         raise ImproperlyConfigured(
             f"{name} begins with {parts.scheme or 'no scheme'!r}; accepted are {', '.join(s + '://' for s in schemes)}."
         )
     return parts
+
+
+def folder(name: str, default: Path) -> Path:
+    """An absolute path of a folder this process may write to; made when absent."""
+    path = Path(text(name, str(default))).resolve()
+    with contextlib.suppress(OSError):
+        path.mkdir(parents=True, exist_ok=True)
+    if not path.is_dir() or not os.access(path, os.W_OK | os.X_OK):
+        raise ImproperlyConfigured(f"{name} is {str(path)!r}; a folder that can be written is accepted.")
+    return path
 
 
 def query_options(parts: SplitResult) -> dict[str, str]:

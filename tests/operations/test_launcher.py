@@ -41,29 +41,43 @@ def server(tmp_path) -> Iterator[subprocess.Popen[str]]:
 
 
 def processes_of(data_dir: Path) -> dict[int, str]:
-    """Running processes whose environment names this data directory: pid → command line."""
+    """Running processes that name this data directory, in their environment or, as Redis does, their title: pid → title."""
     found = {}
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            if f"DATA_DIR={data_dir}".encode() in (path / "environ").read_bytes().split(b"\0"):
-                found[int(path.name)] = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            title = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            if (
+                f"DATA_DIR={data_dir}".encode() in (path / "environ").read_bytes().split(b"\0")
+                or f"{data_dir}/" in title
+            ):
+                found[int(path.name)] = title
         except (OSError, ValueError):
             continue
     return found
 
 
+def pid_of(data_dir: Path, part: str, *, other_than: int = 0) -> int | None:
+    return next((pid for pid, title in processes_of(data_dir).items() if part in title and pid != other_than), None)
+
+
 def test_serve_says_ready_restarts_a_dead_child_and_leaves_nothing_behind(server, tmp_path):
     assert server.stdout.readline().startswith("ready http://127.0.0.1:")
-    beat = next(pid for pid, command in processes_of(tmp_path).items() if " beat " in command)
+    beat = pid_of(tmp_path, " beat ")
+    assert beat and pid_of(tmp_path, "redis-server")
     os.kill(beat, signal.SIGKILL)
-
-    def another_beat() -> bool:
-        return any(" beat " in command and pid != beat for pid, command in processes_of(tmp_path).items())
-
-    wait_until(another_beat, seconds=15, what="Beat coming back")
+    wait_until(lambda: pid_of(tmp_path, " beat ", other_than=beat), seconds=15, what="Beat coming back")
+    second = serve(tmp_path)
+    _, errors = second.communicate(timeout=30)
+    assert second.returncode == 1 and "Another platform runs in DATA_DIR" in errors
     server.send_signal(signal.SIGTERM)
     assert server.wait(15) == 0
     wait_until(lambda: not processes_of(tmp_path), seconds=2, what="Every process being gone")
+
+
+def test_nothing_outlives_a_launcher_that_is_killed(server, tmp_path):
+    wait_until(lambda: pid_of(tmp_path, "uvicorn"), seconds=30, what="Starting")
+    server.kill()
+    wait_until(lambda: not processes_of(tmp_path), seconds=15, what="Every process being gone")
 
 
 @pytest.mark.parametrize(
@@ -72,6 +86,10 @@ def test_serve_says_ready_restarts_a_dead_child_and_leaves_nothing_behind(server
         ({"PORT": "eighty"}, "PORT is 'eighty'; a whole number is accepted."),
         ({"DATABASE_URL": "oracle://x"}, "DATABASE_URL begins with 'oracle'"),
         ({"STORAGE_URL": "ftp://x"}, "STORAGE_URL begins with 'ftp'"),
+        ({"STORAGE_URL": "s3://"}, "STORAGE_URL names no bucket"),
+        ({"REDIS_URL": "redis://host:port"}, "REDIS_URL is malformed"),
+        ({"DATABASE_URL": "postgres://u@127.0.0.1:1/x"}, "The database (DATABASE_URL) cannot be used"),
+        ({"DATA_DIR": "/dev/null"}, "DATA_DIR is '/dev/null'; a folder that can be written is accepted."),
         ({"PRODUCTION": "1"}, "SECRET_KEY is required in production"),
     ],
 )

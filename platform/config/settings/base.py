@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import dj_database_url
@@ -11,8 +10,7 @@ from django.core.exceptions import ImproperlyConfigured
 from config import ROOT, env
 
 PRODUCTION = env.boolean("PRODUCTION", default=False)
-DATA_DIR = Path(env.text("DATA_DIR", str(ROOT / "var"))).resolve()
-DATA_DIR.mkdir(parents=True, exist_ok=True)
+DATA_DIR = env.folder("DATA_DIR", ROOT / "var")
 HOST = env.text("HOST", "127.0.0.1")
 PORT = env.integer("PORT", 8000, minimum=1, maximum=65535)
 

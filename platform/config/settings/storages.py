@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from django.core.exceptions import ImproperlyConfigured
+
 from config import env
 from config.settings.base import DATA_DIR
 
 _url = env.url("STORAGE_URL", f"file://{DATA_DIR}/media", schemes=("file", "s3"))
+if _url.scheme == "s3" and not _url.netloc:
+    raise ImproperlyConfigured("STORAGE_URL names no bucket; accepted is s3://bucket/prefix?endpoint=….")
 _options = env.query_options(_url)
 FILE_URL_LIFETIME_SECONDS = 3600
 
