@@ -30,7 +30,7 @@ lint: .venv/installed-test
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Renderkiln needs Python 3.11 or newer; this is %s." % sys.version.split()[0])'
-	@$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
 .venv/installed: requirements.txt | .venv/bin/python
 	@echo "Installing what requirements.txt names …"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,6 +19,11 @@ def test_platform_is_no_package_and_holds_no_modules():
 def test_no_folder_in_platform_shadows_a_module_of_the_standard_library():
     folders = {path.name for path in PLATFORM.iterdir() if path.is_dir() and path.name != "__pycache__"}
     assert not folders & set(sys.stdlib_module_names)
+
+
+def test_no_folder_in_platform_shadows_an_installed_package():
+    folders = {path.name for path in PLATFORM.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert not folders & set(packages_distributions())
 
 
 def test_every_module_says_first_what_lives_there():
