@@ -22,13 +22,26 @@ def main() -> None:
     import django
 
     django.setup()
-    from benchmarks import control_plane, whole_platform
+    from benchmarks import control_plane, engine_pairs, png_path, whole_platform
     from benchmarks.pairs import table, write
 
     chosen = sys.argv[1:]
     ratios = []
     with broker():
-        for benchmark in (control_plane.submission, control_plane.claim, whole_platform.against_bare_engine):
+        for benchmark in (
+            control_plane.submission,
+            control_plane.claim,
+            png_path.natural,
+            png_path.flat,
+            png_path.natural_without_wheel,
+            png_path.flat_without_wheel,
+            engine_pairs.sixteen_requests,
+            engine_pairs.one_request,
+            engine_pairs.lora_changes,
+            engine_pairs.exact_mode,
+            engine_pairs.shared_passes,
+            whole_platform.against_bare_engine,
+        ):
             if chosen and benchmark.__name__ not in chosen:
                 continue
             ratios.append(benchmark())

@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 RESULTS = Path(__file__).resolve().parent / "results"
-PACKAGES = ("torch", "diffusers", "django", "celery")
+PACKAGES = ("torch", "diffusers", "django", "celery", "pillow")
 
 
 @dataclass(frozen=True)

@@ -68,25 +68,25 @@ class BareEngine:
     """The engine's loop alone: the platform's micro-batches, no database, no encoding, no storage."""
 
     def __init__(self) -> None:
-        from gpuworker.contract import CheckpointFile
+        from gpuworker.contract import Weights, WeightsFile
         from gpuworker.engine import DiffusersRenderer
 
         self.sha256 = hashlib.sha256(CHECKPOINT.read_bytes()).hexdigest()
-        self.checkpoint = CheckpointFile(sha256=self.sha256, path=CHECKPOINT)
+        self.checkpoint = Weights(name=CHECKPOINT.stem, sha256=self.sha256)
+        self.files = {self.sha256: WeightsFile(CHECKPOINT)}
         self.renderer = DiffusersRenderer(device="auto", dtype="auto")
         self.hashes: list[str] = []
 
     def recipes(self) -> list[Any]:
-        from renderjobs.expansion import recipe_of
-        from renderjobs.request import RenderRequest
+        from gpuworker.contract import Recipe
 
         names = {"sampler_name": "sampler"}
-        request = RenderRequest.build({names.get(key, key): value for key, value in REQUEST.items()})
+        asked = {
+            names.get(key, key): value for key, value in REQUEST.items() if key not in ("seed", "n_iter", "batch_size")
+        }
         return [
-            recipe_of(
-                request, seed=7 + index, subseed=0, checkpoint_sha256=self.sha256, checkpoint_name=CHECKPOINT.stem
-            )
-            for index in range(request.images_total)
+            Recipe(negative_prompt="", seed=7 + index, subseed=0, cfg_scale=7.0, checkpoint=self.checkpoint, **asked)
+            for index in range(REQUEST["n_iter"] * REQUEST["batch_size"])
         ]
 
     def render_all(self) -> None:
@@ -95,10 +95,10 @@ class BareEngine:
         self.hashes = []
         recipes, size = self.recipes(), settings.MAX_MICROBATCH
         for start in range(0, len(recipes), size):
-            spec = RenderSpec(tuple(recipes[start : start + size]), self.checkpoint)
+            spec = RenderSpec(tuple(recipes[start : start + size]), self.files)
             for outcome in self.renderer.render(spec, on_step=lambda *_: None, should_stop=lambda: False):
                 assert isinstance(outcome, Rendered), outcome
-                self.hashes.append(hashlib.sha256(outcome.rgb).hexdigest())
+                self.hashes.append(hashlib.sha256(outcome.picture.pixels).hexdigest())
 
 
 def pixel_hash(png: bytes) -> str:

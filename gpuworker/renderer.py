@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from gpuworker.contract import ImageOutcome, RenderSpec
+from gpuworker.contract import ImageOutcome, Picture, RenderSpec
 
 StepCallback = Callable[[int, int], None]
 """Called once per denoiser step with (finished steps, all steps of the pass); must return at once."""
+PreviewCallback = Callable[[Sequence[Picture]], None]
+"""Called every few steps with a small picture of what each image of the pass is becoming; must return at once."""
 
 
 class Renderer(Protocol):
     """Turns one micro-batch into outcomes."""
 
     def render(
-        self, spec: RenderSpec, *, on_step: StepCallback, should_stop: Callable[[], bool]
+        self,
+        spec: RenderSpec,
+        *,
+        on_step: StepCallback,
+        should_stop: Callable[[], bool],
+        on_preview: PreviewCallback | None = None,
     ) -> Iterator[ImageOutcome]:
         """Yield exactly one outcome per recipe, each as soon as it is ready.
 

@@ -20,7 +20,7 @@ from fleet.models import Worker
 from gpuworker.contract import Failed, ImageOutcome, Rendered, RenderSpec, Stopped
 from gpuworker.engine.errors import EngineError, OutOfMemoryError
 from gpuworker.heartbeat import Heartbeat, Lease
-from gpuworker.model_files import WrongHashError, checkpoint_file
+from gpuworker.model_files import MissingFileError, WrongHashError, files_of
 from gpuworker.output import picture_store
 from gpuworker.renderer import Renderer
 from renderjobs.claims import (
@@ -51,7 +51,7 @@ class Runner:
         self.draining = draining
         self._deliveries = ThreadPoolExecutor(DELIVERY_THREADS, thread_name_prefix="deliver")
         self._on_the_way = threading.BoundedSemaphore(MAX_ON_THE_WAY)
-        self._limits: dict[tuple[Any, ...], int] = {}
+        self._limits: dict[str, int] = {}
         """Pass key → the largest micro-batch that fitted after one did not."""
 
     def run_until_empty(self) -> None:
@@ -123,14 +123,17 @@ class Runner:
         """One outcome per image, whatever happens: what fails as a whole fails for each image of the pass."""
         ended: set[int] = set()
         try:
-            checkpoint = checkpoint_file(batch.checkpoint)
+            weights, inputs = files_of(
+                [image.recipe for image in batch.images], {image.job.team_id for image in batch.images}
+            )
             lease.last_progress = time.monotonic()
-            self.heartbeat.loaded_checkpoint_sha256 = checkpoint.sha256
-            for position, outcome in self._passes(batch, lease, lambda part: RenderSpec(part, checkpoint)):
+            if checkpoint := batch.images[0].checkpoint:
+                self.heartbeat.loaded_checkpoint_sha256 = checkpoint.sha256
+            for position, outcome in self._passes(batch, lease, lambda part: RenderSpec(part, weights, inputs)):
                 ended.add(position)
                 yield batch.images[position], outcome
             return
-        except (EngineError, WrongHashError, OSError) as error:
+        except (EngineError, MissingFileError, WrongHashError, OSError) as error:
             code = getattr(error, "code", "weights_unavailable")
             retryable = getattr(error, "retryable", isinstance(error, OSError))
             reason = str(error)
@@ -198,7 +201,8 @@ class Runner:
         try:
             retried(lambda: image_deliver(batch=batch, image=image, picture=picture, gpu_us=rendered.gpu_us))
         except LeaseLost:
-            default_storage.delete(picture.key)
+            for key in (picture.key, *(attachment.key for attachment in picture.attachments)):
+                default_storage.delete(key)
             raise
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from gpuworker.contract import CheckpointFile, Recipe, Rendered, RenderSpec
+from gpuworker.contract import Recipe, Rendered, RenderSpec, Weights, WeightsFile
 from miniature.scenes import (
     GROUNDS,
     HORIZON,
@@ -212,7 +212,8 @@ def rendered(
     """Pictures of every case and seed, in order, through the product's engine."""
     from gpuworker.engine import DiffusersRenderer
 
-    file = CheckpointFile(sha256=hashlib.sha256(checkpoint.read_bytes()).hexdigest(), path=checkpoint)
+    weights = Weights(name=checkpoint.stem, sha256=hashlib.sha256(checkpoint.read_bytes()).hexdigest())
+    files = {weights.sha256: WeightsFile(checkpoint)}
     renderer = DiffusersRenderer(device="auto", dtype="auto")
     for case in cases:
         recipes = tuple(
@@ -226,14 +227,14 @@ def rendered(
                 cfg_scale=CFG_SCALE,
                 width=SIZE_PX,
                 height=SIZE_PX,
-                checkpoint_sha256=file.sha256,
-                checkpoint_name=checkpoint.stem,
+                checkpoint=weights,
             )
             for seed in seeds
         )
-        for outcome in renderer.render(RenderSpec(recipes, file), on_step=lambda *_: None, should_stop=lambda: False):
+        for outcome in renderer.render(RenderSpec(recipes, files), on_step=lambda *_: None, should_stop=lambda: False):
             assert isinstance(outcome, Rendered), outcome
-            yield np.frombuffer(outcome.rgb, np.uint8).reshape(outcome.height, outcome.width, 3)
+            picture = outcome.picture
+            yield np.frombuffer(picture.pixels, np.uint8).reshape(picture.height, picture.width, 3)
 
 
 def picture_sheet(

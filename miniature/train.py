@@ -119,7 +119,9 @@ def optimizers_of(module: torch.nn.Module, *, peak: float) -> list[torch.optim.O
     learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
     matrices = [p for p in learned if p.ndim >= 2 and id(p) not in embeddings]
     others = [p for p in learned if p.ndim < 2 or id(p) in embeddings]
-    optimizers = [Muon(matrices, lr=peak), torch.optim.AdamW(others, lr=2e-3, weight_decay=0.0, betas=(0.9, 0.98))]
+    optimizers: list[torch.optim.Optimizer] = [Muon(matrices, lr=peak)] if matrices else []
+    if others:
+        optimizers.append(torch.optim.AdamW(others, lr=2e-3, weight_decay=0.0, betas=(0.9, 0.98)))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]

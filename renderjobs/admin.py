@@ -172,15 +172,13 @@ class TemplateForm(forms.ModelForm):
         widgets = {"request": UnfoldAdminTextareaWidget(attrs={"rows": 14})}
         field_classes = {"request": RequestField}
 
-    def clean_request(self) -> Any:
-        try:
-            render_request(self.cleaned_data["request"])
-        except InvalidRequestError as error:
-            raise forms.ValidationError([item.message for item in error.errors]) from error
-        return self.cleaned_data["request"]
-
     def clean(self) -> dict[str, Any]:
         cleaned = super().clean() or self.cleaned_data
+        if "kind" in cleaned and "request" in cleaned:
+            try:
+                render_request(cleaned["kind"], cleaned["request"])
+            except InvalidRequestError as error:
+                self.add_error("request", [item.message for item in error.errors])
         team, project = cleaned.get("team"), cleaned.get("project")
         if team and project and project.team_id != team.pk:
             self.add_error("project", f"{project} is not a project of {team}.")

@@ -7,6 +7,8 @@ from django.db import models
 
 class JobKind(models.TextChoices):
     TXT2IMG = "txt2img"
+    IMG2IMG = "img2img"
+    EXTRAS = "extras"
 
 
 class JobState(models.TextChoices):

@@ -16,12 +16,11 @@ from django.db import transaction
 from django.db.models import F, QuerySet
 from django.db.models.functions import Now
 
-from assets.models import Asset
 from billing.ratecards import Price, price_in_force
 from common.database import now_plus
-from gpuworker.contract import Recipe
+from gpuworker.contract import AnyRecipe, Weights
 from renderjobs.choices import IMAGE_HELD, AttemptOutcome, ImageState, JobState
-from renderjobs.expansion import recipe_of
+from renderjobs.expansion import recipe_from, recipe_of
 from renderjobs.models import Attempt, Claim, RenderImage, RenderJob
 from renderjobs.request import RenderRequest
 from renderjobs.rollup import job_settle
@@ -45,7 +44,12 @@ class ClaimedImage:
     index: int
     run_alone: bool
     job: RenderJob
-    recipe: Recipe
+    recipe: AnyRecipe
+
+    @property
+    def checkpoint(self) -> Weights | None:
+        """None for an image that is not drawn."""
+        return getattr(self.recipe, "checkpoint", None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,6 @@ class ClaimedBatch:
     """A micro-batch under one lease, at one price."""
 
     claim_id: int
-    checkpoint: Asset
     price: Price
     images: tuple[ClaimedImage, ...]
 
@@ -98,7 +101,8 @@ def _companions_locked(pool_id: int, lead: dict) -> tuple[dict[uuid.UUID, Render
 
 def microbatch_limit(request: RenderRequest) -> int:
     """How many pictures of this size go into one pass."""
-    return max(1, min(settings.MAX_MICROBATCH, settings.MICROBATCH_PIXELS // (request.width * request.height)))
+    width, height = request.canvas
+    return max(1, min(settings.MAX_MICROBATCH, settings.MICROBATCH_PIXELS // (width * height)))
 
 
 def _lease(worker_id: int, pool_id: int, jobs: dict[uuid.UUID, RenderJob], images: list[RenderImage]) -> ClaimedBatch:
@@ -118,7 +122,7 @@ def _lease(worker_id: int, pool_id: int, jobs: dict[uuid.UUID, RenderJob], image
     for job in jobs.values():
         if job.state == JobState.QUEUED and any(image.job_id == job.pk for image in images):
             job_move(job, JobState.RUNNING, cause=f"claim {claim.pk}")
-    checkpoints = Asset.objects.in_bulk({jobs[image.job_id].checkpoint_id for image in images})
+    shared = {pk: (recipe_from(job.lock), RenderRequest.from_json(job.request)) for pk, job in jobs.items()}
     claimed = tuple(
         ClaimedImage(
             image_id=image.pk,
@@ -127,22 +131,11 @@ def _lease(worker_id: int, pool_id: int, jobs: dict[uuid.UUID, RenderJob], image
             index=image.index,
             run_alone=image.run_alone,
             job=jobs[image.job_id],
-            recipe=_recipe(image, jobs[image.job_id], checkpoints[jobs[image.job_id].checkpoint_id]),
+            recipe=recipe_of(*shared[image.job_id], index=image.index, seed=image.seed, subseed=image.subseed),
         )
         for image, attempt in zip(images, attempts, strict=True)
     )
-    checkpoint = checkpoints[claimed[0].job.checkpoint_id]
-    return ClaimedBatch(claim.pk, checkpoint, price_in_force(pool_id=pool_id), claimed)
-
-
-def _recipe(image: RenderImage, job: RenderJob, checkpoint: Asset) -> Recipe:
-    return recipe_of(
-        RenderRequest.from_json(job.request),
-        seed=image.seed,
-        subseed=image.subseed,
-        checkpoint_sha256=checkpoint.sha256,
-        checkpoint_name=checkpoint.name,
-    )
+    return ClaimedBatch(claim.pk, price_in_force(pool_id=pool_id), claimed)
 
 
 def held_images(claim_id: int) -> tuple[dict[uuid.UUID, RenderJob], list[RenderImage]]:

@@ -18,9 +18,21 @@ from billing.ledger import Work, charge_append, usage_append
 from billing.models import UsageRecord
 from renderjobs.choices import AttemptOutcome, ImageState
 from renderjobs.claims import ClaimedBatch, ClaimedImage, LeaseLost, claim_close, lease_is_valid
-from renderjobs.models import Attempt, RenderImage, RenderJob
+from renderjobs.models import Attempt, ImageAttachment, RenderImage, RenderJob
 from renderjobs.rollup import job_settle
 from renderjobs.transitions import counted, images_move, jobs_locked
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAttachment:
+    """A picture that came along, in storage."""
+
+    role: str
+    key: str
+    sha256: str
+    size_bytes: int
+    width: int
+    height: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +45,8 @@ class StoredPicture:
     width: int
     height: int
     infotext: str
+    attachments: tuple[StoredAttachment, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def image_deliver(*, batch: ClaimedBatch, image: ClaimedImage, picture: StoredPicture, gpu_us: int) -> None:
@@ -59,9 +73,23 @@ def image_deliver(*, batch: ClaimedBatch, image: ClaimedImage, picture: StoredPi
             width=picture.width,
             height=picture.height,
             infotext=picture.infotext,
+            warnings=list(picture.warnings),
             gpu_us=gpu_us,
             cost_amount=amount,
             delivered_at=Now(),
+        )
+        ImageAttachment.objects.bulk_create(
+            ImageAttachment(
+                image=row,
+                position=position,
+                role=item.role,
+                file_key=item.key,
+                sha256=item.sha256,
+                size_bytes=item.size_bytes,
+                width=item.width,
+                height=item.height,
+            )
+            for position, item in enumerate(picture.attachments)
         )
         _attempt_end(image, AttemptOutcome.DELIVERED, gpu_us=gpu_us)
         RenderJob.objects.filter(pk=row.job_id).update(
@@ -116,7 +144,7 @@ def _attempt_end(image: ClaimedImage, outcome: str, **values: Any) -> None:
 
 
 def _work(batch: ClaimedBatch, image: ClaimedImage, gpu_us: int) -> Work:
-    job = image.job
+    job, checkpoint = image.job, image.checkpoint
     return Work(
         job_id=job.pk,
         image_id=image.image_id,
@@ -125,8 +153,8 @@ def _work(batch: ClaimedBatch, image: ClaimedImage, gpu_us: int) -> Work:
         project_id=job.project_id,
         user_id=job.user_id,
         pool_id=job.pool_id,
-        checkpoint_sha256=batch.checkpoint.sha256,
-        checkpoint_name=batch.checkpoint.name,
+        checkpoint_sha256=checkpoint.sha256 if checkpoint else "",
+        checkpoint_name=checkpoint.name if checkpoint else "",
         gpu_us=gpu_us,
         tags=job.tags,
     )

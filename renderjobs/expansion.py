@@ -1,16 +1,19 @@
-"""RenderRequest → one recipe per image. Pure: no database, no clock; randomness only through the given generator."""
+"""A job's request and lock → one recipe per image. Pure: no database, no clock; randomness only through the given generator."""
 
 from __future__ import annotations
 
 import hashlib
-import json
+from collections.abc import Mapping
+from dataclasses import replace
 from random import Random
+from typing import Any
 
-from gpuworker.contract import Recipe
+from gpuworker.contract import AnyRecipe, ExtrasRecipe, Recipe
 from renderjobs.request import RenderRequest
 
 A1111_RANDOM_SEED_MAX = 4294967293
 """A1111 draws random seeds from 0 to this number (modules/processing.py, ``get_fixed_seed``)."""
+KINDS: dict[str, type[Any]] = {kind.kind: kind for kind in (Recipe, ExtrasRecipe)}
 
 
 def seeds_of(request: RenderRequest, random: Random) -> list[tuple[int, int]]:
@@ -21,38 +24,36 @@ def seeds_of(request: RenderRequest, random: Random) -> list[tuple[int, int]]:
     return [(seed if varied else seed + index, subseed + index) for index in range(request.images_total)]
 
 
-def recipe_of(
-    request: RenderRequest, *, seed: int, subseed: int, checkpoint_sha256: str, checkpoint_name: str
-) -> Recipe:
-    """The full parameter set of one image."""
-    return Recipe(
-        prompt=request.prompt,
-        negative_prompt=request.negative_prompt,
-        seed=seed,
-        subseed=subseed,
-        subseed_strength=request.subseed_strength,
-        seed_resize_from_w=request.seed_resize_from_w,
-        seed_resize_from_h=request.seed_resize_from_h,
-        sampler=request.sampler,
-        schedule=request.schedule,
-        steps=request.steps,
-        cfg_scale=request.cfg_scale,
-        width=request.width,
-        height=request.height,
-        clip_skip=request.clip_skip,
-        eta=request.eta,
-        s_churn=request.s_churn,
-        s_tmin=request.s_tmin,
-        s_tmax=request.s_tmax,
-        s_noise=request.s_noise,
-        ensd=request.ensd,
-        emphasis=request.emphasis,
-        tiling=request.tiling,
-        checkpoint_sha256=checkpoint_sha256,
-        checkpoint_name=checkpoint_name,
-    )
+def lock_of(recipe: AnyRecipe) -> dict[str, Any]:
+    """What all images of a job share, as it is stored."""
+    return {"kind": recipe.kind, "recipe": recipe.to_json()}
 
 
-def pass_digest(recipe: Recipe) -> str:
+def recipe_from(lock: Mapping[str, Any]) -> AnyRecipe:
+    return KINDS[lock["kind"]].from_json(lock["recipe"])
+
+
+def recipe_of(shared: AnyRecipe, request: RenderRequest, *, index: int, seed: int, subseed: int) -> AnyRecipe:
+    """The full parameter set of one image.
+
+    Args:
+        shared: Of all images of the job, pinned.
+        request: As it was asked for; several input pictures are taken in turn.
+    """
+    match shared:
+        case Recipe():
+            return replace(_with_own_picture(shared, request, index), seed=seed, subseed=subseed)
+        case ExtrasRecipe():
+            return replace(shared, picture=(shared.picture, *request.more_pictures)[index])
+
+
+def _with_own_picture(shared: Recipe, request: RenderRequest, index: int) -> Recipe:
+    if shared.img2img is None or len(request.img2img) < 2:
+        return shared
+    own = request.img2img[index % len(request.img2img)]
+    return replace(shared, img2img=replace(own, upscaler=shared.img2img.upscaler))
+
+
+def pass_digest(recipe: AnyRecipe) -> str:
     """A short text that two images share if and only if they may be denoised together."""
-    return hashlib.sha256(json.dumps(recipe.pass_key).encode()).hexdigest()[:32]
+    return hashlib.sha256(recipe.pass_key.encode()).hexdigest()[:32]

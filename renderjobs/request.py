@@ -8,13 +8,28 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from django.conf import settings
 
 from common.errors import FieldError, InvalidRequestError
+from gpuworker.contract import (
+    SETTINGS,
+    ExtrasRecipe,
+    Hires,
+    Img2Img,
+    Inpaint,
+    InputPicture,
+    Refiner,
+    Settings,
+    SoftInpainting,
+    Weights,
+)
+from gpuworker.contract.extras import extras_size
+from gpuworker.contract.recipe import from_plain, hires_canvas, hires_size
 from gpuworker.contract.samplers import SAMPLERS, SCHEDULES
 from renderjobs.choices import JobKind
 
@@ -55,17 +70,61 @@ class RenderRequest:
     s_noise: float = 1.0
     ensd: int = 0
     emphasis: str = "Original"
+    denoising_strength: float | None = None
+    vae: str = ""
+    """Name of a VAE file; empty is the checkpoint's own."""
+    networks: bool = True
+    """Whether network tags in prompts switch networks on; they are taken out either way."""
+    exact: bool = False
+    samples_format: str = "png"
+    """Of the stored files: ``png``, ``jpg``, ``jpeg`` or ``webp``."""
+    jpeg_quality: int = 80
+    webp_lossless: bool = False
+    # Groups, in the classes of the contract. Weights in them are names: their hashes are empty until submission pins them.
+    refiner: Refiner | None = None
+    hires: Hires | None = None
+    img2img: tuple[Img2Img, ...] = ()
+    """One per picture sent; images take them in turn."""
+    settings: Settings = field(default_factory=Settings)
+    extras: ExtrasRecipe | None = None
+    """Of a job that enlarges; one image per picture."""
+    more_pictures: tuple[InputPicture, ...] = ()
+    """Of a job that enlarges: what follows the picture of ``extras``."""
 
     @property
     def images_total(self) -> int:
+        if self.extras:
+            return 1 + len(self.more_pictures)
         return self.n_iter * self.batch_size
 
+    @property
+    def canvas(self) -> tuple[int, int]:
+        """Width and height in pixels of the largest picture that is made on the way."""
+        if self.hires:
+            sizes = hires_size(self.width, self.height, self.hires), hires_canvas(self.width, self.height, self.hires)
+            return max(size[0] for size in sizes), max(size[1] for size in sizes)
+        if self.extras:
+            return extras_size(self.extras, *(picture for picture in self.inputs()))
+        return self.width, self.height
+
+    def inputs(self) -> Iterator[InputPicture]:
+        """Every picture the caller sent."""
+        for given in self.img2img:
+            yield given.picture
+            if given.inpaint:
+                yield given.inpaint.mask
+        yield from self.extras.inputs() if self.extras else ()
+        yield from self.more_pictures
+
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        plain = {**asdict(self), "settings": self.settings.to_json()}
+        if self.extras:
+            plain["extras"] = self.extras.to_json()
+        return plain
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RenderRequest:
-        return cls(**data)
+        return from_plain(cls, data)
 
     @classmethod
     def build(cls, values: Mapping[str, Any], *, names: Mapping[str, str] | None = None) -> RenderRequest:
@@ -86,6 +145,10 @@ class RenderRequest:
                 continue
             try:
                 checked[name] = check(given[name])
+            except GroupError as error:
+                for part, (message, value) in error.parts.items():
+                    shown_name = names.get(f"{name}.{part}", part)
+                    errors.append(FieldError(shown_name, f"{shown_name} {message}", value))
             except ValueError as error:
                 errors.append(FieldError(names.get(name, name), f"{names.get(name, name)} {error}", given[name]))
         unknown = set(given) - set(CHECKS)
@@ -101,10 +164,14 @@ class RenderRequest:
 def cross_checks(request: RenderRequest, names: Mapping[str, str]) -> list[FieldError]:
     """What no single field shows."""
     errors = []
-    if request.width * request.height > settings.MAX_PIXELS:
-        field = names.get("width", "width")
-        message = f"A picture of {request.width} x {request.height} pixels exceeds the limit of {settings.MAX_PIXELS}."
-        errors.append(FieldError(field, message, request.width))
+    width, height = request.canvas
+    if width * height > settings.MAX_PIXELS:
+        enlarged = "hires.scale" if request.hires else "extras.upscaling_resize" if request.extras else "width"
+        message = f"A picture of {width} x {height} pixels exceeds the limit of {settings.MAX_PIXELS}."
+        errors.append(FieldError(names.get(enlarged, enlarged.rpartition(".")[2]), message, width))
+    if request.hires and min(width, height) < settings.MIN_SIDE_PX:
+        message = f"A hires pass of {width} x {height} pixels is smaller than {settings.MIN_SIDE_PX}."
+        errors.append(FieldError(names.get("hires.scale", "hr_scale"), message, request.hires.scale))
     if request.images_total > settings.MAX_IMAGES_PER_JOB:
         field = names.get("n_iter", "n_iter")
         message = (
@@ -181,6 +248,143 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "…"
 
 
+class GroupError(ValueError):
+    """What is wrong inside a group: field → (message, value)."""
+
+    def __init__(self, parts: dict[str, tuple[str, Any]]) -> None:
+        super().__init__("is wrong.")
+        self.parts = parts
+
+
+def group(cls: type[Any], checks: Mapping[str, Any]) -> Callable[[Any], Any]:
+    """A check of a mapping that becomes ``cls``; fields without a check are taken as they come, None is the default."""
+
+    def check(value: Mapping[str, Any]) -> Any:
+        wrong: dict[str, tuple[str, Any]] = {}
+        made: dict[str, Any] = {}
+        for name, part in value.items():
+            if part is None:
+                continue
+            try:
+                made[name] = checks[name](part) if name in checks else part
+            except GroupError as error:
+                wrong |= error.parts
+            except ValueError as error:
+                wrong[name] = (str(error), part)
+        if wrong:
+            raise GroupError(wrong)
+        return cls(**made)
+
+    return check
+
+
+def several(check: Callable[[Any], Any], most: int) -> Callable[[Any], tuple[Any, ...]]:
+    def check_all(values: Any) -> tuple[Any, ...]:
+        if len(values) > most:
+            raise ValueError(f"holds {len(values)} entries; at most {most} are accepted.")
+        return tuple(check(value) for value in values)
+
+    return check_all
+
+
+def named_weights(value: Any) -> Weights:
+    """A name, not pinned yet."""
+    return Weights(name=a_text(value), sha256="")
+
+
+def an_input(value: Any) -> InputPicture:
+    if not isinstance(value, InputPicture):
+        raise ValueError("is no picture.")
+    return value
+
+
+def of_type(default: Any) -> Callable[[Any], Any]:
+    """The check that a setting of this default gets."""
+    if isinstance(default, bool):
+        return a_boolean
+    if isinstance(default, int):
+        return whole(-(2**31), 2**31 - 1)
+    return real(-1e6, 1e6) if isinstance(default, float) else a_text
+
+
+def a_colour(value: Any) -> str:
+    text = a_text(value)
+    if not re.fullmatch(r"#[0-9a-fA-F]{6}", text):
+        raise ValueError(f"is {shown(value)}; a colour such as #ffffff is accepted.")
+    return text
+
+
+SETTING_CHECKS: dict[str, Any] = {
+    **{name: of_type(default) for name, default in SETTINGS.items()},
+    "randn_source": one_of(("GPU", "CPU", "NV")),
+    "sd_noise_schedule": one_of(("Default", "Zero Terminal SNR")),
+    "uni_pc_variant": one_of(("bh1", "bh2")),
+    "uni_pc_skip_type": one_of(("time_uniform", "time_quadratic", "logSNR")),
+    "uni_pc_order": whole(1, 50),
+    "hires_fix_refiner_pass": one_of(("first pass", "second pass", "both passes")),
+    "sigma_min": real(0, 1000),
+    "sigma_max": real(0, 1000),
+    "rho": real(0, 100),
+    "beta_dist_alpha": real(0.01, 10),
+    "beta_dist_beta": real(0.01, 10),
+    "skip_early_cond": real(0, 1),
+    "comma_padding_backtrack": whole(0, 74),
+    "token_merging_ratio": real(0, 0.9),
+    "token_merging_ratio_img2img": real(0, 0.9),
+    "token_merging_ratio_hr": real(0, 0.9),
+    "inpainting_mask_weight": real(0, 1),
+    "img2img_extra_noise": real(0, 1),
+    "img2img_background_color": a_colour,
+    "ESRGAN_tile": whole(0, 2048),
+    "ESRGAN_tile_overlap": whole(0, 64),
+    "sdxl_crop_top": whole(0, 8192),
+    "sdxl_crop_left": whole(0, 8192),
+}
+SOFT_CHECKS = {
+    "power": real(0, 8), "scale": real(0, 1), "detail": real(1, 32), "mask_influence": real(0, 1),
+    "difference_threshold": real(0, 8), "difference_contrast": real(0, 8),
+}  # fmt: skip
+INPAINT_CHECKS = {
+    "mask": an_input,
+    "blur_x": whole(0, 256),
+    "blur_y": whole(0, 256),
+    "round": a_boolean,
+    "fill": whole(0, 3),
+    "full_res": a_boolean,
+    "padding": whole(0, 1024),
+    "invert": a_boolean,
+    "soft": group(SoftInpainting, SOFT_CHECKS),
+}
+IMG2IMG_CHECKS = {
+    "picture": an_input,
+    "resize_mode": whole(0, 3),
+    "inpaint": group(Inpaint, INPAINT_CHECKS),
+    "image_cfg_scale": real(0, 100),
+    "noise_multiplier": real(0, 10),
+}
+HIRES_CHECKS = {
+    "scale": real(0.05, 16),
+    "resize_x": whole(0, settings.MAX_SIDE_PX),
+    "resize_y": whole(0, settings.MAX_SIDE_PX),
+    "upscaler": a_text,
+    "steps": whole(0, settings.MAX_STEPS),
+    "sampler": a_text,
+    "schedule": a_text,
+    "prompt": a_text,
+    "negative_prompt": a_text,
+    "checkpoint": named_weights,
+}
+EXTRAS_CHECKS = {
+    "picture": an_input,
+    "resize_mode": whole(0, 1),
+    "upscaling_resize": real(0.01, 16),
+    "upscaling_resize_w": whole(1, settings.MAX_SIDE_PX),
+    "upscaling_resize_h": whole(1, settings.MAX_SIDE_PX),
+    "extras_upscaler_2_visibility": real(0, 1),
+    "gfpgan_visibility": real(0, 1),
+    "codeformer_visibility": real(0, 1),
+    "codeformer_weight": real(0, 1),
+}
 CHECKS: dict[str, Any] = {
     "kind": one_of(tuple(JobKind.values)),
     "checkpoint": a_text,
@@ -208,5 +412,18 @@ CHECKS: dict[str, Any] = {
     "s_noise": real(0, 10),
     "ensd": whole(-(2**31), 2**31 - 1),
     "emphasis": one_of(EMPHASIS_MODES),
+    "denoising_strength": real(0, 1),
+    "vae": a_text,
+    "networks": a_boolean,
+    "exact": a_boolean,
+    "samples_format": one_of(("png", "jpg", "jpeg", "webp")),
+    "jpeg_quality": whole(1, 100),
+    "webp_lossless": a_boolean,
+    "refiner": group(Refiner, {"checkpoint": named_weights, "switch_at": real(0, 1)}),
+    "hires": group(Hires, HIRES_CHECKS),
+    "img2img": several(group(Img2Img, IMG2IMG_CHECKS), settings.MAX_BATCH_SIZE),
+    "settings": group(Settings, SETTING_CHECKS),
+    "extras": group(ExtrasRecipe, EXTRAS_CHECKS),
+    "more_pictures": several(an_input, settings.MAX_BATCH_SIZE),
 }
 assert set(CHECKS) == {field.name for field in fields(RenderRequest)}

@@ -157,9 +157,11 @@ def _submit(schedule: BatchSchedule, minute: datetime) -> RenderJob:
     template, user = schedule.template, schedule.template.created_by
     if not user.is_active or not (user.is_superuser or user.role_in(template.team)):
         raise ForbiddenError(f"{user} made this template and is no longer an active member of {template.team}.")
+    request, uploads = render_request(template.kind, template.request)
     return job_submit(
         caller=Caller(user=user, team=template.team, token=None),
-        request=render_request(template.request),
+        request=request,
+        uploads=uploads,
         source=Source.SCHEDULE,
         lane=template.lane,
         project=template.project.name if template.project else "",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -16,17 +16,18 @@ from django.db.models.functions import Now
 
 from accounts.authentication import Caller
 from accounts.models import Project, Role
-from assets.models import Asset
-from assets.selectors import checkpoint_default, checkpoint_find
 from billing.ratecards import price_in_force
 from common.database import insert_rows, now_plus
 from common.errors import ConflictError, FieldError, ForbiddenError, InvalidRequestError
 from fleet.services import pool_for_new_jobs
+from gpuworker.contract import AnyRecipe
 from renderjobs.choices import IMAGE_HELD, JOB_OPEN, AttemptOutcome, ImageState, Lane
 from renderjobs.claims import claim_close
 from renderjobs.dispatch import wake_on_commit
-from renderjobs.expansion import pass_digest, recipe_of, seeds_of
-from renderjobs.models import Attempt, BatchSchedule, IdempotencyRecord, RenderImage, RenderJob
+from renderjobs.expansion import lock_of, pass_digest, seeds_of
+from renderjobs.inputs import Upload, input_store
+from renderjobs.models import Attempt, BatchSchedule, IdempotencyRecord, InputFile, RenderImage, RenderJob
+from renderjobs.pinning import pinned
 from renderjobs.request import RenderRequest
 from renderjobs.rollup import job_settle
 from renderjobs.transitions import counted, images_move, job_created, jobs_locked
@@ -56,12 +57,14 @@ def job_submit(
     tags: Mapping[str, str] | None = None,
     schedule: BatchSchedule | None = None,
     scheduled_for: datetime | None = None,
+    uploads: Sequence[Upload] = (),
 ) -> Submitted:
     """Accept a job: the job, its images and the idempotency record in one transaction, the wake-up after it.
 
     Args:
         body: What the caller sent, compared when ``idempotency_key`` comes again. A repeated ``task_id`` names the job it
             named before, whatever else is sent: clients repeat a call by it alone.
+        uploads: The pictures the request names; those that are stored already cost nothing.
     Raises:
         InvalidRequestError: Checkpoint, project or tags cannot be used; nothing is stored.
         ConflictError: The key was used before with another body, or the task id by another member of the team.
@@ -72,7 +75,7 @@ def job_submit(
     digest = body_digest(body)
     if earlier := _earlier(caller, idempotency_key, task_id, digest):
         return Submitted(earlier, replayed=True)
-    checkpoint = checkpoint_of(caller, request)
+    pins = pinned(caller, request)
     pool = pool_for_new_jobs()
     price = price_in_force(pool_id=pool.pk)
     job = RenderJob(
@@ -83,11 +86,13 @@ def job_submit(
         user=caller.user,
         token=caller.token,
         pool=pool,
-        checkpoint=checkpoint,
+        checkpoint=pins.checkpoint,
         lane=lane,
         priority=priority,
         task_id=task_id,
         request=request.to_json(),
+        lock=lock_of(pins.recipe),
+        warnings=pins.warnings,
         tags=_tags(tags or {}),
         images_total=request.images_total,
         currency=price.currency,
@@ -96,11 +101,14 @@ def job_submit(
         scheduled_for=scheduled_for,
         created_at=Now(),
     )
-    pattern = _image_pattern(job, request, checkpoint)
+    pattern = _image_pattern(job, pins.recipe)
     seeds = seeds_of(request, random.SystemRandom())
+    input_store(team=caller.team, uploads=uploads)
     try:
         with transaction.atomic():
             job.save(force_insert=True)
+            job.assets.set(pins.assets.values())
+            job.inputs.set(InputFile.objects.filter(team=caller.team, sha256__in=_hashes(request)))
             job_created(job, cause=f"submitted through {source}")
             rows = [(index, seed, subseed) for index, (seed, subseed) in enumerate(seeds)]
             insert_rows(pattern, varying=("index", "seed", "subseed"), rows=rows)
@@ -147,21 +155,8 @@ def job_cancel(
     return RenderJob.objects.get(pk=job.pk)
 
 
-def checkpoint_of(caller: Caller, request: RenderRequest) -> Asset:
-    """The checkpoint a request names, pinned from now on.
-
-    Raises:
-        InvalidRequestError: Unknown, or outside the caller's access; the two read the same.
-    """
-    asset = checkpoint_find(caller, request.checkpoint) if request.checkpoint else checkpoint_default(caller)
-    if asset is None:
-        message = (
-            f"Checkpoint {request.checkpoint!r} is unknown."
-            if request.checkpoint
-            else "No checkpoint is installed; import one first."
-        )
-        raise InvalidRequestError([FieldError("sd_model_checkpoint", message, request.checkpoint)])
-    return asset
+def _hashes(request: RenderRequest) -> set[str]:
+    return {picture.sha256 for picture in request.inputs()}
 
 
 def body_digest(body: Any) -> str:
@@ -216,7 +211,6 @@ def _tags(tags: Mapping[str, str]) -> dict[str, str]:
     return dict(tags)
 
 
-def _image_pattern(job: RenderJob, request: RenderRequest, checkpoint: Asset) -> RenderImage:
+def _image_pattern(job: RenderJob, recipe: AnyRecipe) -> RenderImage:
     """An unsaved image with everything that all images of the job have in common."""
-    recipe = recipe_of(request, seed=0, subseed=0, checkpoint_sha256=checkpoint.sha256, checkpoint_name=checkpoint.name)
     return RenderImage(job=job, pool_id=job.pool_id, lane=job.lane, priority=job.priority, pass_key=pass_digest(recipe))

@@ -6,7 +6,8 @@ import os
 import time
 from collections.abc import Callable, Iterator
 
-from gpuworker.contract import Failed, ImageOutcome, Rendered, RenderSpec, Stopped
+from gpuworker.contract import Failed, ImageOutcome, Picture, Rendered, RenderSpec, Stopped
+from gpuworker.renderer import PreviewCallback, StepCallback
 
 POISON_SEED = 666
 """An image with this seed kills the process that renders it."""
@@ -24,7 +25,12 @@ class PatternRenderer:
         self.step_seconds = float(os.environ.get("PATTERN_STEP_SECONDS", "0"))
 
     def render(
-        self, spec: RenderSpec, *, on_step: Callable[[int, int], None], should_stop: Callable[[], bool]
+        self,
+        spec: RenderSpec,
+        *,
+        on_step: StepCallback,
+        should_stop: Callable[[], bool],
+        on_preview: PreviewCallback | None = None,
     ) -> Iterator[ImageOutcome]:
         started = time.monotonic()
         steps = spec.recipes[0].steps
@@ -42,5 +48,5 @@ class PatternRenderer:
                 yield Failed(position, "asked_to_fail", "The prompt asked for a failure.", retryable=False)
                 continue
             pixel = bytes([recipe.seed % 251, recipe.seed % 13 * 19, position % 7])
-            rgb = pixel * (recipe.width * recipe.height)
-            yield Rendered(position, recipe.width, recipe.height, rgb, gpu_us=share_us)
+            picture = Picture(recipe.width, recipe.height, pixel * (recipe.width * recipe.height))
+            yield Rendered(position, picture, gpu_us=share_us)

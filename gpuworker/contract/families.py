@@ -19,8 +19,30 @@ UNET = "model.diffusion_model."
 VAE = "first_stage_model."
 CLIP_TEXT = "cond_stage_model.transformer."
 OPEN_CLIP_TEXT = "cond_stage_model.model."
+SDXL_CLIP_TEXT = "conditioner.embedders.0.transformer."
+SDXL_OPEN_CLIP_TEXT = "conditioner.embedders.1.model."
+REFINER_TEXT = "conditioner.embedders.0.model."
+TEXT_PREFIXES: dict[str, tuple[str, ...]] = {
+    "sd1": (CLIP_TEXT,),
+    "sd2": (OPEN_CLIP_TEXT,),
+    "sdxl": (SDXL_CLIP_TEXT, SDXL_OPEN_CLIP_TEXT),
+    "sdxl-refiner": (REFINER_TEXT,),
+}
+"""Family → where its text encoders lie, in the order of ``Checkpoint.text``."""
 
-_SD1_PARTS = {
+_CLIP_PARTS = (
+    "embeddings.token_embedding.weight",
+    "embeddings.position_embedding.weight",
+    "encoder.layers.0.self_attn.q_proj.weight",
+    "final_layer_norm.weight",
+)
+_OPEN_CLIP_PARTS = (
+    "token_embedding.weight",
+    "positional_embedding",
+    "transformer.resblocks.0.attn.in_proj_weight",
+    "ln_final.weight",
+)
+_PARTS = {
     UNET: (
         "time_embed.0.weight",
         "time_embed.2.weight",
@@ -29,15 +51,13 @@ _SD1_PARTS = {
         "out.2.weight",
     ),
     VAE: ("post_quant_conv.weight", "decoder.conv_in.weight", "decoder.conv_out.weight", "encoder.conv_in.weight"),
-    CLIP_TEXT: (
-        "embeddings.token_embedding.weight",
-        "embeddings.position_embedding.weight",
-        "encoder.layers.0.self_attn.q_proj.weight",
-        "final_layer_norm.weight",
-    ),
 }
-_LORA = re.compile(r"(?:^|[._])(?:lora_(?:up|down|A|B)|hada_w1_a|lokr_w[12]|oft_blocks|diff_b)\b|^lora_(?:unet|te)")
+"""What any checkpoint with a UNet has, beside its text encoders."""
+_LORA = re.compile(
+    r"(?:^|[._])(?:lora_(?:up|down|A|B)|hada_w1_a|lokr_w[12]|oft_blocks|diff_b)\b|_lora\.(?:up|down)\b|^lora_(?:unet|te)"
+)
 _CONTROLNET = re.compile(r"^control_model\.|^controlnet_|(?:^|\.)(?:input_hint_block|zero_convs|lllite)")
+_HYPERNETWORK = re.compile(r"^\d+\.[01]\.linear\d?\.")
 _UPSCALER = re.compile(r"^(?:conv_first|model\.0|params(?:_ema)?\.conv_first|layers\.0\.residual_group)\b")
 
 
@@ -78,15 +98,20 @@ def _checkpoint(shapes: Shapes) -> Recognition | None:
     if not _any_starts(shapes, (UNET,)):
         return None
     channels = _channels(shapes, UNET + "input_blocks.0.0.weight")
+    family, looks = _unet_family(shapes)
+    missing = _missing(shapes, family)
+    reason = f"It lacks {', '.join(missing)}." if missing else looks
+    return Recognition(family, missing, reason, channels)
+
+
+def _unet_family(shapes: Shapes) -> tuple[str, str]:
     if _any_starts(shapes, ("conditioner.embedders.1.",)):
-        return Recognition("sdxl", reason="Two text encoders of SDXL.", input_channels=channels)
-    if _any_starts(shapes, ("conditioner.embedders.0.model.",)):
-        return Recognition("sdxl-refiner", reason="One OpenCLIP encoder of the SDXL refiner.", input_channels=channels)
+        return "sdxl", "Two text encoders of SDXL."
+    if _any_starts(shapes, (REFINER_TEXT,)):
+        return "sdxl-refiner", "One OpenCLIP encoder of the SDXL refiner."
     if _any_starts(shapes, (OPEN_CLIP_TEXT,)):
-        return Recognition("sd2", reason="An OpenCLIP text encoder of Stable Diffusion 2.", input_channels=channels)
-    missing = _missing_of_sd1(shapes)
-    reason = f"It lacks {', '.join(missing)}." if missing else "The parts of Stable Diffusion 1."
-    return Recognition("sd1", missing, reason, channels)
+        return "sd2", "An OpenCLIP text encoder of Stable Diffusion 2."
+    return "sd1", "The parts of Stable Diffusion 1."
 
 
 def _part(shapes: Shapes) -> Recognition | None:
@@ -99,14 +124,20 @@ def _part(shapes: Shapes) -> Recognition | None:
         return Recognition("vae", missing, reason="An image decoder of its own.")
     if shapes.keys() & {"emb_params", "clip_l", "clip_g", "string_to_param.*", "<concept>"} and len(shapes) <= 8:
         return Recognition("embedding", reason="A handful of text vectors.")
+    if _any_matches(_HYPERNETWORK, shapes):
+        return Recognition("hypernetwork", reason="Networks for keys and values by width.")
     if _any_matches(_UPSCALER, shapes):
         return Recognition("upscaler", reason="A picture to picture network.")
     return None
 
 
-def _missing_of_sd1(shapes: Shapes) -> tuple[str, ...]:
-    present = {name.replace(CLIP_TEXT + "text_model.", CLIP_TEXT) for name in shapes}
-    return tuple(part + name for part, names in _SD1_PARTS.items() for name in names if part + name not in present)
+def _missing(shapes: Shapes, family: str) -> tuple[str, ...]:
+    present = {name.replace("transformer.text_model.", "transformer.") for name in shapes}
+    texts = {
+        prefix: _CLIP_PARTS if prefix.endswith("transformer.") else _OPEN_CLIP_PARTS for prefix in TEXT_PREFIXES[family]
+    }
+    wanted = {**_PARTS, **texts}
+    return tuple(part + name for part, names in wanted.items() for name in names if part + name not in present)
 
 
 def _unknown(shapes: Shapes) -> str:

@@ -6,17 +6,39 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class Picture:
+    """Plain bytes, so that this package needs neither numpy nor Pillow."""
+
+    width: int
+    height: int
+    pixels: bytes
+    """uint8 rows, top to bottom, as many bytes per pixel as the mode has letters."""
+    mode: str = "RGB"
+    """Pillow's: ``L``, ``RGB`` or ``RGBA``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A picture that comes along with a rendered one."""
+
+    role: str
+    """``mask`` or ``mask_composite``."""
+    picture: Picture
+
+
+@dataclass(frozen=True, slots=True)
 class Rendered:
-    """A finished picture as plain bytes, so that this package needs neither numpy nor Pillow."""
+    """A finished picture."""
 
     position: int
     """Index into ``RenderSpec.recipes``."""
-    width: int
-    height: int
-    rgb: bytes
-    """uint8 RGB rows, top to bottom, ``width * height * 3`` bytes."""
+    picture: Picture
     gpu_us: int
     """This image's share of the pass on the device, microseconds; the shares of a pass sum to its duration."""
+    attachments: tuple[Attachment, ...] = ()
+    """In A1111's order."""
+    warnings: tuple[str, ...] = ()
+    """What was asked for and had no effect, one sentence each: a LoRA of another family, say."""
 
 
 @dataclass(frozen=True, slots=True)

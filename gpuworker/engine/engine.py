@@ -1,37 +1,40 @@
-"""The renderer, as a script to be read from top to bottom: plan, load, encode, denoise, decode.
+"""The renderer: time, memory and failures around what ``drawing`` and ``images.extras`` make.
 
-What each stage means lives in the module it calls; nothing here knows a formula.
+A pass either starts or raises; after that every image gets its own outcome. Nothing here knows a formula.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TypeVar
 
 import torch
 
-from gpuworker.contract import CheckpointFile, Failed, ImageOutcome, Recipe, Rendered, RenderSpec, Stopped
-from gpuworker.engine.errors import InvalidSpecError, OutOfMemoryError
-from gpuworker.engine.execution_plan import ExecutionPlan, plan_pass
-from gpuworker.engine.images.vae import FlatPictureError, decode
-from gpuworker.engine.models.cache import ByteCache
-from gpuworker.engine.models.loader import Checkpoint, load_checkpoint
-from gpuworker.engine.prompts.encoder import Conditioning, PromptEncoder
-from gpuworker.engine.sampling.denoise import denoise
-from gpuworker.engine.sampling.guidance import (
-    GuidedDenoiser,
-    LcmPrediction,
-    Network,
-    NoisePrediction,
-    SigmaPrediction,
+from gpuworker.contract import (
+    ExtrasRecipe,
+    Failed,
+    ImageOutcome,
+    Picture,
+    Recipe,
+    Rendered,
+    RenderSpec,
+    Stopped,
 )
-from gpuworker.engine.sampling.noise import PassNoise
-from gpuworker.engine.sampling.samplers import SOLVERS, Solver, SolverRun
-from gpuworker.engine.sampling.schedules import LcmNoiseLevels, NoiseLevels, sigmas_for, timesteps_for
-from gpuworker.renderer import StepCallback
+from gpuworker.engine.drawing import Drawing, Drawn
+from gpuworker.engine.errors import EngineError, InvalidSpecError, OutOfMemoryError
+from gpuworker.engine.execution_plan import plan_passes
+from gpuworker.engine.images.extras import render_extras
+from gpuworker.engine.images.latents import PictureEncoder
+from gpuworker.engine.images.pictures import open_picture
+from gpuworker.engine.images.upscale import StopSeen, upscaler_of
+from gpuworker.engine.images.vae import FlatPictureError, decode
+from gpuworker.engine.models.shelf import ModelShelf
+from gpuworker.engine.models.tiling import tiled
+from gpuworker.engine.prompts.encoder import PromptEncoder
+from gpuworker.engine.sampling.denoise import Watch
+from gpuworker.renderer import PreviewCallback, StepCallback
 
 Result = TypeVar("Result")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -53,9 +56,16 @@ class DiffusersRenderer:
             dtype: ``float32``, ``float16``, ``bfloat16`` or ``auto``: half precision on a card, float32 on the CPU. Latents are
                 float32 between denoiser calls in any case.
             max_resident_bytes: Weights kept between passes.
+
+        Raises:
+            InvalidSpecError: No such type, or a card is asked for and there is none.
         """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise InvalidSpecError(
+                f"Device {device!r} is asked for, but no card is present.", field="device", value=device
+            )
         if dtype == "auto":
             dtype = "float16" if device.startswith("cuda") else "float32"
         if dtype not in DTYPES:
@@ -63,128 +73,66 @@ class DiffusersRenderer:
                 f"dtype {dtype!r} is not known; it is one of {', '.join(DTYPES)}.", field="dtype", value=dtype
             )
         self.device = torch.device(device)
-        self.dtype = DTYPES[dtype]
-        self.checkpoints: ByteCache[Checkpoint] = ByteCache(max_resident_bytes, size_of=lambda kept: kept.size_bytes)
-        self.encoder = PromptEncoder()
+        self.device_name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        """What people call it: the card's product name."""
+        self.shelf = ModelShelf(self.device, DTYPES[dtype], max_resident_bytes)
+        self.prompts = PromptEncoder()
+        self.pictures = PictureEncoder()
 
     def render(
-        self, spec: RenderSpec, *, on_step: StepCallback, should_stop: Callable[[], bool]
+        self,
+        spec: RenderSpec,
+        *,
+        on_step: StepCallback,
+        should_stop: Callable[[], bool],
+        on_preview: PreviewCallback | None = None,
     ) -> Iterator[ImageOutcome]:
-        """Yield one outcome per recipe, in their order, each as soon as it is decoded.
+        """Yield one outcome per recipe, in their order, each as soon as it is ready.
 
-        Time on the device is shared: encoding and denoising evenly, decoding by image. Loading weights counts for nobody.
+        Time on the device is shared: encoding and denoising evenly, decoding by image. Loading the checkpoint counts for nobody.
 
         Raises:
             InvalidSpecError, CheckpointError: The pass cannot start.
             OutOfMemoryError: It did not fit; nothing was yielded.
         """
-        plan = plan_pass(spec)
-        checkpoint = self._guarded(lambda: self._checkpoint(spec.checkpoint), len(spec.recipes))
-        clock = _Clock(self.device)
-        with _tiling(checkpoint, spec.recipes[0].tiling):
-            latents = self._guarded(
-                lambda: self._latents(plan, checkpoint, spec, on_step, should_stop), len(spec.recipes)
-            )
-        shares = _even_shares(clock.lap_us(), len(spec.recipes))
-        for position, share_us in enumerate(shares):
-            if latents is None or should_stop():
+        match spec.recipes[0]:
+            case Recipe():
+                yield from self._drawn(spec, Watch(on_step, should_stop, on_preview))
+            case ExtrasRecipe():
+                yield from self._each(spec, on_step, should_stop, self._enlarged)
+
+    # --- pictures that are drawn -------------------------------------------------------------------------------------
+
+    def _drawn(self, spec: RenderSpec, watch: Watch) -> Iterator[ImageOutcome]:
+        recipes = [recipe for recipe in spec.recipes if isinstance(recipe, Recipe)]
+        drawing = Drawing(spec, plan_passes(recipes[0]), self.shelf, self.prompts, self.pictures, watch)
+        clock, drawn = _Clock(self.device), None
+        try:
+            self._guarded(drawing.load, len(recipes))
+            clock.lap_us()
+            drawn = self._guarded(drawing.draw, len(recipes))
+        except StopSeen:
+            pass  # an upscaler saw the flag
+        shares = iter(_even_shares(clock.lap_us(), len(recipes) - len(drawing.failures)))
+        for position in range(len(recipes)):
+            if error := drawing.failures.get(position):
+                yield Failed(position, error.code, str(error), error.retryable)
+                continue
+            share_us = next(shares)
+            if drawn is None or watch.should_stop():
                 yield Stopped(position, gpu_us=share_us)
                 continue
-            with _tiling(checkpoint, spec.recipes[0].tiling):
-                outcome = self._picture(checkpoint, latents[position], position, share_us)
-            yield outcome
+            yield self._picture(drawing, drawn[position], position, share_us)
 
-    # --- the stages --------------------------------------------------------------------------------------------------
-
-    def _checkpoint(self, file: CheckpointFile) -> Checkpoint:
-        def load() -> Checkpoint:
-            self.checkpoints.make_room(file.path.stat().st_size)
-            return load_checkpoint(file.path, config_path=file.config_path, device=self.device, dtype=self.dtype)
-
-        return self.checkpoints.get_or_make((file.sha256, file.config_path), load)
-
-    @torch.inference_mode()
-    def _latents(
-        self,
-        plan: ExecutionPlan,
-        checkpoint: Checkpoint,
-        spec: RenderSpec,
-        on_step: StepCallback,
-        should_stop: Callable[[], bool],
-    ) -> torch.Tensor | None:
-        """Latents of all images, shape (images, channels, height, width); None when stopped."""
-        conditionings = [self._conditioning(plan, checkpoint, spec, recipe) for recipe in spec.recipes]
-        solver = SOLVERS[plan.sampler.name]
-        groups = [slice(i, i + 1) for i in range(len(spec.recipes))] if solver.adaptive else [slice(None)]
-        finished: list[torch.Tensor] = []
-        for group in groups:
-            run = self._solver_run(plan, checkpoint, solver, spec.recipes[group], conditionings[group])
-            latents = denoise(solver, run, on_step=on_step, should_stop=should_stop)
-            if latents is None:
-                return None
-            finished.append(latents)
-        return torch.cat(finished)
-
-    def _conditioning(
-        self, plan: ExecutionPlan, checkpoint: Checkpoint, spec: RenderSpec, recipe: Recipe
-    ) -> Conditioning:
-        return self.encoder.encode(
-            recipe.prompt,
-            recipe.negative_prompt,
-            checkpoint=checkpoint,
-            checkpoint_key=f"{spec.checkpoint.sha256} {spec.checkpoint.config_path}",
-            steps=plan.editing_steps,
-            clip_skip=recipe.clip_skip,
-            emphasis=recipe.emphasis,
-        )
-
-    def _solver_run(
-        self,
-        plan: ExecutionPlan,
-        checkpoint: Checkpoint,
-        solver: Solver,
-        recipes: Sequence[Recipe],
-        conditionings: Sequence[Conditioning],
-    ) -> SolverRun:
-        recipe, levels = recipes[0], NoiseLevels(checkpoint.alphas_cumprod)
-        noise_prediction = NoisePrediction(checkpoint.unet)
-        prediction: Network = noise_prediction
-        if solver.prediction == "sigma":
-            prediction = SigmaPrediction(noise_prediction, levels)
-        elif solver.prediction == "lcm":
-            levels = LcmNoiseLevels(checkpoint.alphas_cumprod)
-            prediction = LcmPrediction(noise_prediction, levels)
-        timesteps = solver.prediction == "timestep"
-        visits = timesteps_for(plan.steps) if timesteps else sigmas_for(plan.sampler, plan.schedule, plan.steps, levels)
-
-        channels = checkpoint.unet.config.in_channels
-        noise = PassNoise(recipes, (channels, plan.latent_height, plan.latent_width))
-        start = noise.first if timesteps else noise.first * visits[0]
-        return SolverRun(
-            latents=start.to(self.device),
-            visits=visits,
-            denoiser=GuidedDenoiser(
-                prediction,
-                conditionings,
-                [recipe.cfg_scale for recipe in recipes],
-                cfg_plus_plus=solver.cfg_plus_plus,
-            ),
-            noise=noise.brownian(visits, self.device) if plan.sampler.brownian else noise.ancestral(self.device),
-            levels=levels,
-            steps=plan.steps,
-            eta=solver.default_eta if recipe.eta is None else recipe.eta,
-            s_churn=recipe.s_churn,
-            s_tmin=recipe.s_tmin,
-            s_tmax=recipe.s_tmax or math.inf,
-            s_noise=recipe.s_noise,
-        )
-
-    def _picture(self, checkpoint: Checkpoint, latents: torch.Tensor, position: int, share_us: int) -> ImageOutcome:
-        """Decode one image; what goes wrong here is this image's alone."""
+    def _picture(self, drawing: Drawing, drawn: Drawn, position: int, share_us: int) -> ImageOutcome:
+        """Decode and finish one image; what goes wrong here is this image's alone."""
         clock = _Clock(self.device)
         try:
-            with torch.inference_mode():
-                pixels = decode(checkpoint.vae, latents, latent_scale=checkpoint.latent_scale)
+            with torch.inference_mode(), tiled((drawn.checkpoint.vae,), on=drawing.recipes[position].tiling):
+                pixels = decode(drawn.checkpoint.vae, drawn.latents, latent_scale=drawn.checkpoint.latent_scale)
+            picture, attachments = drawing.finished(position, pixels.numpy())
+        except StopSeen:
+            return Stopped(position, gpu_us=share_us + clock.lap_us())
         except FlatPictureError as error:
             return Failed(position, "flat_picture", str(error), retryable=False, gpu_us=share_us + clock.lap_us())
         except Exception as error:
@@ -192,11 +140,60 @@ class DiffusersRenderer:
                 raise
             message = "Decoding the picture did not fit into memory."
             return Failed(position, OutOfMemoryError.code, message, retryable=True, gpu_us=share_us + clock.lap_us())
-        height, width, _ = pixels.shape
-        return Rendered(position, width, height, pixels.numpy().tobytes(), gpu_us=share_us + clock.lap_us())
+        return Rendered(
+            position,
+            picture,
+            gpu_us=share_us + clock.lap_us(),
+            attachments=tuple(attachments),
+            warnings=drawing.warnings_of(position),
+        )
+
+    # --- pictures made from pictures ---------------------------------------------------------------------------------
+
+    def _each(
+        self,
+        spec: RenderSpec,
+        on_step: StepCallback,
+        should_stop: Callable[[], bool],
+        make: Callable[[RenderSpec, int, Callable[[], bool]], Picture],
+    ) -> Iterator[ImageOutcome]:
+        """One picture after the other; each is a step."""
+        total = len(spec.recipes)
+        for position in range(total):
+            clock = _Clock(self.device)
+            if should_stop():
+                yield Stopped(position)
+                continue
+            try:
+                picture = self._guarded(partial(make, spec, position, should_stop), 1)
+            except StopSeen:
+                yield Stopped(position, gpu_us=clock.lap_us())
+                continue
+            except EngineError as error:
+                if isinstance(error, OutOfMemoryError) and total > 1 and position == 0:
+                    raise
+                yield Failed(position, error.code, str(error), error.retryable, gpu_us=clock.lap_us())
+                continue
+            on_step(position + 1, total)
+            yield Rendered(position, picture, gpu_us=clock.lap_us())
+
+    def _enlarged(self, spec: RenderSpec, position: int, should_stop: Callable[[], bool]) -> Picture:
+        recipe = spec.recipes[position]
+        assert isinstance(recipe, ExtrasRecipe)
+        named = ((recipe.upscaler_1, recipe.upscaler_1_weights), (recipe.upscaler_2, recipe.upscaler_2_weights))
+        upscalers = {
+            name: upscaler_of(
+                name, self.shelf.upscaler(spec, weights) if weights else None, recipe.settings, should_stop
+            )
+            for name, weights in named
+        }
+        with torch.inference_mode():
+            return render_extras(recipe, open_picture(spec.path_of(recipe.picture)), upscalers)
+
+    # --- memory ------------------------------------------------------------------------------------------------------
 
     def _guarded(self, work: Callable[[], Result], images: int) -> Result:
-        """Translate a full memory into our error, after the frames that hold the tensors are gone."""
+        """Translate a full memory into our error, after the frames that hold the tensors are gone (R9)."""
         try:
             return work()
         except Exception as error:
@@ -227,26 +224,9 @@ class _Clock:
 
 def _even_shares(total_us: int, count: int) -> list[int]:
     """Whole microseconds that sum to the total."""
-    share, rest = divmod(total_us, count)
+    share, rest = divmod(total_us, max(count, 1))
     return [share + (index < rest) for index in range(count)]
 
 
 def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
-@contextmanager
-def _tiling(checkpoint: Checkpoint, on: bool) -> Iterator[None]:
-    """Convolutions wrap around the edges, so that the picture continues itself."""
-    if not on:
-        yield
-        return
-    networks = (checkpoint.unet, checkpoint.vae)
-    convolutions = [part for network in networks for part in network.modules() if isinstance(part, torch.nn.Conv2d)]
-    for convolution in convolutions:
-        convolution.padding_mode = "circular"
-    try:
-        yield
-    finally:
-        for convolution in convolutions:
-            convolution.padding_mode = "zeros"

@@ -28,6 +28,24 @@ class CheckpointError(EngineError):
         """Tensors it lacks."""
 
 
+class UpscalerError(EngineError):
+    """The file is not an upscaler this engine knows."""
+
+    code = "upscaler_unusable"
+
+
+class InvalidPictureError(EngineError):
+    """A picture the caller sent cannot be read or used."""
+
+    code = "invalid_picture"
+
+
+class ComponentMissingError(EngineError):
+    """The request needs an optional part that this installation does not have."""
+
+    code = "component_missing"
+
+
 class OutOfMemoryError(EngineError):
     """The pass did not fit into memory; fewer images may."""
 

@@ -1,4 +1,4 @@
-"""From upload to approval: received → hashed → scanned → recognised → approved, or quarantined with the reason.
+"""From upload to approval: received → hashed (→ converted) → scanned → recognised → approved, or quarantined with the reason.
 
 Every step may be repeated, by the same process or by two at once: a state is only ever moved forward, and an object gets its
 final place in one step. So a process killed anywhere is finished by the next call of ``asset_process``. The object of an
@@ -10,25 +10,31 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import unicodedata
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Any
 
 import yaml
+from django.conf import settings
 from django.core.files.base import ContentFile, File
 from django.core.files.storage import Storage, storages
 from django.db import IntegrityError, transaction
 from django.db.models.functions import Now
 
 from accounts.models import Team, User
-from assets.hashing import HashedStream, sha256_of
+from assets.conversion import convert, is_pickle
+from assets.hashing import CHUNK_BYTES, HashedStream, sha256_of
+from assets.listing import alias, listed_hash, shown_metadata
 from assets.models import Access, Asset, AssetKind, AssetQuerySet, AssetState
 from assets.recognition import family_of
 from assets.scanning import UnsafeFileError, header_read
 from common.database import now_plus
 from common.errors import FieldError, InvalidRequestError
+from gpuworker.contract.families import recognise
 
 logger = logging.getLogger(__name__)
 MAX_CONFIG_BYTES = 64 * 1024
@@ -39,6 +45,8 @@ UPLOAD_TIME = timedelta(hours=6)
 """An upload that has not ended by then was cut off."""
 UNDERWAY = (AssetState.RECEIVED, AssetState.HASHED, AssetState.SCANNED, AssetState.RECOGNISED)
 SETTLED = (AssetState.APPROVED, AssetState.RETIRED)
+CONVERTED = "converted"
+"""A draft's name after its conversion, beside the ``upload``."""
 SEPARATORS = re.compile(r"[/\\\u2044\u2215\u29f5\u29f8]")
 """Slashes and what looks like one; full-width forms become plain ones before."""
 YAML_OPENS = (
@@ -174,7 +182,7 @@ def _unfinished_upload(asset: Asset) -> Asset:
 
 
 def _examine(asset: Asset, progress: Callable[[int], Any]) -> None:
-    """Hash, scan and recognise what lies in the storage.
+    """Hash, convert where needed, scan and recognise what lies in the storage.
 
     Raises:
         UnsafeFileError: It cannot be used.
@@ -183,9 +191,61 @@ def _examine(asset: Asset, progress: Callable[[int], Any]) -> None:
         if sha256_of(file, progress) != asset.sha256:
             raise UnsafeFileError("The stored file is not what was uploaded; upload it again.")
         _step(asset, AssetState.HASHED)
+        if is_pickle(file):
+            _replace_by_conversion(asset, file)
+    with _opened(asset) as file:
         header = header_read(file, size_bytes=asset.size_bytes)
-        _step(asset, AssetState.SCANNED)
-    _step(asset, AssetState.RECOGNISED, family=family_of(asset.kind, header.shapes))
+        if not asset.original_sha256:
+            asset.listed_hash = listed_hash(asset.kind, file, sha256=asset.sha256, metadata=header.metadata)
+        _step(asset, AssetState.SCANNED, listed_hash=asset.listed_hash)
+    family = family_of(asset.kind, header.shapes)
+    other_name, metadata = alias(asset.kind, header.metadata), shown_metadata(asset.kind, header.metadata)
+    if asset.kind == AssetKind.CHECKPOINT:
+        metadata = {**metadata, "input_channels": recognise(header.shapes).input_channels}
+    if asset.kind == AssetKind.EMBEDDING:
+        metadata = {**metadata, "encoders": 2 if {"clip_l", "clip_g"} <= header.shapes.keys() else 1}
+    _step(asset, AssetState.RECOGNISED, family=family, alias=other_name, metadata=metadata)
+
+
+def _replace_by_conversion(asset: Asset, file: IO[bytes]) -> None:
+    """From here on the row means the converted file; what was uploaded is remembered by its hashes.
+
+    Raises:
+        UnsafeFileError: The file is more than tensors.
+        _Overtaken: Another process has ended the intake, or has converted the file and will end it.
+    """
+    storage, key = asset_storage(), f"{_draft_folder(asset)}/{CONVERTED}"
+    with TemporaryDirectory(prefix="intake-", dir=settings.FILE_UPLOAD_TEMP_DIR) as folder:
+        target = Path(folder) / "target"
+        convert(_local_copy(file, Path(folder)), target)
+        with target.open("rb") as converted:
+            stream = HashedStream(converted)
+            values: dict[str, Any] = {"file_key": storage.save(key, stream)}
+    values |= {
+        "sha256": stream.sha256,
+        "size_bytes": stream.size,
+        "original_sha256": asset.sha256,
+        "listed_hash": listed_hash(asset.kind, file, sha256=asset.sha256, metadata=None),
+    }
+    if not Asset.objects.filter(pk=asset.pk, state__in=UNDERWAY, original_sha256="").update(**values):
+        # What the other process wrote may have this very key; then it is its draft, and has the same bytes.
+        if not Asset.objects.filter(pk=asset.pk, file_key=values["file_key"]).exists():
+            storage.delete(values["file_key"])
+        raise _Overtaken
+    for field, value in values.items():
+        setattr(asset, field, value)
+
+
+def _local_copy(file: IO[bytes], folder: Path) -> Path:
+    """The file as one that another process can open; object stores have none."""
+    name = getattr(file, "name", None)
+    if isinstance(name, str) and os.path.isabs(name) and os.path.isfile(name):
+        return Path(name)
+    copy = folder / "source"
+    file.seek(0)
+    with copy.open("wb") as target:
+        shutil.copyfileobj(file, target, CHUNK_BYTES)
+    return copy
 
 
 def _opened(asset: Asset) -> File:
@@ -225,7 +285,8 @@ def _approve(asset: Asset) -> Asset:
     _refuse_other_config(asset)
     if twin := _twins(asset).first():
         return _joined(asset, twin)
-    values = {"file_key": _placed_file(asset), "config_key": _placed_config(asset), "short_hash": asset.sha256[:10]}
+    short_hash = (asset.original_sha256 or asset.sha256)[:10]
+    values = {"file_key": _placed_file(asset), "config_key": _placed_config(asset), "short_hash": short_hash}
     try:
         with transaction.atomic():
             _step(asset, AssetState.APPROVED, approved_at=Now(), **values)
@@ -344,11 +405,19 @@ def _discard(asset: Asset) -> None:
 
 def _remove_drafts(asset: Asset) -> None:
     folder = _draft_folder(asset)
-    drafts = {f"{folder}/upload", f"{folder}/config.yaml", asset.file_key, asset.config_key}
-    for key in drafts:
+    drafts = {f"{folder}/{name}" for name in ("upload", CONVERTED, "config.yaml", *_names_in(folder))}
+    for key in drafts | {asset.file_key, asset.config_key}:
         if key.startswith(f"{folder}/"):
             asset_storage().delete(key)
     try:
         asset_storage().delete(folder)  # a folder only where the storage is a disk
     except OSError:
         logger.info("Folder %s is not empty and stays.", folder)
+
+
+def _names_in(folder: str) -> list[str]:
+    """What processes left there under names of their own; object stores need no such names."""
+    try:
+        return asset_storage().listdir(folder)[1]
+    except (NotImplementedError, OSError):
+        return []

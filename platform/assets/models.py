@@ -12,6 +12,7 @@ from django.db import models
 from django.db.models import Q
 
 from accounts.models import Team, User
+from gpuworker.contract import Weights
 
 
 class AssetKind(models.TextChoices):
@@ -55,8 +56,20 @@ class Asset(models.Model):
         max_length=300, blank=True, help_text="Key of the neighbouring YAML, if one came along."
     )
     size_bytes = models.BigIntegerField(default=0)
-    sha256 = models.CharField(max_length=64, blank=True)
-    short_hash = models.CharField(max_length=10, blank=True, help_text="A1111's: the first ten digits of the sha-256.")
+    sha256 = models.CharField(max_length=64, blank=True, help_text="Of the stored file, which workers verify.")
+    original_sha256 = models.CharField(
+        max_length=64, blank=True, help_text="Of the uploaded file, where it was converted to the stored one."
+    )
+    short_hash = models.CharField(
+        max_length=10, blank=True, help_text="A1111's: the first ten digits of the uploaded file's sha-256."
+    )
+    listed_hash = models.CharField(
+        max_length=12,
+        blank=True,
+        help_text="What infotexts show of a LoRA, an embedding (12 digits) or a ControlNet (8).",
+    )
+    alias = models.CharField(max_length=200, blank=True, help_text="The name a LoRA was trained under.")
+    metadata = models.JSONField(default=dict, blank=True, help_text="A LoRA's own, as lists of LoRAs show them.")
     family = models.CharField(max_length=32, blank=True)
     state = models.CharField(max_length=16, choices=AssetState, default=AssetState.RECEIVED)
     reason = models.TextField(blank=True, help_text="Why it is quarantined.")
@@ -90,6 +103,34 @@ class Asset(models.Model):
         return f"{self.name}.safetensors"
 
     @property
+    def weights(self) -> Weights:
+        """As a recipe names it."""
+        shown = self.short_hash if self.original_sha256 else ""
+        channels = self.metadata.get("input_channels", 4) if self.kind == AssetKind.CHECKPOINT else 4
+        return Weights(name=self.name, sha256=self.sha256, shown_hash=shown, input_channels=channels)
+
+    @property
     def title(self) -> str:
         """As A1111 shows it: file name and short hash."""
         return f"{self.filename} [{self.short_hash}]" if self.short_hash else self.filename
+
+
+class PromptStyle(models.Model):
+    """A text that is put around or behind prompts: a row of A1111's ``styles.csv``."""
+
+    team = models.ForeignKey(
+        Team, null=True, blank=True, on_delete=models.CASCADE, related_name="+", help_text="Empty: for all teams."
+    )
+    name = models.CharField(max_length=200)
+    prompt = models.TextField(blank=True)
+    negative_prompt = models.TextField(blank=True)
+
+    class Meta:
+        ordering = ["name"]
+        constraints = [
+            models.UniqueConstraint(fields=["team", "name"], name="one_style_per_team_and_name"),
+            models.UniqueConstraint(fields=["name"], condition=Q(team=None), name="one_public_style_per_name"),
+        ]
+
+    def __str__(self) -> str:
+        return self.name

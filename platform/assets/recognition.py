@@ -6,10 +6,10 @@ from assets.models import AssetKind
 from assets.scanning import UnsafeFileError
 from gpuworker.contract.families import Recognition, recognise
 
-RENDERABLE_FAMILIES = ("sd1",)
+RENDERABLE_FAMILIES = ("sd1", "sd2", "sdxl", "sdxl-refiner")
 """Checkpoint families that this version's engine renders."""
-RENDERABLE_CHANNELS = 4
-"""Input channels of a text-to-image denoiser; inpainting checkpoints have 9, editing ones 8."""
+RENDERABLE_CHANNELS = (4, 8, 9)
+"""Input channels of a denoiser that draws from text, edits pictures, or paints into them."""
 FAMILY_OF_KIND = {
     AssetKind.VAE: "vae",
     AssetKind.LORA: "lora",
@@ -45,9 +45,9 @@ def _checkpoint_family(found: Recognition, family: str) -> str:
     if found.missing:
         shown = ", ".join(found.missing[:3])
         raise UnsafeFileError(f"The file looks like {family} but lacks {len(found.missing)} tensors: {shown}.")
-    if found.input_channels != RENDERABLE_CHANNELS:
+    if found.input_channels not in RENDERABLE_CHANNELS:
+        accepted = ", ".join(map(str, RENDERABLE_CHANNELS))
         raise UnsafeFileError(
-            f"The checkpoint takes {found.input_channels} input channels, as inpainting and editing models do; "
-            f"this version renders text-to-image checkpoints, which take {RENDERABLE_CHANNELS}."
+            f"The checkpoint takes {found.input_channels} input channels; this version renders those that take {accepted}."
         )
     return family

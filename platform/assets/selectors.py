@@ -2,25 +2,64 @@
 
 from __future__ import annotations
 
+import re
+
 from django.db.models import Q
 
 from accounts.authentication import Caller
 from assets.models import Asset, AssetKind, AssetQuerySet
 
+EXTENSION = re.compile(r"\.(safetensors|ckpt|pt|pth|bin)$", re.IGNORECASE)
+
+
+def assets_of(caller: Caller, kind: str) -> AssetQuerySet:
+    """What the caller may use of one kind, newest upload of each name first."""
+    visible = Asset.objects.visible_to(user=caller.user, team=caller.team)
+    return visible.filter(kind=kind).order_by("name", "-approved_at", "-pk")
+
+
+def newest_of(caller: Caller, kind: str) -> list[Asset]:
+    """One asset per name, by name."""
+    newest: dict[str, Asset] = {}
+    for asset in assets_of(caller, kind):
+        newest.setdefault(asset.name, asset)
+    return list(newest.values())
+
+
+def asset_find(caller: Caller, kind: str, name: str) -> Asset | None:
+    """By stem, file name, title with hash, alias, short hash or sha-256; the newest upload wins."""
+    wanted = name.strip()
+    stem, _, shown_hash = wanted.removesuffix("]").rpartition(" [")
+    by_title = Q(name=EXTENSION.sub("", stem)) & (Q(short_hash=shown_hash) | Q(listed_hash=shown_hash))
+    by_name = Q(name=wanted) | Q(name=EXTENSION.sub("", wanted)) | Q(sha256=wanted) | Q(original_sha256=wanted)
+    if wanted:
+        by_name |= Q(short_hash=wanted) | Q(alias=wanted)
+    found = assets_of(caller, kind).filter(by_name | by_title if stem else by_name)
+    return found.order_by("-approved_at", "-pk").first()
+
+
+def asset_find_loosely(caller: Caller, kind: str, name: str) -> Asset | None:
+    """``asset_find``, else the shortest title that holds the text.
+
+    Source: ``get_closet_checkpoint_match``, A1111 1.10.1 ``modules/sd_models.py``.
+    """
+    exact = asset_find(caller, kind, name)
+    if exact is not None:
+        return exact
+    wanted = [name, re.sub(r"\s*\[.*\]$", "", name)]
+    for text in wanted:
+        holding = [asset for asset in newest_of(caller, kind) if text and text in asset.title]
+        if holding:
+            return min(holding, key=lambda asset: len(asset.title))
+    return None
+
 
 def checkpoints_of(caller: Caller) -> AssetQuerySet:
-    """The checkpoints the caller may use, newest upload of each name first."""
-    visible = Asset.objects.visible_to(user=caller.user, team=caller.team)
-    return visible.filter(kind=AssetKind.CHECKPOINT).order_by("name", "-approved_at", "-pk")
+    return assets_of(caller, AssetKind.CHECKPOINT)
 
 
 def checkpoint_find(caller: Caller, name: str) -> Asset | None:
-    """By any alias A1111 knows: stem, file name, title with hash, short hash or sha-256; the newest upload wins."""
-    wanted = name.strip()
-    title_stem, _, title_hash = wanted.removesuffix("]").rpartition(" [")
-    by_title = Q(name=title_stem.removesuffix(".safetensors"), short_hash=title_hash) if title_stem else Q(pk__in=[])
-    by_name = Q(name=wanted) | Q(name=wanted.removesuffix(".safetensors")) | Q(sha256=wanted) | Q(short_hash=wanted)
-    return checkpoints_of(caller).filter(by_name | by_title).order_by("-approved_at", "-pk").first()
+    return asset_find(caller, AssetKind.CHECKPOINT, name)
 
 
 def checkpoint_default(caller: Caller) -> Asset | None:

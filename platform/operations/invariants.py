@@ -31,7 +31,7 @@ from renderjobs.choices import (
     AttemptOutcome,
     ImageState,
 )
-from renderjobs.models import Attempt, Claim, JobEvent, RenderImage, RenderJob
+from renderjobs.models import Attempt, Claim, ImageAttachment, InputFile, JobEvent, RenderImage, RenderJob
 
 ORPHAN_AGE = timedelta(hours=24)
 APPEND_ONLY_TABLES = ("billing_ledgertransaction", "billing_ledgerline")
@@ -241,8 +241,29 @@ def i2_a_delivered_images_object_has_its_hash() -> Iterator[str]:
             yield f"I2 the object of image {pk} is {'missing' if found is None else 'not what was delivered'}: {key}."
 
 
+def i2_inputs_and_attachments_have_their_objects() -> Iterator[str]:
+    for model, what in ((InputFile, "input"), (ImageAttachment, "attachment")):
+        for pk, key, sha256 in model.objects.values_list("pk", "file_key", "sha256").iterator():
+            found = object_hash(key)
+            if found != sha256:
+                yield f"I2 the object of {what} {pk} is {'missing' if found is None else 'not what was stored'}: {key}."
+
+
+def p4_a_jobs_lock_names_only_files_that_are_there() -> Iterator[str]:
+    """Of open jobs: what they pinned can still be loaded."""
+    usable = (AssetState.APPROVED, AssetState.RETIRED)
+    for job_id, name in (
+        RenderJob.objects.filter(state__in=JOB_OPEN, assets__isnull=False)
+        .exclude(assets__state__in=usable)
+        .values_list("pk", "assets__name")
+    ):
+        yield f"P4 job {job_id} pinned {name}, which cannot be used any more."
+
+
 def i19_no_old_object_lies_without_a_row() -> Iterator[str]:
     known = set(RenderImage.objects.exclude(file_key="").values_list("file_key", flat=True))
+    known |= set(ImageAttachment.objects.values_list("file_key", flat=True))
+    known |= set(InputFile.objects.values_list("file_key", flat=True))
     known |= set(RenderJob.objects.exclude(grid_key="").values_list("grid_key", flat=True))
     for key in walk(""):
         if key not in known and timezone.now() - default_storage.get_modified_time(key) > ORPHAN_AGE:
@@ -323,9 +344,11 @@ ROW_CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
     i9_events_tell_every_move,
     i10_attempts_end_with_their_images,
     p4_the_default_checkpoint_is_usable,
+    p4_a_jobs_lock_names_only_files_that_are_there,
 )
 OBJECT_CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
     i2_a_delivered_images_object_has_its_hash,
+    i2_inputs_and_attachments_have_their_objects,
     i19_no_old_object_lies_without_a_row,
     p4_usable_assets_have_their_file,
 )

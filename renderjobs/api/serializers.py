@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from rest_framework import serializers
 
 from common.errors import FieldError, InvalidRequestError
+from gpuworker.contract import SETTINGS
 from gpuworker.contract.samplers import SCHEDULES, UnknownSamplerError, resolve_sampler
 from renderjobs.choices import JobKind, JobState, Lane
+from renderjobs.compat.sdapi import wire
+from renderjobs.compat.sdapi.errors import HandlerError, WireError
+from renderjobs.compat.sdapi.pictures import batch_extras
+from renderjobs.compat.sdapi.profile import default_options
+from renderjobs.compat.sdapi.translate import Translation, to_request
+from renderjobs.compat.sdapi.wire import OURS
 from renderjobs.files import file_url
+from renderjobs.inputs import Upload
 from renderjobs.models import JobEvent, RenderImage, RenderJob
+from renderjobs.pinning import UnknownNameError
 from renderjobs.request import RenderRequest
 from renderjobs.selectors import JobProgress
 
@@ -30,20 +39,82 @@ OPTIONS = {
     "emphasis": "emphasis",
 }
 """Keys of ``override_settings`` → canonical names."""
+FIELDS: dict[str, Mapping[str, wire.Field]] = {
+    JobKind.TXT2IMG: wire.TXT2IMG,
+    JobKind.IMG2IMG: wire.IMG2IMG,
+    JobKind.EXTRAS: wire.EXTRAS_BATCH,
+}
+"""Kind → the fields of A1111's call of that kind."""
 REQUEST_FIELDS = {*SAME_NAME, "sampler_name", "sampler_index", "scheduler", "sd_model_checkpoint", "override_settings"}
 JOB_FIELDS = {"kind", "request", "lane", "project", "tags", "priority"}
 LANES = {lane.name.lower(): lane for lane in Lane}
 SPELLINGS = {spelling for schedule in SCHEDULES for spelling in schedule.spellings}
 
 
-def render_request(body: Any) -> RenderRequest:
-    """A job's ``request`` in A1111's field names → the canonical form.
+def render_request(kind: str, body: Any) -> tuple[RenderRequest, list[Upload]]:
+    """A job's ``request`` in A1111's field names of that kind → the canonical form, and the pictures it holds.
 
     Raises:
         InvalidRequestError: With every unknown or wrong field at once.
     """
     if not isinstance(body, Mapping):
         raise InvalidRequestError([FieldError("request", "request must be an object of A1111 field names.")])
+    if (
+        kind == JobKind.TXT2IMG
+        and set(body) <= REQUEST_FIELDS
+        and set(OPTIONS) >= set(body.get("override_settings") or ())
+    ):
+        return plain_request(body), []
+    if kind not in FIELDS:
+        return plain_request(body), []
+    errors = unknown_fields(body, {*FIELDS[kind], *OURS}, "request")
+    errors += unknown_options(body.get("override_settings"))
+    if errors:
+        plain = {name: body[name] for name in REQUEST_FIELDS - {"override_settings"} & set(body)}
+        raise InvalidRequestError([*errors, *errors_of(lambda: plain_request(plain))])
+    if kind in (JobKind.TXT2IMG, JobKind.IMG2IMG):
+        # Numbers and texts are taken as strictly as in a plain request; only then is the rest read as A1111 reads it.
+        strict = {name: body[name] for name in REQUEST_FIELDS - {"override_settings"} & set(body)}
+        plain_request({name: value for name, value in strict.items() if name != "override_settings"})
+    try:
+        made = translated(kind, body)
+    except WireError as error:
+        raise InvalidRequestError(
+            [FieldError(".".join(["request", *map(str, item["loc"][1:])]), item["msg"]) for item in error.details]
+        ) from error
+    except HandlerError as error:
+        raise InvalidRequestError([FieldError("request", error.detail)]) from error
+    made.names = {name: f"request.{wire_name}" for name, wire_name in made.names.items()}
+    return made.build(), made.uploads
+
+
+def unknown_options(overrides: Any) -> list[FieldError]:
+    if overrides is None:
+        return []
+    if not isinstance(overrides, Mapping):
+        return [FieldError("request.override_settings", "override_settings must be an object.")]
+    return unknown_fields(overrides, {*default_options(), *SETTINGS}, "request.override_settings")
+
+
+def translated(kind: str, body: Mapping[str, Any]) -> Translation:
+    values = wire.parsed(body, {**FIELDS[kind], **OURS})
+    if kind == JobKind.EXTRAS:
+        return batch_extras(values)
+    if "steps" not in body:
+        values["steps"] = None  # our own default, not A1111's 50
+    return to_request(values, options=default_options(), kind=kind)
+
+
+def errors_of(work: Callable[[], Any]) -> list[FieldError]:
+    try:
+        work()
+    except InvalidRequestError as error:
+        return list(error.errors)
+    return []
+
+
+def plain_request(body: Mapping[str, Any]) -> RenderRequest:
+    """Without pictures and further passes: every field in its own type, nothing converted."""
     errors = unknown_fields(body, REQUEST_FIELDS, "request")
     values: dict[str, Any] = {name: body.get(name) for name in SAME_NAME}
     names = {name: f"request.{name}" for name in SAME_NAME}
@@ -115,8 +186,8 @@ def job_body(body: Any) -> dict[str, Any]:
         raise InvalidRequestError([FieldError("", "The body must be a JSON object.")])
     errors = unknown_fields(body, JOB_FIELDS, "")
     kind, lane, priority = body.get("kind"), given(body, "lane", "standard"), given(body, "priority", 0)
-    if kind not in JobKind.values:
-        errors.append(FieldError("kind", f"kind is {kind!r}; accepted are {', '.join(JobKind.values)}.", kind))
+    if kind not in list(FIELDS):
+        errors.append(FieldError("kind", f"kind is {kind!r}; accepted are {', '.join(FIELDS)}.", kind))
     if not isinstance(lane, str) or lane not in LANES:
         errors.append(FieldError("lane", f"lane is {lane!r}; accepted are {', '.join(LANES)}.", lane))
     if type(priority) is not int or not -100 <= priority <= 100:
@@ -127,12 +198,19 @@ def job_body(body: Any) -> dict[str, Any]:
     if not isinstance(tags, Mapping) or any("\x00" in text for pair in tags.items() for text in map(str, pair)):
         errors.append(FieldError("tags", "tags must be an object of texts.", tags))
     try:
-        request = render_request(body.get("request"))
+        request, uploads = render_request(kind if isinstance(kind, str) else "", body.get("request"))
     except InvalidRequestError as error:
         errors += error.errors
     if errors:
         raise InvalidRequestError(errors)
-    return {"request": request, "lane": LANES[lane], "priority": priority, "project": project, "tags": tags}
+    return {
+        "request": request,
+        "uploads": uploads,
+        "lane": LANES[lane],
+        "priority": priority,
+        "project": project,
+        "tags": tags,
+    }
 
 
 def as_written(error: InvalidRequestError, body: Mapping[str, Any]) -> InvalidRequestError:
@@ -140,7 +218,13 @@ def as_written(error: InvalidRequestError, body: Mapping[str, Any]) -> InvalidRe
     overrides = body["request"].get("override_settings") or {}
     within = "override_settings." if overrides.get("sd_model_checkpoint") is not None else ""
     places = {"sd_model_checkpoint": f"request.{within}sd_model_checkpoint"}
-    return InvalidRequestError([replace(item, field=places.get(item.field, item.field)) for item in error.errors])
+    named = isinstance(error, UnknownNameError)
+    return InvalidRequestError(
+        [
+            replace(item, field=places.get(item.field, f"request.{item.field}" if named else item.field))
+            for item in error.errors
+        ]
+    )
 
 
 def job_json(job: RenderJob, progress: JobProgress, *, base: str) -> dict[str, Any]:

@@ -1,4 +1,5 @@
 from renderjobs.models.images import Attempt, Claim, RenderImage
+from renderjobs.models.inputs import ImageAttachment, InputFile
 from renderjobs.models.jobs import IdempotencyRecord, JobEvent, RenderJob
 from renderjobs.models.schedules import BatchSchedule, BatchTemplate
 
@@ -8,6 +9,8 @@ __all__ = [
     "BatchTemplate",
     "Claim",
     "IdempotencyRecord",
+    "ImageAttachment",
+    "InputFile",
     "JobEvent",
     "RenderImage",
     "RenderJob",

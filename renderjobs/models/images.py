@@ -55,6 +55,7 @@ class RenderImage(models.Model):
     width = models.PositiveIntegerField(default=0)
     height = models.PositiveIntegerField(default=0)
     infotext = models.TextField(blank=True)
+    warnings = models.JSONField(default=list, blank=True, help_text="What of its recipe had no effect.")
     gpu_us = models.BigIntegerField(default=0)
     cost_amount = models.DecimalField(max_digits=18, decimal_places=6, default=0)
     error_code = models.CharField(max_length=40, blank=True)

@@ -39,11 +39,19 @@ class RenderJob(models.Model):
     user = models.ForeignKey(User, on_delete=models.PROTECT, related_name="jobs")
     token = models.ForeignKey(ApiToken, null=True, blank=True, on_delete=models.SET_NULL, related_name="+")
     pool = models.ForeignKey(Pool, on_delete=models.PROTECT, related_name="+")
-    checkpoint = models.ForeignKey(Asset, on_delete=models.PROTECT, related_name="+")
+    checkpoint = models.ForeignKey(
+        Asset, null=True, on_delete=models.PROTECT, related_name="+", help_text="Empty for jobs that draw nothing."
+    )
     lane = models.SmallIntegerField(choices=Lane, default=Lane.STANDARD)
     priority = models.SmallIntegerField(default=0, help_text="Larger goes first within the lane.")
     task_id = models.CharField(max_length=120, blank=True, help_text="The name the caller gave it (force_task_id).")
     request = models.JSONField(help_text="The canonical RenderRequest.")
+    lock = models.JSONField(
+        default=dict, help_text="The recipe all images share, every file of weights pinned by its hash."
+    )
+    assets: models.ManyToManyField = models.ManyToManyField(Asset, related_name="jobs", help_text="What it pinned.")
+    inputs: models.ManyToManyField = models.ManyToManyField("renderjobs.InputFile", related_name="jobs")
+    warnings = models.JSONField(default=list, blank=True, help_text="What was asked for and has no effect.")
     tags = models.JSONField(default=dict, blank=True)
     images_total = models.PositiveIntegerField()
     images_delivered = models.PositiveIntegerField(default=0)

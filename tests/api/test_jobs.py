@@ -170,8 +170,8 @@ WRONG = {
         "'nope' is unknown",
     ),
     "unknown option": (
-        {"override_settings": {"sd_vae": "x"}},
-        "#/request/override_settings/sd_vae",
+        {"override_settings": {"sd_nonsense": "x"}},
+        "#/request/override_settings/sd_nonsense",
         "unknown or not supported",
     ),
     "options as a list": ({"override_settings": []}, "#/request/override_settings", "must be an object"),
@@ -188,7 +188,7 @@ WRONG = {
     "prompt as a list": ({"prompt": ["a"]}, "#/request/prompt", "a text"),
     "a giant number": ({"seed": 10**400}, "#/request/seed", "accepted are"),
     "an unknown sampler": ({"sampler_name": "nope"}, "#/request/sampler_name", "'nope' is unknown"),
-    "an unknown field": ({"hr_scale": 2}, "#/request/hr_scale", "unknown or not supported"),
+    "an unknown field": ({"hr_size": 2}, "#/request/hr_size", "unknown or not supported"),
     "too many pixels": ({"width": 8192, "height": 8192}, "#/request/width", "exceeds the limit"),
     "a NUL in the prompt": ({"prompt": "a\x00b"}, "#/request/prompt", "not text"),
 }
@@ -207,7 +207,7 @@ def test_g2_a_wrong_field_is_named_and_nothing_is_stored(api, name):
 
 
 def test_g2_all_wrong_fields_are_named_at_once(api):
-    answer = post(api, {"kind": "img2img", "request": {"steps": 0, "nope": 1}, "priority": "high", "extra": 1})
+    answer = post(api, {"kind": "video", "request": {"steps": 0, "nope": 1}, "priority": "high", "extra": 1})
     pointers = {error["pointer"] for error in answer.json()["errors"]}
     assert pointers == {"#/kind", "#/request/steps", "#/request/nope", "#/priority", "#/extra"}
 
@@ -216,7 +216,7 @@ def test_g2_all_wrong_fields_are_named_at_once(api):
     ("field", "value"),
     [("tags", {"a": "\x00"}), ("tags", {"a\x00": "b"}), ("tags", [1]), ("tags", {"a": 1}), ("project", "\x00"),
      ("project", "nope"), ("project", 5), ("lane", {}), ("lane", "fast"), ("priority", 10**400), ("priority", True),
-     ("priority", False), ("kind", "img2img"), ("kind", "extras"), ("kind", []), ("kind", None), ("request", [])],
+     ("priority", False), ("kind", "detect"), ("kind", "video"), ("kind", []), ("kind", None), ("request", [])],
 )  # fmt: skip
 def test_g2_a_wrong_field_beside_the_request_is_named_and_nothing_is_stored(api, field, value):
     answer = post(api, {**GOOD, field: value})
@@ -226,8 +226,8 @@ def test_g2_a_wrong_field_beside_the_request_is_named_and_nothing_is_stored(api,
 
 
 def test_g2_a_kind_that_is_not_supported_is_told_what_is(api):
-    (error,) = post(api, {**GOOD, "kind": "extras"}).json()["errors"]
-    assert error["detail"] == "kind is 'extras'; accepted are txt2img."
+    (error,) = post(api, {**GOOD, "kind": "video"}).json()["errors"]
+    assert error["detail"] == "kind is 'video'; accepted are txt2img, img2img, extras."
 
 
 def test_the_older_name_of_the_sampler_is_understood(api):

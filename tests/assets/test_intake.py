@@ -14,7 +14,7 @@ from django.core.files.storage import storages
 from django.core.management import CommandError, call_command
 
 from assets.intake import asset_process, asset_receive
-from assets.models import Asset
+from assets.models import Asset, PromptStyle
 from assets.selectors import checkpoint_default, checkpoint_find
 from common.errors import InvalidRequestError
 from tests.factories import a_caller
@@ -102,13 +102,17 @@ REFUSED = {
         "overlap",
     ),
     "a name that no database takes": (safetensors({"a\0\ud800": [2]}), "starting with a\ufffd\ufffd"),
-    "an SDXL checkpoint": (
+    "half an SDXL checkpoint": (
         safetensors({**SD1_KEYS, "conditioner.embedders.1.model.ln_final.weight": [4]}),
-        "Family sdxl is recognised, but this version renders sd1 checkpoints only.",
+        "The file looks like sdxl but lacks",
     ),
-    "an inpainting checkpoint": (
-        safetensors({**SD1_KEYS, "model.diffusion_model.input_blocks.0.0.weight": [4, 9, 3, 3]}),
-        "takes 9 input channels",
+    "a checkpoint of another architecture": (
+        safetensors({"double_blocks.0.img_attn.qkv.weight": [4, 4]}),
+        "Family flux is recognised, but this version renders sd1, sd2, sdxl, sdxl-refiner checkpoints only.",
+    ),
+    "a checkpoint for depth maps": (
+        safetensors({**SD1_KEYS, "model.diffusion_model.input_blocks.0.0.weight": [4, 5, 3, 3]}),
+        "takes 5 input channels",
     ),
     "unknown weights": (safetensors({"something.weight": [2]}), "not recognised"),
     "a checkpoint without its VAE": (
@@ -238,10 +242,22 @@ def test_import_asset_tells_why_a_file_is_refused(tmp_path):
         call_command("import_asset", str(path), "--kind", "checkpoint")
 
 
-def test_import_asset_says_that_styles_are_not_supported(tmp_path):
-    (tmp_path / "styles.csv").write_text("name,prompt,negative_prompt")
-    with pytest.raises(CommandError, match="Prompt styles are not supported by this version."):
+def test_import_asset_takes_over_styles_and_replaces_those_of_known_names(tmp_path, capsys):
+    path = tmp_path / "styles.csv"
+    for prompt in ("oil painting", "{prompt}, sketch"):
+        path.write_text(f'name,prompt,negative_prompt\nart,"{prompt}",blurry\n# a remark,,\n')
+        call_command("import_asset", str(path), "--kind", "styles")
+    assert capsys.readouterr().out.splitlines()[-1].endswith("approved (1 styles)")
+    assert list(PromptStyle.objects.values_list("name", "prompt", "negative_prompt")) == [
+        ("art", "{prompt}, sketch", "blurry")
+    ]
+
+
+def test_import_asset_refuses_a_styles_file_without_names(tmp_path):
+    (tmp_path / "styles.csv").write_text("title,prompt\nart,oil\n")
+    with pytest.raises(CommandError, match="columns name, prompt"):
         call_command("import_asset", str(tmp_path / "styles.csv"), "--kind", "styles")
+    assert not PromptStyle.objects.exists()
 
 
 def test_import_asset_for_a_team_that_does_not_exist_takes_nothing_in(tmp_path):

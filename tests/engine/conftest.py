@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from gpuworker.contract import CheckpointFile, ImageOutcome, Recipe, RenderSpec
+from gpuworker.contract import ImageOutcome, Recipe, RenderSpec, Weights, WeightsFile
 from gpuworker.engine import DiffusersRenderer
 from tests.engine.ldm import write_checkpoint
 
@@ -22,9 +22,17 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+RANDOM, OTHER = Weights(name="random", sha256="0" * 64), Weights(name="other", sha256="1" * 64)
+
+
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> CheckpointFile:
-    return CheckpointFile("0" * 64, write_checkpoint(tmp_path_factory.mktemp("weights") / "random.safetensors"))
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> dict[str, WeightsFile]:
+    """The files of a spec whose recipes name ``RANDOM`` and ``OTHER``, random checkpoints of one architecture."""
+    folder = tmp_path_factory.mktemp("weights")
+    return {
+        use.sha256: WeightsFile(write_checkpoint(folder / f"{use.name}.safetensors", seed=seed))
+        for seed, use in enumerate((RANDOM, OTHER))
+    }
 
 
 @pytest.fixture(scope="session")
@@ -45,8 +53,7 @@ def recipe_of() -> Callable[..., Recipe]:
             "cfg_scale": 7.0,
             "width": 64,
             "height": 64,
-            "checkpoint_sha256": "0" * 64,
-            "checkpoint_name": "random",
+            "checkpoint": RANDOM,
         }
         return Recipe(**{**fields, **changes})
 
@@ -54,7 +61,7 @@ def recipe_of() -> Callable[..., Recipe]:
 
 
 @pytest.fixture
-def render(renderer: DiffusersRenderer, checkpoint: CheckpointFile) -> Callable[..., list[ImageOutcome]]:
+def render(renderer: DiffusersRenderer, checkpoint: dict[str, WeightsFile]) -> Callable[..., list[ImageOutcome]]:
     def run(
         *recipes: Recipe,
         on_step: Callable[[int, int], None] = lambda done, total: None,

@@ -43,13 +43,13 @@ def test_miniature_is_inferred_from_its_shapes():
     assert unet == {"layers_per_block": 1, "cross_attention_dim": 48, "attention_head_dim": 8, "norm_num_groups": 16}
     assert (plan.vae["block_out_channels"], plan.vae["layers_per_block"]) == ([24, 32, 48, 48], 1)
     assert (plan.vae["norm_num_groups"], plan.latent_scale) == (8, 0.18215)
-    assert (plan.text_encoder["num_attention_heads"], plan.text_encoder["intermediate_size"]) == (1, 192)
+    assert (plan.text[0]["num_attention_heads"], plan.text[0]["intermediate_size"]) == (1, 192)
 
 
 def test_real_checkpoint_gets_32_groups_and_64_channels_per_text_head():
     plan = architecture_of(checkpoint_shapes(unet=(320, 640, 1280), vae=(128, 256, 512, 512), width=768))
     assert (plan.unet["norm_num_groups"], plan.vae["norm_num_groups"]) == (32, 32)
-    assert plan.text_encoder["num_attention_heads"] == 12
+    assert plan.text[0]["num_attention_heads"] == 12
 
 
 def test_yaml_tells_what_shapes_cannot(tmp_path):
@@ -57,7 +57,7 @@ def test_yaml_tells_what_shapes_cannot(tmp_path):
     path.write_text(LDM_YAML)
     plan = architecture_of(checkpoint_shapes(), config_path=path)
     assert (plan.unet["attention_head_dim"], plan.latent_scale, plan.beta_range) == (2, 0.2, (0.001, 0.012))
-    assert plan.text_encoder["num_attention_heads"] == 2
+    assert plan.text[0]["num_attention_heads"] == 2
 
 
 def test_text_encoder_config_beside_the_yaml_wins(tmp_path):
@@ -65,7 +65,7 @@ def test_text_encoder_config_beside_the_yaml_wins(tmp_path):
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny" / "config.json").write_text('{"num_attention_heads": 4}')
     plan = architecture_of(checkpoint_shapes(), config_path=tmp_path / "model.yaml")
-    assert plan.text_encoder["num_attention_heads"] == 4
+    assert plan.text[0]["num_attention_heads"] == 4
 
 
 def test_yaml_that_is_none_is_refused(tmp_path):
@@ -115,9 +115,15 @@ def test_other_family_is_named(tmp_path):
     assert (refusal.value.family, refusal.value.retryable) == ("lora", False)
 
 
-def test_inpainting_checkpoint_is_refused():
-    shapes = {**checkpoint_shapes(), "model.diffusion_model.input_blocks.0.0.weight": (32, 9, 3, 3)}
-    with pytest.raises(CheckpointError, match="takes 9 channels"):
+@pytest.mark.parametrize("channels", [8, 9])
+def test_checkpoints_that_see_a_picture_keep_their_channels(channels):
+    shapes = {**checkpoint_shapes(), "model.diffusion_model.input_blocks.0.0.weight": (32, channels, 3, 3)}
+    assert architecture_of(shapes).unet["in_channels"] == channels
+
+
+def test_checkpoint_that_sees_depth_is_refused():
+    shapes = {**checkpoint_shapes(), "model.diffusion_model.input_blocks.0.0.weight": (32, 5, 3, 3)}
+    with pytest.raises(CheckpointError, match="takes 5 channels"):
         architecture_of(shapes)
 
 

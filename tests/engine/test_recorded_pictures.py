@@ -1,31 +1,48 @@
-"""Pictures A1111 made, made again: no value of any picture may be further than 1 of 255 from the recorded one."""
+"""Pictures A1111 made, made again: no value of any picture may be further than 1 of 255 from the recorded one.
+
+The few that are further stand in ``docs/recorded-cases.md`` with distance and reason; that table is what is asserted here.
+"""
 
 from __future__ import annotations
 
-import numpy as np
+import json
+import re
+from functools import cache
+from pathlib import Path
+
 import pytest
 
-from gpuworker.contract import Rendered, RenderSpec
 from gpuworker.engine import DiffusersRenderer
-from tests.engine.recordings import checkpoint_file, needs_recordings, pictures_of, recipes_of
+from tests.engine.recordings import A1111, MORE, case_folder, case_of, distance, needs_recordings
 
 pytestmark = needs_recordings
 
-PROMPTS = """alternation and and_batch_edit attention_weights break clip_skip_2 edit_nested emphasis_ignore emphasis_no_norm
-    emphasis_none empty_prompt escapes long_both long_negative long_prompt multiline_prompt prompt_comment prompt_editing
-    prompt_editing_steps styles styles_wrap_multi unicode_prompt"""
-SAMPLERS = """sampler_ddim sampler_ddim_cfgpp sampler_dpm2 sampler_dpm2_a sampler_dpm_adaptive sampler_dpm_fast
-    sampler_dpmpp_2m_karras sampler_dpmpp_2m_legacy_name sampler_dpmpp_2m_sde sampler_dpmpp_2m_sde_heun
-    sampler_dpmpp_2m_sde_karras sampler_dpmpp_2s_a sampler_dpmpp_3m_sde sampler_dpmpp_sde_karras sampler_euler sampler_euler_a
-    sampler_heun sampler_lcm sampler_lms sampler_plms sampler_restart sampler_unipc eta_ddim_08 eta_euler_a_05 eta_options
-    s_churn_euler s_churn_options"""
-SCHEDULES = """sched_euler_align_your_steps sched_euler_beta sched_euler_ddim sched_euler_exponential sched_euler_karras
-    sched_euler_kl_optimal sched_euler_normal sched_euler_polyexponential sched_euler_sgm_uniform sched_euler_simple
-    sched_euler_uniform"""
-IMAGES = """batch2_dpmpp_2m_sde batch_grid_2x2 batch_grid_3_save_images batch_sde_2x2 cfg_1 cfg_15 cfg_float ensd minimal
-    nonsquare odd_size_136x104 override_checkpoint rng_gpu_same_seed seed_0 seed_resize seed_resize_larger subseed
-    subseed_batch tiling"""
-CASES = [case for group in (PROMPTS, SAMPLERS, SCHEDULES, IMAGES) for case in group.split()]
+TABLE = Path(__file__).resolve().parents[2] / "docs" / "recorded-cases.md"
+ROW = re.compile(r"^\| `(\w+)/(\w+)` \| (\d+) \|", re.MULTILINE)
+GROUPS = ("a1111", "inpaint_model", "networks", "sd2", "sdxl", "upscalers")
+
+
+def recorded_cases() -> list[tuple[str, str]]:
+    """Every answered generation request but those of ControlNet and of selectable scripts."""
+    if not A1111.is_dir():
+        return []
+    found = []
+    for group in GROUPS:
+        for case in json.loads(((A1111 if group == "a1111" else MORE / group) / "index.json").read_text()):
+            folder = case_folder(group, case["name"])
+            generated = case["endpoint"].endswith(("/txt2img", "/img2img")) and case["status"] == 200
+            if (
+                generated
+                and case["images"]
+                and not json.loads((folder / "request.json").read_text()).get("script_name")
+            ):
+                found.append((group, case["name"]))
+    return found
+
+
+@cache
+def allowed() -> dict[tuple[str, str], int]:
+    return {(group, name): int(levels) for group, name, levels in ROW.findall(TABLE.read_text())}
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +50,12 @@ def recorded_renderer() -> DiffusersRenderer:
     return DiffusersRenderer()
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_recorded_picture_is_met(recorded_renderer, case):
-    checkpoint = checkpoint_file("tiny-sd15-b" if case == "override_checkpoint" else "tiny-sd15")
-    spec = RenderSpec(tuple(recipes_of(case, checkpoint)), checkpoint)
-    outcomes = list(recorded_renderer.render(spec, on_step=lambda *_: None, should_stop=lambda: False))
-    for outcome, recorded in zip(outcomes, pictures_of(case), strict=True):
-        assert isinstance(outcome, Rendered), outcome
-        found = np.frombuffer(outcome.rgb, np.uint8).reshape(recorded.shape).astype(np.int16)
-        assert np.abs(found - recorded).max() <= 1
+@pytest.mark.parametrize(("group", "name"), recorded_cases(), ids=lambda part: part)
+def test_recorded_picture_is_met(recorded_renderer, group, name):
+    case = case_of(group, name)
+    outcomes = list(recorded_renderer.render(case.spec, on_step=lambda *_: None, should_stop=lambda: False))
+    assert distance(case, outcomes) <= allowed().get((group, name), 1), outcomes
+
+
+def test_table_names_no_case_that_is_not_there():
+    assert allowed().keys() <= set(recorded_cases())

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from gpuworker.contract import Settings
 from gpuworker.contract.samplers import SAMPLERS_BY_NAME, resolve_sampler, schedule_named
-from gpuworker.engine.prompts.encoder import Conditioning, PromptTrack
+from gpuworker.engine.prompts.encoder import Cond, Conditioning, PromptTrack
 from gpuworker.engine.sampling.denoise import rehearse
-from gpuworker.engine.sampling.guidance import GuidedDenoiser
+from gpuworker.engine.sampling.guidance import GuidedDenoiser, Steering
 from gpuworker.engine.sampling.noise import PassNoise, slerp
 from gpuworker.engine.sampling.samplers import SOLVERS, SolverRun
 from gpuworker.engine.sampling.schedules import LcmNoiseLevels, NoiseLevels, sigmas_for, timesteps_for
@@ -174,35 +175,52 @@ def test_timestep_solvers_agree_on_a_known_flow(levels, name):
 
 
 def conditioning(*values):
-    tracks = [PromptTrack(((99, torch.full((77, 1), value)),)) for value in values]
+    tracks = [PromptTrack(((99, Cond(torch.full((77, 1), value))),)) for value in values]
     return Conditioning(positive=tuple(tracks[:-1]), negative=tracks[-1])
 
 
-def context_mean(latents, level, context):
-    return latents * 0 + context.mean(dim=(1, 2)).view(-1, 1, 1, 1)
+def context_mean(latents, level, given):
+    return latents * 0 + given.context.mean(dim=(1, 2)).view(-1, 1, 1, 1)
+
+
+def steering(*cfg_scales, **more):
+    return Steering(cfg_scales=cfg_scales, total_calls=10, settings=Settings(**more))
+
+
+def test_ngms_leaves_out_every_second_negative_half_below_its_sigma():
+    rows: list[int] = []
+
+    def counted(latents, level, given):
+        rows.append(len(latents))
+        return latents
+
+    guided = GuidedDenoiser(counted, [conditioning(3.0, 1.0)], steering(7.0, s_min_uncond=2.0))
+    for sigma in (3.0, 3.0, 1.0, 1.0, 1.0):
+        guided(torch.zeros(1, 1, 1, 1), torch.tensor(sigma))
+    assert rows == [2, 2, 2, 1, 2]
 
 
 def test_each_image_is_guided_by_its_own_scale():
-    guided = GuidedDenoiser(context_mean, [conditioning(3.0, 1.0), conditioning(5.0, 2.0)], [7.0, 2.0])
+    guided = GuidedDenoiser(context_mean, [conditioning(3.0, 1.0), conditioning(5.0, 2.0)], steering(7.0, 2.0))
     assert guided(torch.zeros(2, 1, 1, 1), torch.tensor(1.0)).flatten().tolist() == pytest.approx(
         [1 + 7 * 2, 2 + 2 * 3]
     )
 
 
 def test_composition_adds_its_weighted_parts():
-    guided = GuidedDenoiser(context_mean, [conditioning(3.0, 4.0, 1.0)], [2.0])
+    guided = GuidedDenoiser(context_mean, [conditioning(3.0, 4.0, 1.0)], steering(2.0))
     assert guided(torch.zeros(1, 1, 1, 1), torch.tensor(1.0)).item() == pytest.approx(1 + 2 * (2 + 3))
 
 
 def test_h7_unconditional_half_is_left_out_where_nothing_is_guided():
     rows: list[int] = []
 
-    def counted(latents, level, context):
+    def counted(latents, level, given):
         rows.append(len(latents))
         return latents
 
-    GuidedDenoiser(counted, [conditioning(3.0, 1.0)], [1.0])(torch.zeros(1, 1, 1, 1), torch.tensor(1.0))
-    GuidedDenoiser(counted, [conditioning(3.0, 1.0)], [2.0])(torch.zeros(1, 1, 1, 1), torch.tensor(1.0))
+    GuidedDenoiser(counted, [conditioning(3.0, 1.0)], steering(1.0))(torch.zeros(1, 1, 1, 1), torch.tensor(1.0))
+    GuidedDenoiser(counted, [conditioning(3.0, 1.0)], steering(2.0))(torch.zeros(1, 1, 1, 1), torch.tensor(1.0))
     assert rows == [1, 2]
 
 

@@ -33,7 +33,7 @@ def loaded(path):
 
 def test_the_denoiser_and_the_text_encoder_come_back_as_they_were(networks, loaded):
     unet, _, text_encoder = networks
-    for before, after in ((unet, loaded.unet), (text_encoder, loaded.text_encoder)):
+    for before, after in ((unet, loaded.unet), (text_encoder, loaded.text[0].model)):
         expected = before.state_dict()
         for name, tensor in after.state_dict().items():
             if name in expected:

@@ -20,7 +20,7 @@ from billing.models import LedgerTransaction
 from common.database import append_only_removal_sql
 from operations.invariants import OBJECT_CHECKS, ROW_CHECKS, one_moment, violations
 from renderjobs.claims import ClaimedBatch
-from renderjobs.models import Attempt, Claim, JobEvent, RenderImage, RenderJob
+from renderjobs.models import Attempt, Claim, ImageAttachment, InputFile, JobEvent, RenderImage, RenderJob
 from renderjobs.submission import job_cancel
 from tests.factories import a_job
 from tests.renderjobs.test_delivery import begun, deliver, picture
@@ -131,6 +131,20 @@ BREAKAGES = {
     "I10": lambda job: Attempt.objects.filter(image__job=job).update(outcome="lost"),
     "P4 default": lambda job: Asset.objects.update(state="retired"),
     "I2 missing": lambda job: default_storage.delete("a.png"),
+    "I2 input": lambda job: InputFile.objects.create(
+        team=job.team, sha256="0" * 64, file_key="nowhere", size_bytes=1, width=1, height=1, created_at=timezone.now()
+    ),
+    "I2 attachment": lambda job: ImageAttachment.objects.create(
+        image=image(job, "delivered").get(),
+        position=0,
+        role="mask",
+        file_key="nowhere",
+        sha256="0" * 64,
+        size_bytes=1,
+        width=1,
+        height=1,
+    ),
+    "P4 pinned": lambda job: Asset.objects.update(state="quarantined"),
     "I2 other bytes": lambda job: (default_storage.delete("a.png"), default_storage.save("a.png", ContentFile(b"x"))),
     "P4 file": lambda job: Asset.objects.update(size_bytes=2),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gpuworker.contract import Recipe
+from gpuworker.contract import Recipe, Weights
 from renderjobs.compat.sdapi.infotext import extra_parameters_of, infotext_of
 
 HEAD = "a cat\nSteps: 12, Sampler: {}, Schedule type: {}, CFG scale: 7.0, Seed: 7, Size: 128x128, "
@@ -14,7 +14,7 @@ MODEL = "Model hash: 4c5b88dd8e, Model: tiny-sd15, "
 def a_recipe(**changes: object) -> Recipe:
     values = {"prompt": "a cat", "negative_prompt": "", "seed": 7, "subseed": 42, "sampler": "Euler a", "steps": 12}
     size = {"width": 128, "height": 128, "cfg_scale": 7.0}
-    checkpoint = {"checkpoint_sha256": "4c5b88dd8e" + "0" * 54, "checkpoint_name": "tiny-sd15"}
+    checkpoint = {"checkpoint": Weights(name="tiny-sd15", sha256="4c5b88dd8e" + "0" * 54)}
     return Recipe(**{**values, **size, **checkpoint, **changes})
 
 
@@ -64,8 +64,8 @@ def test_emphasis_is_named_when_either_prompt_has_brackets(prompts):
 
 
 def test_a_value_with_a_separator_is_quoted():
-    assert 'Model: "a, b: ü", Version' in infotext_of(a_recipe(checkpoint_name="a, b: ü"))
-    assert 'Model: a "b", Version' in infotext_of(a_recipe(checkpoint_name='a "b"'))
+    assert 'Model: "a, b: ü", Version' in infotext_of(a_recipe(checkpoint=Weights(name="a, b: ü", sha256="0" * 64)))
+    assert 'Model: a "b", Version' in infotext_of(a_recipe(checkpoint=Weights(name='a "b"', sha256="0" * 64)))
 
 
 def test_extra_parameters_are_numbers_and_leave_out_the_automatic_schedule():

@@ -1,10 +1,20 @@
-"""From latents to pixels, one image at a time, and the check that a picture is one (I12)."""
+"""From latents to pixels and back, one image at a time, and the check that a picture is one (I12)."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+
+from gpuworker.contract import Picture
+from gpuworker.engine.models.loader import Checkpoint
+
+Result = TypeVar("Result")
+PREVIEW_LATENTS = 32
+"""The longer side of what a preview is decoded from."""
 
 
 class FlatPictureError(Exception):
@@ -25,26 +35,80 @@ def decode(vae: Any, latents: torch.Tensor, *, latent_scale: float) -> torch.Ten
     scaled = latents.unsqueeze(0) / latent_scale
     pixels = _pixels(vae, scaled)
     if pixels is None and vae.dtype != torch.float32:
-        pixels = _pixels_in_full_precision(vae, scaled)
+        pixels = _in_full_precision(vae, lambda: _pixels(vae, scaled))
     if pixels is None:
         raise FlatPictureError("The decoded picture is a single colour or holds values that are no numbers.")
     return pixels
+
+
+def pixels_of(vae: Any, latents: torch.Tensor, *, latent_scale: float) -> torch.Tensor:
+    """As ``decode`` without its check: what lies between two passes may be anything."""
+    decoded = vae.decode((latents.unsqueeze(0) / latent_scale).to(vae.dtype), return_dict=False)[0][0].float()
+    return _as_bytes(decoded.nan_to_num())
+
+
+def encoded(checkpoint: Checkpoint, picture: np.ndarray) -> torch.Tensor:
+    """The latents of a picture.
+
+    Args:
+        picture: uint8, shape (height, width, 3).
+    Returns:
+        float32 on the VAE's device, shape (channels, height / 8, width / 8), scaled for the UNet.
+    """
+    values = torch.from_numpy(picture.astype(np.float32) / 255.0).permute(2, 0, 1) * 2 - 1
+    return posterior_mode(checkpoint.vae, values) * checkpoint.latent_scale
+
+
+def posterior_mode(vae: Any, values: torch.Tensor) -> torch.Tensor:
+    """What the encoder holds likeliest. A1111 draws from the posterior instead, with noise no seed decides.
+
+    Args:
+        values: float32 of -1…1, shape (3, height, width).
+    Returns:
+        float32 on the VAE's device, shape (channels, height / 8, width / 8), not scaled.
+    """
+    mode = _mode(vae, values)
+    if vae.dtype != torch.float32 and not bool(torch.isfinite(mode).all()):
+        return _in_full_precision(vae, lambda: _mode(vae, values))
+    return mode
+
+
+def _mode(vae: Any, values: torch.Tensor) -> torch.Tensor:
+    return vae.encode(values.unsqueeze(0).to(vae.device, vae.dtype)).latent_dist.mode()[0].float()
+
+
+def previews(vae: Any, latents: torch.Tensor, *, latent_scale: float) -> list[Picture]:
+    """Small pictures of what the images of a pass are becoming.
+
+    Args:
+        latents: shape (images, channels, height, width).
+    """
+    longest = max(latents.shape[2:])
+    if longest > PREVIEW_LATENTS:
+        latents = F.interpolate(latents, scale_factor=PREVIEW_LATENTS / longest, mode="area")
+    pictures = [pixels_of(vae, image, latent_scale=latent_scale) for image in latents]
+    return [Picture(pixels.shape[1], pixels.shape[0], pixels.numpy().tobytes()) for pixels in pictures]
+
+
+def _as_bytes(decoded: torch.Tensor) -> torch.Tensor:
+    """-1…1 of shape (3, height, width) as uint8 of shape (height, width, 3) on the CPU, cut off as A1111 does."""
+    unit = torch.clamp((decoded + 1.0) / 2.0, min=0.0, max=1.0)
+    return (255.0 * unit.permute(1, 2, 0)).to(torch.uint8).cpu().contiguous()
 
 
 def _pixels(vae: Any, scaled: torch.Tensor) -> torch.Tensor | None:
     decoded = vae.decode(scaled.to(vae.dtype), return_dict=False)[0][0].float()
     if not bool(torch.isfinite(decoded).all()):
         return None
-    decoded = torch.clamp((decoded + 1.0) / 2.0, min=0.0, max=1.0)
-    pixels = (255.0 * decoded.permute(1, 2, 0)).to(torch.uint8).cpu().contiguous()
+    pixels = _as_bytes(decoded)
     return None if bool((pixels == pixels[0, 0]).all()) else pixels
 
 
-def _pixels_in_full_precision(vae: Any, scaled: torch.Tensor) -> torch.Tensor | None:
-    """Some SD 1.x decoders overflow in half precision."""
+def _in_full_precision(vae: Any, work: Callable[[], Result]) -> Result:
+    """Some VAEs overflow in half precision."""
     dtype = vae.dtype
     vae.to(torch.float32)
     try:
-        return _pixels(vae, scaled)
+        return work()
     finally:
         vae.to(dtype)

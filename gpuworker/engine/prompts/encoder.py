@@ -1,46 +1,86 @@
-"""From prompt text to conditioning tensors: chunks of 75 tokens, emphasis, clip skip, a cache of what was encoded. No sampling.
+"""From prompts to conditioning: edit schedules, encoded texts remembered, what SDXL is told beside them, one length. No sampling.
 
-Source: the behaviour of A1111 1.10 ``modules/sd_hijack_clip.py`` and ``sd_emphasis.py``, measured against recorded tensors.
+Source: ``modules/prompt_parser.py``, ``modules/sd_models_xl.py``, ``modules/sd_samplers_cfg_denoiser.py`` of A1111 1.10.1 and
+``GeneralConditioner`` of ``sgm``.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
-from transformers import CLIPTokenizer
-from transformers.utils import logging as transformers_logging
+from diffusers.models.embeddings import get_timestep_embedding
 
+from gpuworker.contract import Settings
 from gpuworker.engine.errors import InvalidSpecError
 from gpuworker.engine.models.cache import ByteCache
 from gpuworker.engine.models.loader import Checkpoint
-from gpuworker.engine.prompts.parser import Fragment, edit_schedule, parse_attention, split_composition
+from gpuworker.engine.prompts.embeddings import Embedding, fitting
+from gpuworker.engine.prompts.parser import edit_schedule, split_composition
+from gpuworker.engine.prompts.tokens import Chunk, chunks_of
+from gpuworker.engine.prompts.towers import EMPHASIS_MODES, Reading, encode_chunks, readings
 
-CHUNK_TOKENS = 75
-COMMA_BACKTRACK = 20
-"""A comma this close before the end of a full chunk takes what follows it along to the next."""
 CACHE_BYTES = 256 * 1024 * 1024
-EMPHASIS_MODES = ("Original", "No norm", "Ignore", "None")
-TOKENIZER_DIR = Path(__file__).parent.parent / "data" / "clip_tokenizer"
+FAMILIES_WITH_SIZES = ("sdxl", "sdxl-refiner")
+"""Their networks are told of sizes in a vector beside the text, and see zeros instead of an empty negative prompt."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cond:
+    """What the network is conditioned on in one call, for one row."""
+
+    context: torch.Tensor
+    """Shape (tokens, width)."""
+    vector: torch.Tensor | None = None
+    """Shape (adm,): pooled text and sizes, where the family has such a vector."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptRequest:
+    """One image's prompts for one pass."""
+
+    prompt: str
+    """Without network tags."""
+    negative_prompt: str
+    steps: int
+    """The total that prompt editing counts against."""
+    first_pass_steps: int | None = None
+    """In a hires pass, the first pass' total."""
+    clip_skip: int = 1
+    emphasis: str = "Original"
+    settings: Settings = field(default_factory=Settings)
+    width: int = 0
+    """Of the pass, in pixels, as SDXL is told."""
+    height: int = 0
+    embeddings: tuple[Embedding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class PromptTrack:
     """One prompt through the steps of a pass."""
 
-    variants: tuple[tuple[int, torch.Tensor], ...]
-    """(last denoiser call it is valid for, conditioning of shape (tokens, width)); all of one length."""
+    variants: tuple[tuple[int, Cond], ...]
+    """(last denoiser call it is valid for, conditioning); all of one length."""
     weight: float = 1.0
 
-    def at(self, call: int) -> torch.Tensor:
+    def at(self, call: int) -> Cond:
         """The conditioning of a denoiser call, counted from 0.
 
         QUIRK(A1111 1.10): a call beyond the last variant, which samplers with extra calls make, gets the first one again.
         """
-        return next((tensor for last_call, tensor in self.variants if call <= last_call), self.variants[0][1])
+        return next((cond for last_call, cond in self.variants if call <= last_call), self.variants[0][1])
+
+    @property
+    def tokens(self) -> int:
+        return len(self.variants[0][1].context)
+
+    def changed(self, change: Callable[[torch.Tensor], torch.Tensor]) -> PromptTrack:
+        """With other contexts; what was one conditioning stays one."""
+        conds = {id(cond): cond for _, cond in self.variants}
+        changed = {key: replace(cond, context=change(cond.context)) for key, cond in conds.items()}
+        return replace(self, variants=tuple((last_call, changed[id(cond)]) for last_call, cond in self.variants))
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,56 +92,156 @@ class Conditioning:
     negative: PromptTrack
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedTexts:
+    """The variants of one prompt, as the text encoders give them."""
+
+    context: torch.Tensor
+    """Shape (distinct texts in order of appearance, 77 × chunks, width), in the encoders' type and on their device."""
+    pooled: torch.Tensor | None
+    """Shape (distinct texts, projection), of the first chunk; None where no encoder pools."""
+
+    @property
+    def size_bytes(self) -> int:
+        return self.context.nbytes + (0 if self.pooled is None else self.pooled.nbytes)
+
+    def blank(self) -> EncodedTexts:
+        return EncodedTexts(
+            torch.zeros_like(self.context), None if self.pooled is None else torch.zeros_like(self.pooled)
+        )
+
+
 class PromptEncoder:
-    """Encodes prompts with a checkpoint's text encoder and remembers the results (H7)."""
+    """Encodes prompts with a checkpoint's text encoders and remembers the results (H7)."""
 
     def __init__(self, cache_bytes: int = CACHE_BYTES) -> None:
-        self.cache: ByteCache[torch.Tensor] = ByteCache(cache_bytes, size_of=lambda tensor: tensor.nbytes)
+        self.cache: ByteCache[EncodedTexts] = ByteCache(cache_bytes, size_of=lambda texts: texts.size_bytes)
 
-    def encode(
-        self,
-        prompt: str,
-        negative_prompt: str,
-        *,
-        checkpoint: Checkpoint,
-        checkpoint_key: str,
-        steps: int,
-        clip_skip: int,
-        emphasis: str,
-    ) -> Conditioning:
+    def encode(self, request: PromptRequest, *, checkpoint: Checkpoint, weights_key: str) -> Conditioning:
         """Encode one image's prompts.
 
         Args:
-            checkpoint_key: Names the text encoder's weights in the cache.
-            steps: The total that prompt editing counts against.
+            weights_key: Names the text encoders' weights in the cache, with the networks merged into them.
 
         Raises:
-            InvalidSpecError: The text encoder has fewer layers than ``clip_skip``, or no such emphasis mode exists.
+            InvalidSpecError: The text encoder has fewer layers than ``clip_skip``, no such emphasis mode exists, or an embedding
+                is longer than a chunk.
         """
-        _require_valid(checkpoint, clip_skip, emphasis)
+        return _Encoding(self.cache, request, checkpoint, weights_key).conditioning()
 
-        def track(text: str, weight: float = 1.0) -> PromptTrack:
-            schedule = edit_schedule(text, steps)
-            texts = tuple(text for _, text in schedule)
-            key = (checkpoint_key, texts, clip_skip, emphasis)
-            tensors = self.cache.get_or_make(key, lambda: encode_texts(texts, checkpoint, clip_skip, emphasis))
-            index = {text: position for position, text in enumerate(dict.fromkeys(texts))}
-            return PromptTrack(tuple((end, tensors[index[text]]) for end, text in schedule), weight)
 
-        return Conditioning(
-            positive=tuple(track(text, weight) for text, weight in split_composition(prompt)),
-            negative=track(negative_prompt),
+class _Encoding:
+    """One image's prompts on their way."""
+
+    def __init__(
+        self, cache: ByteCache[EncodedTexts], request: PromptRequest, checkpoint: Checkpoint, weights_key: str
+    ) -> None:
+        _require_emphasis(request.emphasis)
+        self.request = request
+        self.settings = request.settings
+        self.checkpoint = checkpoint
+        self.readings = readings(
+            checkpoint, clip_skip=max(request.clip_skip, 1), skip_clip_l=self.settings.sdxl_clip_l_skip
+        )
+        self.embeddings = fitting(request.embeddings, tuple(reading.width for reading in self.readings))
+        self._cache = cache
+        self._circumstances = (
+            weights_key,
+            tuple(reading.hidden for reading in self.readings),
+            request.emphasis,
+            self.settings.comma_padding_backtrack,
+            tuple((embedding.name, embedding.digest) for embedding in self.embeddings),
         )
 
+    def conditioning(self) -> Conditioning:
+        positive = [self._track(text, weight) for text, weight in split_composition(self.request.prompt)]
+        negative = self._track(self.request.negative_prompt, is_negative=True)
+        longest = max(track.tokens for track in positive)
+        # QUIRK(A1111 1.10): the parts of an AND get one length by repeating their last vector, not by an empty chunk.
+        positive = [track.changed(lambda context: _repeated(context, longest)) for track in positive]
+        if self.settings.pad_cond_uncond_v0:
+            negative = negative.changed(lambda context: _repeated(context[:longest], longest))
+        elif self.settings.pad_cond_uncond:
+            tokens = max(longest, negative.tokens)
+            positive, negative = [self._padded(track, tokens) for track in positive], self._padded(negative, tokens)
+        return Conditioning(tuple(positive), negative)
 
-def _require_valid(checkpoint: Checkpoint, clip_skip: int, emphasis: str) -> None:
-    layers = checkpoint.text_encoder.config.num_hidden_layers
-    if clip_skip > layers:
-        raise InvalidSpecError(
-            f"clip_skip is {clip_skip}; the checkpoint's text encoder has {layers} layers.",
-            field="clip_skip",
-            value=clip_skip,
+    def _track(self, prompt: str, weight: float = 1.0, *, is_negative: bool = False) -> PromptTrack:
+        schedule = edit_schedule(
+            prompt,
+            self.request.steps,
+            first_pass_steps=self.request.first_pass_steps,
+            old_scheduling=self.settings.use_old_scheduling,
         )
+        texts = tuple(text for _, text in schedule)
+        encoded = self._encoded(texts)
+        if is_negative and self._has_sizes and not any(texts):
+            encoded = encoded.blank()
+        told = self._sizes(encoded.context.device, is_negative=is_negative)
+        conds = {
+            text: Cond(
+                encoded.context[place],
+                None if told is None or encoded.pooled is None else torch.cat([encoded.pooled[place].float(), told]),
+            )
+            for place, text in enumerate(dict.fromkeys(texts))
+        }
+        return PromptTrack(tuple((end, conds[text]) for end, text in schedule), weight)
+
+    def _encoded(self, texts: tuple[str, ...]) -> EncodedTexts:
+        return self._cache.get_or_make((*self._circumstances, texts), lambda: self._encode(texts))
+
+    @torch.inference_mode()
+    def _encode(self, texts: tuple[str, ...]) -> EncodedTexts:
+        """Encode the variants of one prompt, which belong together: they get one length, and emphasis averages over all of them."""
+        counts = Counter(texts)
+        chunked = [self._chunks(text) for text in counts]
+        length = max(len(chunks) for chunks in chunked)
+        columns = [[chunks[index] if index < len(chunks) else Chunk() for chunks in chunked] for index in range(length)]
+        return _joined([self._read(reading, columns, list(counts.values())) for reading in self.readings])
+
+    def _chunks(self, text: str) -> list[Chunk]:
+        return chunks_of(
+            text,
+            self.request.emphasis,
+            embeddings=self.embeddings,
+            comma_backtrack=self.settings.comma_padding_backtrack,
+        )
+
+    def _read(self, reading: Reading, columns: Sequence[Sequence[Chunk]], counts: Sequence[int]) -> EncodedTexts:
+        encoded = [encode_chunks(reading, column, counts, self.request.emphasis) for column in columns]
+        return EncodedTexts(torch.cat([context for context, _ in encoded], dim=1), encoded[0][1])
+
+    def _padded(self, track: PromptTrack, tokens: int) -> PromptTrack:
+        """Lengthened by the encoding of an empty text."""
+        if track.tokens == tokens:
+            return track
+        empty = self._encoded(("",)).context[0]
+        missing = (tokens - track.tokens) // len(empty)
+        return track.changed(lambda context: torch.cat([context, empty.repeat(missing, 1)]))
+
+    # --- what SDXL is told beside the text ---------------------------------------------------------------------------
+
+    @property
+    def _has_sizes(self) -> bool:
+        return self.checkpoint.family in FAMILIES_WITH_SIZES
+
+    def _sizes(self, device: torch.device, *, is_negative: bool) -> torch.Tensor | None:
+        """Each number as a vector of sines, in the order of the family's configuration."""
+        width = self.checkpoint.size_embedding_width
+        if not self._has_sizes or width is None:
+            return None
+        size = (self.request.height, self.request.width)
+        crop = (self.settings.sdxl_crop_top, self.settings.sdxl_crop_left)
+        target = size if self.checkpoint.family == "sdxl" else (self._aesthetic_score(is_negative),)
+        numbers = torch.tensor([*size, *crop, *target], dtype=torch.float32, device=device)
+        return get_timestep_embedding(numbers, width, flip_sin_to_cos=True, downscale_freq_shift=0).flatten()
+
+    def _aesthetic_score(self, is_negative: bool) -> float:
+        settings = self.settings
+        return settings.sdxl_refiner_low_aesthetic_score if is_negative else settings.sdxl_refiner_high_aesthetic_score
+
+
+def _require_emphasis(emphasis: str) -> None:
     if emphasis not in EMPHASIS_MODES:
         raise InvalidSpecError(
             f"Emphasis {emphasis!r} is not known; it is one of {', '.join(EMPHASIS_MODES)}.",
@@ -110,117 +250,17 @@ def _require_valid(checkpoint: Checkpoint, clip_skip: int, emphasis: str) -> Non
         )
 
 
-@torch.inference_mode()
-def encode_texts(texts: tuple[str, ...], checkpoint: Checkpoint, clip_skip: int, emphasis: str) -> torch.Tensor:
-    """Encode the variants of one prompt, which belong together: they get one length, and emphasis averages over all of them.
-
-    Returns:
-        Shape (distinct texts in order of appearance, 77 × chunks, width), in the encoder's type and on its device.
-    """
-    counts = Counter(texts)
-    chunked = [chunks_of(text, emphasis) for text in counts]
-    length = max(len(chunks) for chunks in chunked)
-    padded = [chunks + [Chunk()] * (length - len(chunks)) for chunks in chunked]
-    encoded = [
-        _encode_chunk([chunks[index] for chunks in padded], list(counts.values()), checkpoint, clip_skip, emphasis)
-        for index in range(length)
-    ]
-    return torch.cat(encoded, dim=1)
+def _joined(encoders: Sequence[EncodedTexts]) -> EncodedTexts:
+    """The encoders' vectors side by side."""
+    if len(encoders) == 1:
+        return encoders[0]
+    pooled = [texts.pooled for texts in encoders if texts.pooled is not None]
+    return EncodedTexts(
+        torch.cat([texts.context for texts in encoders], dim=-1), torch.cat(pooled, dim=-1) if pooled else None
+    )
 
 
-def _encode_chunk(
-    chunks: list[Chunk], counts: list[int], checkpoint: Checkpoint, clip_skip: int, emphasis: str
-) -> torch.Tensor:
-    encoder = checkpoint.text_encoder
-    tokens = torch.tensor([chunk.framed_tokens for chunk in chunks], device=encoder.device)
-    output = encoder(input_ids=tokens, output_hidden_states=clip_skip > 1)
-    if clip_skip > 1:
-        body = getattr(encoder, "text_model", encoder)
-        encoded = body.final_layer_norm(output.hidden_states[-clip_skip])
-    else:
-        encoded = output.last_hidden_state
-    if emphasis in ("Ignore", "None"):
-        return encoded
-    weights = torch.tensor([chunk.framed_weights for chunk in chunks], device=encoder.device).unsqueeze(-1)
-    weighted = (encoded.float() * weights).to(encoded.dtype)
-    if emphasis == "No norm":
-        return weighted
-    return weighted * (_mean(encoded, counts) / _mean(weighted, counts)).to(encoded.dtype)
-
-
-def _mean(encoded: torch.Tensor, counts: list[int]) -> torch.Tensor:
-    """The mean over all variants, a text that comes several times counted as often."""
-    return encoded.float().repeat_interleave(torch.tensor(counts, device=encoded.device), dim=0).mean()
-
-
-# --- chunks ----------------------------------------------------------------------------------------------------------
-
-
-@cache
-def _tokenizer() -> CLIPTokenizer:
-    return CLIPTokenizer.from_pretrained(TOKENIZER_DIR)
-
-
-@dataclass(slots=True)
-class Chunk:
-    """Up to 75 tokens and their weights."""
-
-    tokens: list[int] = field(default_factory=list)
-    weights: list[float] = field(default_factory=list)
-
-    @property
-    def framed_tokens(self) -> list[int]:
-        """77 tokens: start, the chunk, end, and the end token again as padding."""
-        tokenizer = _tokenizer()
-        padding = [tokenizer.eos_token_id] * (CHUNK_TOKENS + 1 - len(self.tokens))
-        return [tokenizer.bos_token_id, *self.tokens, *padding]
-
-    @property
-    def framed_weights(self) -> list[float]:
-        return [1.0, *self.weights, *[1.0] * (CHUNK_TOKENS + 1 - len(self.weights))]
-
-    def split(self, position: int) -> tuple[Chunk, Chunk]:
-        return (
-            Chunk(self.tokens[:position], self.weights[:position]),
-            Chunk(self.tokens[position:], self.weights[position:]),
-        )
-
-
-def chunks_of(text: str, emphasis: str) -> list[Chunk]:
-    """Tokenise one text into chunks; at least one."""
-    fragments = [Fragment(text, 1.0)] if emphasis == "None" else parse_attention(text)
-    chunks: list[Chunk] = []
-    chunk, comma = Chunk(), None
-    for fragment in fragments:
-        if fragment.is_break:
-            chunks.append(chunk)
-            chunk, comma = Chunk(), None
-            continue
-        for token in _token_ids(fragment.text):
-            if token == _comma_id():
-                comma = len(chunk.tokens)
-            if len(chunk.tokens) == CHUNK_TOKENS:
-                near = token != _comma_id() and comma is not None and CHUNK_TOKENS - comma <= COMMA_BACKTRACK
-                full, chunk = chunk.split(comma + 1 if near and comma is not None else CHUNK_TOKENS)
-                chunks.append(full)
-                comma = None
-            chunk.tokens.append(token)
-            chunk.weights.append(fragment.weight)
-    if chunk.tokens or not chunks:
-        chunks.append(chunk)
-    return chunks
-
-
-@cache
-def _comma_id() -> int:
-    return _tokenizer().get_vocab()[",</w>"]
-
-
-def _token_ids(text: str) -> list[int]:
-    # Prompts longer than the model's window are cut into chunks here, so the tokenizer's warning about them says nothing.
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        return _tokenizer()(text, add_special_tokens=False, truncation=False)["input_ids"]
-    finally:
-        transformers_logging.set_verbosity(verbosity)
+def _repeated(context: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Lengthened by its last vector."""
+    missing = tokens - len(context)
+    return torch.cat([context, context[-1:].expand(missing, -1)]) if missing > 0 else context

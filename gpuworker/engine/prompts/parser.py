@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+
+import numpy as np
 
 ROUND_FACTOR = 1.1
 SQUARE_FACTOR = 1 / 1.1
@@ -20,7 +21,7 @@ MAX_NESTING = 100
 # --- AND -------------------------------------------------------------------------------------------------------------
 
 _AND = re.compile(r"\bAND\b")
-_WEIGHT_AT_END = re.compile(r"([\s\S]*?)(?:\s*:\s*([-+]?(?:\d+\.?|\d*\.\d+)))?\s*")
+_WEIGHT = re.compile(r"[-+]?(?:\d+\.?|\d*\.\d+)")
 
 
 def split_composition(prompt: str) -> list[tuple[str, float]]:
@@ -28,14 +29,32 @@ def split_composition(prompt: str) -> list[tuple[str, float]]:
 
     QUIRK(A1111 1.10): the weight at the end is taken without any ``AND`` too, so ``12:30`` is the text ``12`` at weight 30.
     """
-    matches = (_WEIGHT_AT_END.fullmatch(part) for part in _AND.split(prompt))
-    return [(match[1], float(match[2] or 1.0)) for match in matches if match]
+    return [_text_and_weight(part.rstrip()) for part in _AND.split(prompt)]
+
+
+def _text_and_weight(part: str) -> tuple[str, float]:
+    text, colon, weight = part.rpartition(":")
+    if colon and _WEIGHT.fullmatch(weight.strip()):
+        return text.rstrip(), float(weight)
+    return part, 1.0
 
 
 # --- prompt editing --------------------------------------------------------------------------------------------------
 
 _PLAIN = re.compile(r"(?:[^\\\[\]():|]|\\.)+")
+_BRACKET = re.compile(r"\\.|[()\[\]]")
+_PARTNERS = {"(": ")", "[": "]"}
 _WHEN = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*\]")
+
+
+@dataclass(frozen=True, slots=True)
+class _Count:
+    """What the numbers in a prompt count against."""
+
+    steps: int
+    earlier: int | None
+    """Steps of the pass before this one: their numbers come first, their fractions are those up to 1."""
+    old: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +65,16 @@ class _Scheduled:
     after: _Nodes
     when: str
 
-    def switch_step(self, steps: int) -> int:
+    def switch_step(self, count: _Count) -> int:
         """The last step of ``before``; with a dot the number is a fraction of all steps."""
-        value = float(self.when) * steps if "." in self.when else float(self.when)
-        return int(max(-1.0, min(steps, value)))
+        value = float(self.when)
+        if count.old:
+            value = value * count.steps if value < 1 else value
+        elif "." in self.when:
+            value = (value - (count.earlier is not None)) * count.steps
+        else:
+            value -= count.earlier or 0
+        return int(max(-1.0, min(count.steps, value)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,40 +91,50 @@ class _NotAPrompt(Exception):
     """The grammar has no reading for this text."""
 
 
-def edit_schedule(prompt: str, steps: int) -> list[tuple[int, str]]:
-    """The texts a prompt goes through, as (last step it is valid for, text); the last entry ends at ``steps``.
+def edit_schedule(
+    prompt: str, steps: int, *, first_pass_steps: int | None = None, old_scheduling: bool = False
+) -> list[tuple[int, str]]:
+    """The texts a prompt goes through, as (last step it is valid for, text); the last entry ends at the pass' last step.
 
     A text the grammar cannot read as a whole is used as it stands.
+
+    Args:
+        first_pass_steps: Of the pass before, when this is the hires pass.
+        old_scheduling: Numbers below 1 are fractions, with or without a dot, and say the same in both passes.
     """
+    if old_scheduling:
+        # QUIRK(A1111 1.10): the hires pass, too, counts against the first one's steps then.
+        steps = first_pass_steps or steps
+    count = _Count(steps, None if old_scheduling else first_pass_steps, old_scheduling)
     try:
         nodes = _Reader(prompt).read_all()
     except _NotAPrompt:
         return [(steps, prompt)]
-    ends = sorted({steps, *_switch_steps(nodes, steps)})
-    return [(end, _text_at(nodes, end, steps)) for end in ends]
+    ends = sorted({steps, *_switch_steps(nodes, count)})
+    return [(end, _text_at(nodes, end, count)) for end in ends]
 
 
-def _switch_steps(nodes: _Nodes, steps: int) -> Iterator[int]:
+def _switch_steps(nodes: _Nodes, count: _Count) -> Iterator[int]:
     for node in nodes:
         if isinstance(node, _Alternating):
-            yield from range(1, steps + 1)
+            yield from range(1, count.steps + 1)
         elif isinstance(node, _Scheduled):
-            switch = node.switch_step(steps)
+            switch = node.switch_step(count)
             if switch >= 1:
                 yield switch
-            yield from _switch_steps(node.before + node.after, steps)
+            yield from _switch_steps(node.before + node.after, count)
 
 
-def _text_at(nodes: _Nodes, step: int, steps: int) -> str:
-    return "".join(_node_text_at(node, step, steps) for node in nodes)
+def _text_at(nodes: _Nodes, step: int, count: _Count) -> str:
+    return "".join(_node_text_at(node, step, count) for node in nodes)
 
 
-def _node_text_at(node: str | _Scheduled | _Alternating, step: int, steps: int) -> str:
+def _node_text_at(node: str | _Scheduled | _Alternating, step: int, count: _Count) -> str:
     if isinstance(node, str):
         return node
     if isinstance(node, _Alternating):
-        return _text_at(node.options[(step - 1) % len(node.options)], step, steps)
-    return _text_at(node.before if step <= node.switch_step(steps) else node.after, step, steps)
+        return _text_at(node.options[(step - 1) % len(node.options)], step, count)
+    return _text_at(node.before if step <= node.switch_step(count) else node.after, step, count)
 
 
 class _Reader:
@@ -108,7 +143,7 @@ class _Reader:
     def __init__(self, text: str) -> None:
         self.text = text
         self.position = 0
-        self.depth = 0
+        self._heights = _group_heights(text)
 
     def read_all(self) -> _Nodes:
         nodes: list[str | _Scheduled | _Alternating] = []
@@ -153,9 +188,8 @@ class _Reader:
 
     def _group_or_none(self, *, strict: bool) -> _Nodes | None:
         start = self.position
-        self.depth += 1
         try:
-            if self.depth > MAX_NESTING:
+            if not 1 <= self._heights.get(start, 0) <= MAX_NESTING:
                 raise _NotAPrompt
             group = self._round() if self._take() == "(" else self._square()
             if not strict and self._next and self._next in "]):":
@@ -166,8 +200,6 @@ class _Reader:
                 raise
             self.position = start
             return None
-        finally:
-            self.depth -= 1
 
     def _round(self) -> _Nodes:
         inner = self._prompt(strict=True)
@@ -212,6 +244,28 @@ class _Reader:
             raise _NotAPrompt
 
 
+def _group_heights(text: str) -> dict[int, int]:
+    """Opening bracket that has a partner → how many groups are nested from it inwards.
+
+    Known before anything is read, so that thousands of brackets without a partner are not each followed to the end.
+    """
+    heights: dict[int, int] = {}
+    opened: list[int] = []
+    inside: dict[int, int] = {}
+    for match in _BRACKET.finditer(text):
+        bracket = match[0]
+        if bracket in _PARTNERS:
+            opened.append(match.start())
+        elif len(bracket) == 1 and opened and _PARTNERS[text[opened[-1]]] == bracket:
+            start = opened.pop()
+            heights[start] = 1 + inside.get(start, 0)
+            if opened:
+                inside[opened[-1]] = max(inside.get(opened[-1], 0), heights[start])
+        elif len(bracket) == 1:
+            opened.clear()  # no group reaches over a bracket that closes another kind
+    return heights
+
+
 # --- attention -------------------------------------------------------------------------------------------------------
 
 _ATTENTION = re.compile(
@@ -225,7 +279,7 @@ _ATTENTION = re.compile(
     """,
     re.VERBOSE,
 )
-_BREAK = re.compile(r"\s*\bBREAK\b\s*")
+_BREAK = re.compile(r"\bBREAK\b")
 
 
 @dataclass(slots=True)
@@ -250,10 +304,10 @@ def parse_attention(text: str) -> list[Fragment]:
 def _weighted(text: str) -> list[Fragment]:
     fragments: list[Fragment] = []
     opened: dict[str, list[int]] = {"(": [], "[": []}
+    closed: list[tuple[int, int, float]] = []
 
     def close(bracket: str, factor: float) -> None:
-        for fragment in fragments[opened[bracket].pop() :]:
-            fragment.weight *= factor
+        closed.append((opened[bracket].pop(), len(fragments), factor))
 
     for match in _ATTENTION.finditer(text):
         token = match[0]
@@ -272,15 +326,26 @@ def _weighted(text: str) -> list[Fragment]:
     for bracket, factor in (("(", ROUND_FACTOR), ("[", SQUARE_FACTOR)):
         while opened[bracket]:
             close(bracket, factor)
+    _multiply(fragments, closed)
     return fragments
 
 
+def _multiply(fragments: list[Fragment], ranges: list[tuple[int, int, float]]) -> None:
+    """Apply the factors one after the other, as A1111 rounds them; a hostile prompt has thousands over thousands."""
+    weights = np.ones(len(fragments))
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        for begin, end, factor in ranges:
+            weights[begin:end] *= factor
+    for fragment, weight in zip(fragments, weights.tolist(), strict=True):
+        fragment.weight = weight
+
+
 def _split_at_breaks(text: str) -> Iterator[Fragment]:
-    parts = [Fragment(part, 1.0) for part in _BREAK.split(text)]
-    yield parts[0]
-    for _, part in pairwise(parts):
-        yield Fragment("", 0.0, is_break=True)
-        yield part
+    first, *others = _BREAK.split(text)
+    yield Fragment(first.rstrip() if others else first, 1.0)
+    for index, part in enumerate(others, start=1):
+        yield Fragment("", 1.0, is_break=True)
+        yield Fragment(part.lstrip() if index == len(others) else part.strip(), 1.0)
 
 
 def _merged(fragments: list[Fragment]) -> list[Fragment]:

@@ -7,13 +7,17 @@ recorded noise.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 import torchsde
+from torchsde._brownian import brownian_interval
 
-from gpuworker.contract import Recipe
-from gpuworker.engine.execution_plan import LATENT_FACTOR
+from gpuworker.contract import Recipe, Settings
+from gpuworker.contract.recipe import LATENT_FACTOR
+from gpuworker.engine.sampling.philox import PhiloxGenerator
 
 Shape = tuple[int, int, int]
 Noise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -29,17 +33,22 @@ class PassNoise:
     def __init__(self, recipes: Sequence[Recipe], shape: Shape) -> None:
         self.shape = shape
         self._seeds = [recipe.seed for recipe in recipes]
-        self._generators = [_generator(recipe.seed) for recipe in recipes]
+        self._settings = recipes[0].settings
+        self._generators = [_generator(recipe.seed, self._settings) for recipe in recipes]
         first = [_first_draw(recipe, shape, own) for recipe, own in zip(recipes, self._generators, strict=True)]
         self.first = torch.stack(first)
         """float32 on the CPU, unit variance."""
         for index, recipe in enumerate(recipes):
             if recipe.ensd:
-                self._generators[index] = _generator(recipe.seed + recipe.ensd)
+                self._generators[index] = _generator(recipe.seed + recipe.ensd, self._settings)
+
+    @property
+    def plain(self) -> torch.Tensor:
+        """The first draw of each seed without its variation, float32 on the CPU."""
+        return torch.stack([_generator(seed, self._settings).randn(self.shape) for seed in self._seeds])
 
     def next_draw(self) -> torch.Tensor:
-        draws = [torch.randn(self.shape, generator=generator) for generator in self._generators]
-        return torch.stack(draws)
+        return torch.stack([generator.randn(self.shape) for generator in self._generators])
 
     def ancestral(self, device: torch.device) -> Noise:
         """Independent draws, in the order they are asked for."""
@@ -48,12 +57,16 @@ class PassNoise:
     def brownian(self, sigmas: torch.Tensor, device: torch.device) -> Noise:
         """Increments of one Brownian path per image, so that the number of steps does not change the path."""
         low, high = sigmas[sigmas > 0].min(), sigmas.max()
-        trees = [torchsde.BrownianTree(low, torch.zeros(self.shape), high, entropy=seed) for seed in self._seeds]
+        # One path for all, where A1111's setting from before it drew per image is on.
+        shared = self._settings.no_dpmpp_sde_batch_determinism
+        seeds = self._seeds[:1] * len(self._seeds) if shared else self._seeds
+        with _tree_draws_from(self._settings):
+            trees = [torchsde.BrownianTree(low, torch.zeros(self.shape), high, entropy=seed) for seed in seeds]
 
         def noise(sigma_from: torch.Tensor, sigma_to: torch.Tensor) -> torch.Tensor:
             start, end = sorted((sigma_from, sigma_to))
             sign = 1.0 if sigma_from < sigma_to else -1.0
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _tree_draws_from(self._settings):
                 # The tree rounds its ends to six digits and remarks that a sigma then lies outside; it uses its end there.
                 warnings.simplefilter("ignore", UserWarning)
                 increments = torch.stack([tree(start, end) for tree in trees]) * sign
@@ -68,20 +81,50 @@ def prepared(noise: Noise, ways: Iterable[Way]) -> Noise:
     return lambda sigma_from, sigma_to: next(draws)
 
 
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator("cpu").manual_seed(seed)
+class Generator(Protocol):
+    def randn(self, shape: Sequence[int]) -> torch.Tensor: ...
 
 
-def _first_draw(recipe: Recipe, shape: Shape, own: torch.Generator) -> torch.Tensor:
+class TorchGenerator:
+    """torch's own on the CPU; what a card would draw is never used, so that the card does not matter."""
+
+    def __init__(self, seed: int) -> None:
+        self._generator = torch.Generator("cpu").manual_seed(seed)
+
+    def randn(self, shape: Sequence[int]) -> torch.Tensor:
+        return torch.randn(tuple(shape), generator=self._generator)
+
+
+def _generator(seed: int, settings: Settings) -> Generator:
+    return PhiloxGenerator(seed) if settings.randn_source == "NV" else TorchGenerator(seed)
+
+
+@contextmanager
+def _tree_draws_from(settings: Settings) -> Iterator[None]:
+    """torchsde draws through a function of its module; for the card's numbers that is another one meanwhile."""
+    if settings.randn_source != "NV":
+        yield
+        return
+    own = brownian_interval._randn
+    brownian_interval._randn = lambda size, dtype, device, seed: (
+        PhiloxGenerator(int(seed)).randn(size).to(device, dtype)
+    )
+    try:
+        yield
+    finally:
+        brownian_interval._randn = own
+
+
+def _first_draw(recipe: Recipe, shape: Shape, own: Generator) -> torch.Tensor:
     """The start noise of one image; takes exactly one full-size draw from its own generator."""
-    full = torch.randn(shape, generator=own)
+    full = own.randn(shape)
     resized = recipe.seed_resize_from_w > 0 and recipe.seed_resize_from_h > 0
     small: Shape = shape
     if resized:
         small = (shape[0], recipe.seed_resize_from_h // LATENT_FACTOR, recipe.seed_resize_from_w // LATENT_FACTOR)
-    noise = full if small == shape else torch.randn(small, generator=_generator(recipe.seed))
+    noise = full if small == shape else _generator(recipe.seed, recipe.settings).randn(small)
     if recipe.subseed_strength:
-        variation = torch.randn(small, generator=_generator(recipe.subseed))
+        variation = _generator(recipe.subseed, recipe.settings).randn(small)
         noise = slerp(recipe.subseed_strength, noise, variation)
     return noise if small == shape else _pasted(noise, full)
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from scipy import integrate
 
+from gpuworker.contract import Settings
 from gpuworker.engine.sampling.noise import Noise
 from gpuworker.engine.sampling.schedules import NoiseLevels, karras
 
@@ -51,6 +52,9 @@ class SolverRun:
     s_tmin: float = 0.0
     s_tmax: float = math.inf
     s_noise: float = 1.0
+    inside: bool = False
+    """Begins from a picture, somewhere inside the range."""
+    settings: Settings = field(default_factory=Settings)
 
     def sigma_pairs(self) -> Iterator[tuple[Scalar, Scalar]]:
         return pairwise(self.visits)
@@ -534,9 +538,6 @@ def _ddim_transfer(latents: torch.Tensor, noise: torch.Tensor, alpha: Scalar, al
     return alpha_next.sqrt() * picture + (1 - alpha_next).sqrt() * noise
 
 
-UNIPC_ORDER = 3
-
-
 @dataclass(frozen=True, slots=True)
 class _UniPcPoint:
     """One place on UniPC's path: continuous time, and what the noise schedule says there."""
@@ -549,18 +550,44 @@ class _UniPcPoint:
 
 
 def _unipc(run: SolverRun) -> Steps:
-    """Source: Zhao et al. 2023 (UniPC), data prediction, B(h) = h, order 3, lower orders at both ends."""
-    count = len(run.visits)
-    points = [
-        _unipc_point(run.levels, time) for time in torch.linspace(1.0, 1 / len(run.levels.alphas_cumprod), count + 1)
-    ]
+    """Source: Zhao et al. 2023 (UniPC), data prediction, lower orders at the start and, unless told otherwise, at the end."""
+    settings, count = run.settings, len(run.visits)
+    points = [_unipc_point(run.levels, time) for time in _unipc_times(run, count)]
     latents = run.latents
     history = [(points[0], _unipc_picture(run, latents, points[0]))]
     for index, point in enumerate(points[1:], start=1):
-        order = min(UNIPC_ORDER, index, count + 1 - index)
+        order = min(settings.uni_pc_order, index)
+        if settings.uni_pc_lower_order_final:
+            order = min(order, count + 1 - index)
         latents, picture = _unipc_step(run, latents, history[-order:], point, correct=index < count)
-        history = [*history, (point, picture)][-UNIPC_ORDER:] if picture is not None else history
+        history = [*history, (point, picture)][-settings.uni_pc_order :] if picture is not None else history
         yield latents
+
+
+def _unipc_times(run: SolverRun, count: int) -> torch.Tensor:
+    """Continuous times, largest first.
+
+    QUIRK(A1111 1.10): a run from a picture begins one training step later than its noise level.
+    """
+    training_steps = len(run.levels.alphas_cumprod)
+    first = (float(run.visits[-1]) + 1) / training_steps if run.inside else 1.0
+    last = 1 / training_steps
+    match run.settings.uni_pc_skip_type:
+        case "time_quadratic":
+            return torch.linspace(first**0.5, last**0.5, count + 1) ** 2
+        case "logSNR":
+            begin, end = (float(_unipc_point(run.levels, torch.tensor(time)).log_snr) for time in (first, last))
+            return _unipc_times_at(run.levels, torch.linspace(begin, end, count + 1))
+        case _:
+            return torch.linspace(first, last, count + 1)
+
+
+def _unipc_times_at(levels: NoiseLevels, log_snrs: torch.Tensor) -> torch.Tensor:
+    """The inverse of ``_unipc_point``: linear in log alpha between the trained timesteps."""
+    log_alphas = -0.5 * torch.logaddexp(torch.zeros(()), -2.0 * log_snrs)
+    trained = (0.5 * levels.alphas_cumprod.log()).flip(0).double().numpy()
+    times = (torch.arange(1, len(trained) + 1) / len(trained)).flip(0).double().numpy()
+    return torch.from_numpy(np.interp(log_alphas.double().numpy(), trained, times)).float()
 
 
 def _unipc_point(levels: NoiseLevels, time: Scalar) -> _UniPcPoint:
@@ -589,31 +616,32 @@ def _unipc_step(
     """Predict, and correct with the prediction's own picture; its picture is kept for the next step."""
     (base, base_picture), earlier = history[-1], history[-2::-1]
     step = point.log_snr - base.log_snr
+    scale = (-step).expm1() if run.settings.uni_pc_variant == "bh2" else -step
     places = [(then.log_snr - base.log_snr) / step for then, _ in earlier]
     changes = [(picture - base_picture) / place for place, (_, picture) in zip(places, earlier, strict=True)]
-    matrix, moments = _unipc_moments(torch.stack([*places, torch.ones(())]), step)
+    matrix, moments = _unipc_moments(torch.stack([*places, torch.ones(())]), step, scale)
 
     first_order = point.sigma / base.sigma * latents - point.alpha * (-step).expm1() * base_picture
     if len(changes) == 1:
         weights = [torch.tensor(0.5)]
     else:
         weights = list(torch.linalg.solve(matrix[:-1, :-1], moments[:-1])) if changes else []
-    predicted = first_order - point.alpha * -step * _weighted_sum(weights, changes)
+    predicted = first_order - point.alpha * scale * _weighted_sum(weights, changes)
     if not correct:
         return predicted, None
     picture = _unipc_picture(run, predicted, point)
     weights = list(torch.linalg.solve(matrix, moments)) if changes else [torch.tensor(0.5)]
-    corrected = first_order - point.alpha * -step * _weighted_sum(weights, [*changes, picture - base_picture])
+    corrected = first_order - point.alpha * scale * _weighted_sum(weights, [*changes, picture - base_picture])
     return corrected, picture
 
 
-def _unipc_moments(places: torch.Tensor, step: Scalar) -> tuple[torch.Tensor, torch.Tensor]:
+def _unipc_moments(places: torch.Tensor, step: Scalar, scale: Scalar) -> tuple[torch.Tensor, torch.Tensor]:
     """The linear system for the weights of the differences: powers of their places, and moments of the exponential."""
     order = len(places)
     moments, factorial = [], 1
     phi = (-step).expm1() / -step - 1
     for power in range(1, order + 1):
-        moments.append(phi * factorial / -step)
+        moments.append(phi * factorial / scale)
         factorial *= power + 1
         phi = phi / -step - 1 / factorial
     return torch.stack([places**power for power in range(order)]), torch.stack(moments)

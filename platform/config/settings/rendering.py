@@ -8,6 +8,8 @@ from config.settings.base import DATA_DIR
 MIN_SIDE_PX, MAX_SIDE_PX = 16, 8192
 MAX_PIXELS = env.integer("MAX_PIXELS", 16_777_216, minimum=4096, maximum=2**28)
 """Of one picture; the default is 4096 x 4096."""
+MAX_INPUT_PIXELS = env.integer("MAX_INPUT_PIXELS", 67_108_864, minimum=4096, maximum=2**28)
+"""Of a picture a caller sends."""
 MAX_STEPS = 1000
 MAX_BATCH_SIZE = 1000
 MAX_IMAGES_PER_JOB = env.integer("MAX_IMAGES_PER_JOB", 20_000, minimum=1, maximum=1_000_000)

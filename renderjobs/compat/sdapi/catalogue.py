@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from accounts.authentication import Caller
-from assets.selectors import checkpoints_of
+from assets.models import AssetKind
+from assets.selectors import checkpoints_of, newest_of
+from assets.styles import styles_of
 from gpuworker.contract.samplers import SAMPLERS, SCHEDULES
 
-UPSCALERS = ("None", "Lanczos", "Nearest")
+BUILT_IN_UPSCALERS = ("None", "Lanczos", "Nearest")
+FACE_RESTORERS = ("CodeFormer", "GFPGAN")
 LATENT_MODES = (
     "Latent",
     "Latent (antialiased)",
@@ -56,10 +59,48 @@ def schedulers() -> list[dict[str, Any]]:
     ]
 
 
-def upscalers() -> list[dict[str, Any]]:
+def upscalers(caller: Caller) -> list[dict[str, Any]]:
+    own = [asset.name for asset in newest_of(caller, AssetKind.UPSCALER)]
+    names = [*BUILT_IN_UPSCALERS, *sorted(own, key=str.lower)]
     return [
-        {"name": name, "model_name": None, "model_path": None, "model_url": None, "scale": 4.0} for name in UPSCALERS
+        {
+            "name": name,
+            "model_name": name if name in own else None,
+            "model_path": f"{name}.safetensors" if name in own else None,
+            "model_url": None,
+            "scale": 4.0,
+        }
+        for name in names
     ]
+
+
+def loras(caller: Caller) -> list[dict[str, Any]]:
+    return [
+        {"name": asset.name, "alias": asset.alias or asset.name, "path": asset.filename, "metadata": asset.metadata}
+        for asset in newest_of(caller, AssetKind.LORA)
+    ]
+
+
+def hypernetworks(caller: Caller) -> list[dict[str, Any]]:
+    return [{"name": asset.name, "path": asset.filename} for asset in newest_of(caller, AssetKind.HYPERNETWORK)]
+
+
+def sd_vae(caller: Caller) -> list[dict[str, Any]]:
+    return [{"model_name": asset.filename, "filename": asset.filename} for asset in newest_of(caller, AssetKind.VAE)]
+
+
+def embeddings(caller: Caller) -> dict[str, Any]:
+    """All are listed as loaded: which of them fit is decided by the checkpoint of each request."""
+    unknown = {"step": None, "sd_checkpoint": None, "sd_checkpoint_name": None, "shape": 0, "vectors": 0}
+    return {"loaded": {asset.name: unknown for asset in newest_of(caller, AssetKind.EMBEDDING)}, "skipped": {}}
+
+
+def prompt_styles(caller: Caller) -> list[dict[str, Any]]:
+    return list(styles_of(caller).order_by("pk").values("name", "prompt", "negative_prompt"))
+
+
+def face_restorers() -> list[dict[str, Any]]:
+    return [{"name": name, "cmd_dir": None} for name in FACE_RESTORERS]
 
 
 def latent_upscale_modes() -> list[dict[str, str]]:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from gpuworker.contract import Recipe
+from gpuworker.contract import EmbeddingUse, Recipe
 from gpuworker.contract.samplers import AUTOMATIC, SAMPLERS_BY_NAME, effective_schedule, schedule_named
 
 VERSION = "v1.10.1"
@@ -22,6 +22,10 @@ TAKES_ETA = frozenset(
 )  # fmt: skip
 """Samplers whose function has an ``eta`` argument; A1111 writes no eta for the others, whatever was asked for."""
 SCHEDULE_TYPE = "Schedule type"
+ORIGINAL = 1
+MASKED_CONTENT = {0: "fill", 2: "latent noise", 3: "latent nothing"}
+EDITING, INPAINTING = 8, 9
+"""Input channels of checkpoints that see a picture."""
 
 
 def infotext_of(recipe: Recipe) -> str:
@@ -32,50 +36,247 @@ def infotext_of(recipe: Recipe) -> str:
 
 
 def parameters_of(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """The pairs in A1111's order; what has its neutral value is left out as A1111 leaves it out."""
-    sampler = SAMPLERS_BY_NAME[recipe.sampler]
-    extra = extra_parameters_of(recipe)
-    yield "Steps", str(recipe.steps)
-    yield "Sampler", sampler.name
-    yield SCHEDULE_TYPE, extra.pop(SCHEDULE_TYPE, recipe.schedule)
-    yield "CFG scale", str(float(recipe.cfg_scale))
-    yield "Seed", str(recipe.seed)
-    yield "Size", f"{recipe.width}x{recipe.height}"
-    yield "Model hash", recipe.checkpoint_short_hash
-    yield "Model", recipe.checkpoint_name
-    if recipe.subseed_strength:
-        yield "Variation seed", str(recipe.subseed)
-        yield "Variation seed strength", str(recipe.subseed_strength)
-    if recipe.seed_resize_from_w > 0 and recipe.seed_resize_from_h > 0:
-        yield "Seed resize from", f"{recipe.seed_resize_from_w}x{recipe.seed_resize_from_h}"
-    if recipe.clip_skip > 1:
-        yield "Clip skip", str(recipe.clip_skip)
-    if recipe.ensd and sampler.uses_ensd and recipe.eta != 0:
-        yield "ENSD", str(recipe.ensd)
-    if recipe.tiling:
-        yield "Tiling", "True"
-    yield from ((key, str(value)) for key, value in extra.items())
+    """The pairs in A1111's order; what has its neutral value is left out as A1111 leaves it out.
+
+    A parameter that a part of the run reports takes the place of the fixed one of its name.
+    """
+    extra = {**extra_parameters_of(recipe), **prompts_of_hires(recipe)}
+    for key, value in fixed_parameters_of(recipe).items():
+        shown = extra.pop(key, value)
+        if shown is not None:
+            yield key, str(shown)
+    yield from ((key, str(value)) for key, value in extra.items() if value is not None)
     yield "Version", VERSION
 
 
+def fixed_parameters_of(recipe: Recipe) -> dict[str, Any]:
+    """Name → value, None where A1111 writes none."""
+    sampler, settings, given = SAMPLERS_BY_NAME[recipe.sampler], recipe.settings, recipe.img2img
+    resized = recipe.seed_resize_from_w > 0 and recipe.seed_resize_from_h > 0
+    merging = (
+        settings.token_merging_ratio_img2img or settings.token_merging_ratio if given else settings.token_merging_ratio
+    )
+    merging_hr = (settings.token_merging_ratio_hr or settings.token_merging_ratio) if recipe.hires else 0
+    varied = recipe.subseed_strength != 0
+    return {
+        "Steps": recipe.steps,
+        "Sampler": sampler.name,
+        SCHEDULE_TYPE: recipe.schedule,
+        "CFG scale": float(recipe.cfg_scale),
+        "Image CFG scale": given.image_cfg_scale if given and recipe.checkpoint.input_channels == EDITING else None,
+        "Seed": recipe.seed,
+        "Size": f"{recipe.width}x{recipe.height}",
+        "Model hash": recipe.checkpoint.short_hash,
+        "Model": recipe.checkpoint.name,
+        "VAE hash": recipe.vae.short_hash if recipe.vae else None,
+        "VAE": f"{recipe.vae.name}.safetensors" if recipe.vae else None,
+        "Variation seed": recipe.subseed if varied else None,
+        "Variation seed strength": recipe.subseed_strength if varied else None,
+        "Seed resize from": f"{recipe.seed_resize_from_w}x{recipe.seed_resize_from_h}" if resized else None,
+        "Denoising strength": recipe.strength if recipe.hires or given else None,
+        "Conditional mask weight": settings.inpainting_mask_weight if uses_inpainting_conditioning(recipe) else None,
+        "Clip skip": recipe.clip_skip if recipe.clip_skip > 1 else None,
+        "ENSD": recipe.ensd if recipe.ensd and sampler.uses_ensd and recipe.eta != 0 else None,
+        "Token merging ratio": merging or None,
+        "Token merging ratio hr": merging_hr or None,
+        "RNG": settings.randn_source if settings.randn_source != "GPU" else None,
+        "Tiling": True if recipe.tiling else None,
+    }
+
+
+def uses_inpainting_conditioning(recipe: Recipe) -> bool:
+    """Whether the network sees a picture and its mask; without one it is shown a grey one, all of it to be drawn."""
+    return recipe.checkpoint.input_channels == INPAINTING
+
+
 def extra_parameters_of(recipe: Recipe) -> dict[str, Any]:
-    """A1111's ``extra_generation_params``: what the parts of a run report, in the order in which they come to run."""
-    sampler = SAMPLERS_BY_NAME[recipe.sampler]
-    # Samplers that walk over timesteps ask for no sigmas, so no schedule of theirs reports itself.
-    asked = schedule_named(recipe.schedule if sampler.uses_sigmas else AUTOMATIC)
-    schedule = effective_schedule(sampler, asked).label
-    extra: dict[str, Any] = {}
+    """A1111's ``extra_generation_params``: what the parts of a run report, in the order in which they come to run.
+
+    What A1111 keeps as a function there is None here.
+    """
+    return {
+        **soft_parameters(recipe),
+        **picture_parameters(recipe),
+        **hires_parameters(recipe),
+        **network_parameters(recipe),
+        **prompt_parameters(recipe),
+        **sampling_parameters(recipe),
+        **refiner_parameters(recipe),
+    }
+
+
+def soft_parameters(recipe: Recipe) -> dict[str, Any]:
+    soft = recipe.inpaint.soft if recipe.inpaint else None
+    if soft is None:
+        return {}
+    values = {
+        "schedule bias": soft.power,
+        "preservation strength": soft.scale,
+        "transition contrast boost": soft.detail,
+        "mask influence": soft.mask_influence,
+        "difference threshold": soft.difference_threshold,
+        "difference contrast": soft.difference_contrast,
+    }
+    named = {f"Soft inpainting {name}": as_sent(value) for name, value in values.items()}
+    return {"Denoising strength": recipe.strength, "Soft inpainting enabled": True, **named}
+
+
+def picture_parameters(recipe: Recipe) -> dict[str, Any]:
+    if recipe.img2img is None:
+        return {}
+    found: dict[str, Any] = {"Denoising strength": recipe.strength}
+    if inpaint := recipe.inpaint:
+        if inpaint.invert:
+            found["Mask mode"] = "Inpaint not masked"
+        if inpaint.blur_x or inpaint.blur_y:
+            # QUIRK(A1111 1.10): two blurs are no blur anybody can write down.
+            found["Mask blur"] = inpaint.blur_x if inpaint.blur_x == inpaint.blur_y else None
+        if inpaint.full_res:
+            found |= {"Inpaint area": "Only masked", "Masked area padding": inpaint.padding}
+        if inpaint.fill != ORIGINAL:
+            found["Masked content"] = MASKED_CONTENT[inpaint.fill]
+    if recipe.img2img.noise_multiplier != 1.0:
+        found["Noise multiplier"] = recipe.img2img.noise_multiplier
+    return found
+
+
+def hires_parameters(recipe: Recipe) -> dict[str, Any]:
+    hires = recipe.hires
+    if hires is None:
+        return {}
+    found: dict[str, Any] = {"Denoising strength": recipe.strength}
+    if hires.checkpoint:
+        found["Hires checkpoint"] = f"{hires.checkpoint.name} [{hires.checkpoint.short_hash}]"
+    if hires.sampler:
+        found["Hires sampler"] = hires.sampler
+    found |= {"Hires prompt": None, "Hires negative prompt": None, "Hires schedule type": hires_schedule(recipe)}
+    if hires.resize_x or hires.resize_y:
+        found["Hires resize"] = f"{hires.resize_x}x{hires.resize_y}"
+    else:
+        found["Hires upscale"] = hires.scale
+    if hires.steps:
+        found["Hires steps"] = hires.steps
+    if hires.upscaler is not None:
+        found["Hires upscaler"] = hires.upscaler
+    return found
+
+
+def hires_schedule(recipe: Recipe) -> str | None:
+    """Only where the second pass has a schedule of its own and it is another than the first one's."""
+    hires = recipe.hires
+    assert hires is not None
+    sampler = SAMPLERS_BY_NAME.get(hires.sampler or recipe.sampler, SAMPLERS_BY_NAME[recipe.sampler])
+    if not sampler.uses_sigmas:
+        return None
+    label = effective_schedule(sampler, schedule_named(hires.schedule or recipe.schedule)).label
+    return label if label not in (AUTOMATIC, first_schedule(recipe)) else None
+
+
+def prompts_of_hires(recipe: Recipe) -> dict[str, Any]:
+    """The hires prompts, which infotexts name where they differ."""
+    hires = recipe.hires
+    if hires is None:
+        return {}
+    prompt, negative = hires.prompt or recipe.prompt, hires.negative_prompt or recipe.negative_prompt
+    return {
+        "Hires prompt": prompt if prompt != recipe.prompt else None,
+        "Hires negative prompt": negative if negative != recipe.negative_prompt else None,
+    }
+
+
+def network_parameters(recipe: Recipe) -> dict[str, Any]:
+    networks = [*recipe.networks, *((recipe.hires.networks if recipe.hires else None) or ())]
+    hashes = {network.weights.name: network.listed_hash for network in networks if network.kind == "lora"}
+    listed = ", ".join(f"{name}: {value}" for name, value in hashes.items() if value)
+    return {"Lora hashes": listed} if listed else {}
+
+
+def prompt_parameters(recipe: Recipe) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    # QUIRK(A1111 1.10): each text encoder lists what it used.
+    used = [
+        f"{use.weights.name}: {use.listed_hash}"
+        for use in sorted(recipe.embeddings, key=lambda use: place(recipe, use))
+        for _ in range(use.encoders)
+    ]
+    if used:
+        found["TI hashes"] = ", ".join(used)
     if recipe.emphasis != "Original" and any(mark in recipe.prompt + recipe.negative_prompt for mark in "(["):
-        extra["Emphasis"] = recipe.emphasis
+        found["Emphasis"] = recipe.emphasis
+    return found
+
+
+def place(recipe: Recipe, use: EmbeddingUse) -> tuple[bool, int]:
+    """Positive prompt first, then where the name stands."""
+    name = use.weights.name.lower()
+    at = recipe.prompt.lower().find(name)
+    return at < 0, at if at >= 0 else recipe.negative_prompt.lower().find(name)
+
+
+def first_schedule(recipe: Recipe) -> str:
+    """The first pass' schedule, ``Automatic`` resolved. Samplers that walk over timesteps ask for no sigmas, so none of theirs
+    reports itself."""
+    sampler = SAMPLERS_BY_NAME[recipe.sampler]
+    return effective_schedule(sampler, schedule_named(recipe.schedule if sampler.uses_sigmas else AUTOMATIC)).label
+
+
+def sampling_parameters(recipe: Recipe) -> dict[str, Any]:
+    sampler, settings = SAMPLERS_BY_NAME[recipe.sampler], recipe.settings
+    schedule = first_schedule(recipe)
+    found: dict[str, Any] = {}
+    if settings.use_downcasted_alpha_bar:
+        found["Downcast alphas_cumprod"] = True
+    if settings.sd_noise_schedule != "Default":
+        found["Noise Schedule"] = settings.sd_noise_schedule
+    if sampler.uses_sigmas and settings.always_discard_next_to_last_sigma and not sampler.discard_next_to_last:
+        found["Discard penultimate sigma"] = True
     if schedule != AUTOMATIC:
-        extra[SCHEDULE_TYPE] = schedule
+        found[SCHEDULE_TYPE] = schedule
+        if settings.sigma_min:
+            found["Schedule min sigma"] = as_sent(settings.sigma_min)
+        if settings.sigma_max:
+            found["Schedule max sigma"] = as_sent(settings.sigma_max)
+        rho = schedule_named(schedule).default_rho
+        if rho != -1 and settings.rho not in (0, rho):
+            found["Schedule rho"] = as_sent(settings.rho)
     if schedule == "Beta":
         # QUIRK(A1111 1.10): its parser calls these "Beta scheduler alpha" and "… beta".
-        extra |= {"Beta schedule alpha": 0.6, "Beta schedule beta": 0.6}
+        found |= {"Beta schedule alpha": settings.beta_dist_alpha, "Beta schedule beta": settings.beta_dist_beta}
+    if sampler.uses_sigmas and settings.sgm_noise_multiplier and recipe.img2img is None:
+        found["SGM noise multiplier"] = True
+    if settings.img2img_extra_noise and (recipe.img2img or recipe.hires):
+        found["Extra noise"] = settings.img2img_extra_noise
     neutral_eta, eta_key = (1.0, "Eta") if sampler.uses_sigmas else (0.0, "Eta DDIM")
     if sampler.name in TAKES_ETA and recipe.eta is not None and recipe.eta != neutral_eta:
-        extra[eta_key] = recipe.eta
-    return extra
+        found[eta_key] = recipe.eta
+    if settings.skip_early_cond:
+        found["Skip Early CFG"] = settings.skip_early_cond
+    if settings.s_min_uncond:
+        found["NGMS"] = settings.s_min_uncond
+        if settings.s_min_uncond_all:
+            found["NGMS all steps"] = True
+    if settings.pad_cond_uncond:
+        found["Pad conds"] = True
+    return found
+
+
+def refiner_parameters(recipe: Recipe) -> dict[str, Any]:
+    refiner, settings = recipe.refiner, recipe.settings
+    if refiner is None or refiner.checkpoint.sha256 == recipe.checkpoint.sha256:
+        return {}
+    found: dict[str, Any] = {}
+    if settings.refiner_switch_by_sample_steps:
+        found["Refiner switch by sampling steps"] = True
+    if recipe.hires and settings.hires_fix_refiner_pass != "second pass":
+        found["Hires refiner"] = settings.hires_fix_refiner_pass
+    found["Refiner"] = f"{refiner.checkpoint.name} [{refiner.checkpoint.short_hash}]"
+    found["Refiner switch at"] = refiner.switch_at
+    return found
+
+
+def as_sent(value: float) -> float | int:
+    """A1111 writes options as they came: 10 and not 10.0."""
+    return int(value) if float(value).is_integer() else value
 
 
 def pair(key: str, value: str) -> str:

@@ -1,14 +1,18 @@
-"""A1111's txt2img fields → the canonical RenderRequest. Pure. What would change the picture and is not supported is refused."""
+"""A1111's fields → the canonical RenderRequest. Pure. What would change the picture and is not supported is refused."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from gpuworker.contract import SETTINGS
 from gpuworker.contract.samplers import resolve_sampler
+from renderjobs.choices import JobKind
 from renderjobs.compat.sdapi.errors import HandlerError, WireError, field_detail
-from renderjobs.compat.sdapi.wire import OURS, TXT2IMG
+from renderjobs.compat.sdapi.wire import FALSE
+from renderjobs.inputs import UnreadablePictureError, Upload, picture_from_text
 from renderjobs.request import RenderRequest
 
 SAME_NAME = (
@@ -25,108 +29,245 @@ OPTIONS = {
     "s_tmin": "s_tmin",
     "s_tmax": "s_tmax",
     "s_noise": "s_noise",
+    "samples_format": "samples_format",
+    "jpeg_quality": "jpeg_quality",
+    "webp_lossless": "webp_lossless",
 }
-"""Options of ``override_settings`` that take part in a picture → canonical names."""
+"""Options of ``override_settings`` that are fields of a request → canonical names. ``SETTINGS`` take part as they are."""
 WITHOUT_EFFECT = re.compile(
-    r"samples_save|grid_save|save_|return_|outdir_|directories_|live_preview|show_progress|do_not_show|jpeg_quality|"
-    r"webp_lossless|grid_only_if_multiple|grid_save_to_dirs|grid_extended_filename|add_.*_to_info|enable_pnginfo|"
+    r"samples_save|grid_save|save_|return_grid|outdir_|directories_|live_preview|show_progress|do_not_show|"
+    r"grid_only_if_multiple|grid_save_to_dirs|grid_extended_filename|add_.*_to_info|enable_pnginfo|"
     r"sd_checkpoint_cache|sd_checkpoints_|persistent_cond_cache|batch_cond_uncond|disable_weights_auto_swap|"
-    r"use_scale_latent|export_for_4chan|samples_log|samples_filename|multiple_tqdm"
+    r"use_scale_latent|export_for_4chan|samples_log|samples_filename|multiple_tqdm|initial_noise_multiplier$"
 )
-"""Options that are about A1111's own files, pages or speed, and those of the contact sheet that the answer honours."""
+"""Options about A1111's own files, pages or speed, those of the contact sheet that the answer honours, and one that A1111 reads
+before it is set."""
 OF_THE_GRID = re.compile(r"n_rows|grid_")
 """Options of the contact sheet's looks: without effect unless one is asked for."""
-SAME_PICTURE = {"sd_vae": (None, "", "Automatic", "None")}
-"""Option → values that mean the same here: the checkpoint's own VAE is the only one."""
-NEUTRAL = {
-    "enable_hr": (None, False),
-    "restore_faces": (None, False),
-    "refiner_checkpoint": (None, "", "None", "none"),
-    "s_min_uncond": (None, 0),
-    "script_name": (None, ""),
-    "infotext": (None, ""),
-    "firstphase_width": (None, 0),
-    "firstphase_height": (None, 0),
-    "init_images": (None, []),
-    "mask": (None, ""),
-}
+NEUTRAL = {"restore_faces": (None, False), "script_name": (None, "")}
 """Fields whose other values this version cannot honour; passing them over would give another picture than was asked for."""
-EXTRA_NETWORK = re.compile(r"<\w+:[^>]+>")
+NETWORK_OPTIONS = {"sd_hypernetwork": "hypernet", "sd_lora": "lora"}
+"""Options that put a network tag behind every prompt → the tag's type."""
 COMMENT_LINE = re.compile(r"(^|\n)#[^\n]*(\n|$)")
 COMMENT_TAIL = re.compile(r"#[^\n]*(\n|$)")
 HOSTED_OPTIONS = ("sd_model_checkpoint", "sd_vae")
 """Options that hosted webuis take as entries of ``alwayson_scripts``: a text, or ``{"args": [text]}``."""
 HOSTED_IGNORED = ("save_dir", "id_task", "uid")
 """Entries of ``alwayson_scripts`` by which hosted webuis name folders and tasks of their own."""
+INERT_SCRIPTS = ("refiner", "sampler", "seed", "extra options", "hypertile", "comments")
+"""Always-on scripts of A1111 whose arguments do nothing in a call: request fields say the same."""
+CONTROLNET, SOFT_INPAINTING = "controlnet", "soft inpainting"
+SOFT_FIELDS = ("power", "scale", "detail", "mask_influence", "difference_threshold", "difference_contrast")
+AUTOMATIC_VAE = (None, "", "Automatic", "None")
 
 
-def to_request(values: Mapping[str, Any], *, options: Mapping[str, Any]) -> RenderRequest:
-    """Build the canonical request.
+@dataclass(slots=True)
+class Translation:
+    """A request and the pictures it was sent with."""
+
+    canonical: dict[str, Any] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    """Canonical name → the name the caller used."""
+    uploads: list[Upload] = field(default_factory=list)
+
+    def build(self) -> RenderRequest:
+        """Raises: InvalidRequestError: A value is out of range."""
+        return RenderRequest.build(self.canonical, names=self.names)
+
+    def picture(self, text: str) -> Any:
+        """Raises: HandlerError: It is none."""
+        try:
+            upload = picture_from_text(text)
+        except UnreadablePictureError as error:
+            raise HandlerError(500, str(error)) from error
+        self.uploads.append(upload)
+        return upload.picture
+
+
+def to_request(values: Mapping[str, Any], *, options: Mapping[str, Any], kind: str = JobKind.TXT2IMG) -> Translation:
+    """Begin the canonical request of a generation.
 
     Args:
-        values: All fields of ``wire.TXT2IMG`` and ``wire.OURS``, coerced.
+        values: All fields of ``wire.TXT2IMG`` or ``wire.IMG2IMG`` and ``wire.OURS``, coerced.
         options: Every option this door knows, with its default.
     Raises:
         WireError: A feature that this version does not have is asked for.
-        HandlerError: An unknown option or script, as A1111 answers it.
-        InvalidRequestError: A value is out of range.
+        HandlerError: An unknown option or script, or a picture that is none, as A1111 answers it.
     """
     refuse_unsupported(values)
+    made = Translation({"kind": kind}, {name: name for name in SAME_NAME})
     # A null means the default, where A1111 would answer 500.
-    canonical: dict[str, Any] = {
-        name: TXT2IMG[name].default if values[name] is None else values[name] for name in SAME_NAME
-    }
-    names = {name: name for name in SAME_NAME}
-    canonical["prompt"], canonical["negative_prompt"] = (
+    made.canonical |= {name: values[name] for name in SAME_NAME if values[name] is not None}
+    made.canonical["denoising_strength"] = values["denoising_strength"]
+    made.canonical["networks"] = not values["disable_extra_networks"]
+    made.canonical["prompt"], made.canonical["negative_prompt"] = (
         without_comments(values[name] or "") for name in ("prompt", "negative_prompt")
     )
+    settings: dict[str, Any] = {}
     overrides = values["override_settings"] or {}
-    apply_options(overrides, options, canonical, names, values)
-    apply_options(hosted_options(values["alwayson_scripts"]), options, canonical, names, values, "alwayson_scripts")
+    apply_options(overrides, options, made, settings, values)
+    apply_options(hosted_options(values["alwayson_scripts"]), options, made, settings, values, "alwayson_scripts")
+    if values["s_min_uncond"] is not None:
+        settings["s_min_uncond"] = values["s_min_uncond"]
+    made.canonical["settings"] = settings
     if checkpoint := values["sd_model_checkpoint"]:
-        canonical["checkpoint"], names["checkpoint"] = checkpoint, "sd_model_checkpoint"
+        made.canonical["checkpoint"], made.names["checkpoint"] = checkpoint, "sd_model_checkpoint"
     resolved = resolve_sampler(values["sampler_name"] or values["sampler_index"], values["scheduler"])
-    canonical["sampler"], canonical["schedule"] = resolved.sampler.name, resolved.schedule.label
-    if canonical["eta"] is None:
+    made.canonical["sampler"], made.canonical["schedule"] = resolved.sampler.name, resolved.schedule.label
+    if made.canonical.get("eta") is None:
         option = "eta_ancestral" if resolved.sampler.uses_sigmas else "eta_ddim"
-        canonical["eta"], names["eta"] = overrides.get(option), f"override_settings.{option}"
-    return RenderRequest.build(canonical, names=names)
+        made.canonical["eta"], made.names["eta"] = overrides.get(option), f"override_settings.{option}"
+    if values["refiner_checkpoint"] not in (None, "", "None", "none"):
+        made.canonical["refiner"] = {
+            "checkpoint": values["refiner_checkpoint"],
+            "switch_at": values["refiner_switch_at"],
+        }
+        made.names |= {"refiner.checkpoint": "refiner_checkpoint", "refiner.switch_at": "refiner_switch_at"}
+    if kind == JobKind.TXT2IMG:
+        add_hires(made, values)
+    else:
+        add_pictures(made, values)
+    return made
+
+
+def add_hires(made: Translation, values: Mapping[str, Any]) -> None:
+    if values["firstphase_width"] or values["firstphase_height"]:
+        # Of an older contract: width and height are the finished picture's.
+        made.canonical |= {"width": values["firstphase_width"], "height": values["firstphase_height"]}
+    if not values["enable_hr"]:
+        # Without a second pass there is nothing to denoise by a strength.
+        made.canonical["denoising_strength"] = None
+        return
+    fields = {
+        "scale": "hr_scale",
+        "resize_x": "hr_resize_x",
+        "resize_y": "hr_resize_y",
+        "upscaler": "hr_upscaler",
+        "steps": "hr_second_pass_steps",
+        "sampler": "hr_sampler_name",
+        "schedule": "hr_scheduler",
+        "prompt": "hr_prompt",
+        "negative_prompt": "hr_negative_prompt",
+        "checkpoint": "hr_checkpoint_name",
+    }
+    hires = {name: values[wire] for name, wire in fields.items()}
+    if values["firstphase_width"] or values["firstphase_height"]:
+        hires |= {"resize_x": values["width"], "resize_y": values["height"]}
+    for name in ("sampler", "schedule", "checkpoint"):
+        # The labels of A1111's page mean what null means.
+        hires[name] = None if hires[name] in ("", None) or hires[name].startswith("Use same") else hires[name]
+    for name in ("prompt", "negative_prompt"):
+        hires[name] = without_comments(hires[name] or "")
+    made.canonical["hires"] = hires
+    made.names |= {f"hires.{name}": wire for name, wire in fields.items()}
+
+
+def add_pictures(made: Translation, values: Mapping[str, Any]) -> None:
+    """Raises: HandlerError: No picture to begin from."""
+    if values["init_images"] is None:
+        raise HandlerError(404, "Init image not found")
+    if not values["init_images"]:
+        raise HandlerError(500, "bad number of images passed: 0; expecting 1 or more", error="RuntimeError")
+    pictures = [made.picture(text) for text in values["init_images"]]
+    if len(pictures) > 1:
+        if len(pictures) > (values["batch_size"] or 1):
+            message = f"bad number of images passed: {len(pictures)}; expecting {values['batch_size']} or less"
+            raise HandlerError(500, message, error="RuntimeError")
+        made.canonical["batch_size"] = len(pictures)
+    inpaint = inpainting(made, values) if values["mask"] else None
+    made.canonical["img2img"] = [
+        {
+            "picture": picture,
+            "resize_mode": values["resize_mode"],
+            "inpaint": inpaint,
+            "image_cfg_scale": values["image_cfg_scale"],
+            "noise_multiplier": values["initial_noise_multiplier"],
+        }
+        for picture in pictures
+    ]
+    made.names |= {"img2img.noise_multiplier": "initial_noise_multiplier"}
+
+
+def inpainting(made: Translation, values: Mapping[str, Any]) -> dict[str, Any]:
+    both = values["mask_blur"]
+    return {
+        "mask": made.picture(values["mask"]),
+        "blur_x": values["mask_blur_x"] if both is None else both,
+        "blur_y": values["mask_blur_y"] if both is None else both,
+        "round": values["mask_round"],
+        "fill": values["inpainting_fill"],
+        "full_res": values["inpaint_full_res"],
+        "padding": values["inpaint_full_res_padding"],
+        "invert": bool(values["inpainting_mask_invert"]),
+        "soft": soft_inpainting(scripts_of(values).get(SOFT_INPAINTING)),
+    }
+
+
+def soft_inpainting(script: Any) -> dict[str, Any] | None:
+    arguments = arguments_of(script)
+    if not arguments or not arguments[0]:
+        return None
+    return {name: float(value) for name, value in zip(SOFT_FIELDS, arguments[1:], strict=False)}
+
+
+def scripts_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Always-on scripts by their name in lower case, as A1111 finds them."""
+    return {str(name).lower(): script for name, script in values["alwayson_scripts"].items()}
+
+
+def arguments_of(script: Any) -> list[Any]:
+    arguments = script.get("args") if isinstance(script, Mapping) else None
+    return arguments if isinstance(arguments, list) else []
 
 
 def apply_options(
     overrides: Mapping[str, Any],
     options: Mapping[str, Any],
-    canonical: dict[str, Any],
-    names: dict[str, str],
+    made: Translation,
+    settings: dict[str, Any],
     values: Mapping[str, Any],
-    field: str = "override_settings",
+    where: str = "override_settings",
 ) -> None:
-    """Put options into ``canonical``; a field of the request itself wins over the option of its name."""
+    """Put options into the request; a field of the request itself wins over the option of its name."""
     for option, value in overrides.items():
-        where = f"{field}.{option}"
-        if option not in options:
+        place = f"{where}.{option}"
+        if option not in options and option not in SETTINGS:
             raise HandlerError(500, repr(option), error="KeyError")
         if name := OPTIONS.get(option):
             if values.get(option) is None and value is not None:
-                canonical[name], names[name] = as_type_of(value, options[option]), where
+                made.canonical[name], made.names[name] = as_type_of(value, options[option]), place
+        elif option in SETTINGS:
+            settings[option] = as_type_of("None" if value is None else value, SETTINGS[option])
+            made.names[f"settings.{option}"] = place
+        elif option == "sd_vae":
+            made.canonical["vae"] = "" if value in AUTOMATIC_VAE else value
+        elif option in NETWORK_OPTIONS:
+            add_network(made, NETWORK_OPTIONS[option], value)
         elif option in ("eta_ancestral", "eta_ddim"):
             continue  # read where the sampler is known
         elif not without_effect(option, value, options, values):
             message = f"Option {option!r} with the value {value!r} is not supported by this version."
-            raise WireError(field_detail(where, message, "value_error.unsupported"))
+            raise WireError(field_detail(place, message, "value_error.unsupported"))
+
+
+def add_network(made: Translation, kind: str, name: Any) -> None:
+    if name not in (None, "", "None") and f"<{kind}:{name}" not in made.canonical["prompt"]:
+        made.canonical["prompt"] += f"<{kind}:{name}:1.0>"
 
 
 def without_effect(option: str, value: Any, options: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
     """Whether the answer is the same with and without this option."""
-    if value is None or value == options[option] or value in SAME_PICTURE.get(option, ()):
+    if value is None or value == options[option]:
         return True
     no_grid = not values["save_images"] and OF_THE_GRID.match(option)
     return bool(WITHOUT_EFFECT.match(option) or no_grid)
 
 
 def as_type_of(value: Any, default: Any) -> Any:
-    """``"2"`` for a numeric option is meant as 2."""
-    if isinstance(value, str) and isinstance(default, (int, float)) and not isinstance(default, bool):
+    """``"2"`` and 2.0 for a numeric option are meant as 2."""
+    if isinstance(default, bool):
+        return bool(value) if isinstance(value, int | float) else value
+    if isinstance(value, str) and isinstance(default, int | float):
         try:
             return float(value)
         except ValueError:
@@ -138,16 +279,25 @@ def refuse_unsupported(values: Mapping[str, Any]) -> None:
     details = [
         field_detail(name, f"{name} is not supported by this version.", "value_error.unsupported")
         for name, neutral in NEUTRAL.items()
-        if values[name] not in neutral
+        if values[name] not in neutral and name != "script_name"
     ]
-    scripts = [name for name in values["alwayson_scripts"] if name not in (*HOSTED_OPTIONS, *HOSTED_IGNORED)]
-    if scripts:
-        raise HandlerError(422, f"Script '{scripts[0]}' not found")
-    if EXTRA_NETWORK.search(values["prompt"] or ""):
-        message = "Extra networks such as <lora:name> are not supported by this version."
-        details.append(field_detail("prompt", message, "value_error.unsupported"))
+    if any(is_enabled(unit) for unit in arguments_of(scripts_of(values).get(CONTROLNET))):
+        raise HandlerError(422, "ControlNet units are not supported by this version; send enabled: false or none.")
+    if values["script_name"]:
+        raise HandlerError(422, f"Script '{values['script_name']}' not found")
+    known = (*HOSTED_OPTIONS, *HOSTED_IGNORED, *INERT_SCRIPTS, CONTROLNET, SOFT_INPAINTING)
+    for name in scripts_of(values):
+        if name == "":
+            raise HandlerError(422, "always on script  not found")
+        if name not in known:
+            raise HandlerError(422, f"Script '{name}' not found")
     if details:
         raise WireError(*details)
+
+
+def is_enabled(unit: Any) -> bool:
+    """A unit that does not say so is: the extension's default was that before May 2024, and old clients rely on it."""
+    return isinstance(unit, Mapping) and unit.get("enabled", True) not in FALSE
 
 
 def hosted_options(scripts: Mapping[str, Any]) -> dict[str, str]:
@@ -171,7 +321,7 @@ def hosted_options(scripts: Mapping[str, Any]) -> dict[str, str]:
 
 def ignored_fields(body: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
     """What was sent and has no effect, for the caller to see."""
-    unknown = [name for name in body if name not in TXT2IMG and name not in OURS]
+    unknown = [name for name in body if name not in values]
     return unknown + [f"alwayson_scripts.{name}" for name in HOSTED_IGNORED if name in values["alwayson_scripts"]]
 
 

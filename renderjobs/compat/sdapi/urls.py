@@ -8,6 +8,9 @@ from renderjobs.compat.sdapi import views
 
 ROUTES = {
     "txt2img": views.txt2img,
+    "img2img": views.img2img,
+    "extra-single-image": views.extra_single_image,
+    "extra-batch-images": views.extra_batch_images,
     "progress": views.progress,
     "interrupt": views.interrupt,
     "skip": views.skip,
@@ -17,15 +20,18 @@ ROUTES = {
     "schedulers": views.schedulers,
     "upscalers": views.upscalers,
     "latent-upscale-modes": views.latent_upscale_modes,
-    "sd-vae": views.nothing_yet,
-    "hypernetworks": views.nothing_yet,
-    "face-restorers": views.nothing_yet,
-    "loras": views.nothing_yet,
-    "prompt-styles": views.nothing_yet,
-    "embeddings": views.no_embeddings,
+    "sd-vae": views.sd_vae,
+    "hypernetworks": views.hypernetworks,
+    "face-restorers": views.face_restorers,
+    "loras": views.loras,
+    "prompt-styles": views.prompt_styles,
+    "embeddings": views.embeddings,
     "scripts": views.no_scripts,
     "script-info": views.nothing_yet,
     "refresh-checkpoints": views.refresh,
+    "refresh-embeddings": views.refresh,
+    "refresh-vae": views.refresh,
+    "refresh-loras": views.refresh,
 }
 urlpatterns = [path(name, view) for name, view in ROUTES.items()]
 urlpatterns += [path(f"{name}/", views.without_slash) for name in ROUTES]

@@ -7,7 +7,7 @@ import json
 import math
 import re
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from asgiref.sync import sync_to_async
@@ -19,18 +19,25 @@ from django.http.response import HttpResponseBase
 
 from accounts.authentication import Caller, caller_of
 from accounts.models import Scope
+from assets.models import AssetKind
 from assets.selectors import checkpoint_find
+from assets.styles import styled
 from common.errors import FieldError, InvalidRequestError
-from renderjobs.choices import IMAGE_HELD, JOB_OPEN, ImageState, JobState, Lane
+from gpuworker.contract import Recipe
+from gpuworker.contract.extras import extras_html
+from renderjobs.choices import IMAGE_HELD, JOB_OPEN, ImageState, JobKind, JobState, Lane
 from renderjobs.compat.sdapi import catalogue, wire
 from renderjobs.compat.sdapi.errors import HandlerError, four_keys, speaks_sdapi
-from renderjobs.compat.sdapi.infotext import VERSION, extra_parameters_of
+from renderjobs.compat.sdapi.infotext import INPAINTING, VERSION, extra_parameters_of
+from renderjobs.compat.sdapi.pictures import batch_extras, single_extras
 from renderjobs.compat.sdapi.profile import options_of
 from renderjobs.compat.sdapi.translate import grid_wanted, ignored_fields, to_request
-from renderjobs.expansion import recipe_of
+from renderjobs.expansion import recipe_from
 from renderjobs.grids import grid_ensure
+from renderjobs.inputs import Upload
 from renderjobs.models import RenderImage, RenderJob
 from renderjobs.models.jobs import Source
+from renderjobs.pinning import UnknownNameError
 from renderjobs.request import RenderRequest
 from renderjobs.selectors import job_progress
 from renderjobs.submission import Submitted, job_cancel, job_submit
@@ -40,23 +47,71 @@ PLAIN = re.compile(r"[\x21-\x7e][\x20-\x7e]*")
 MAX_KEY_LENGTH, MAX_TASK_ID_LENGTH = 255, 120
 
 
-@speaks_sdapi("POST")
-async def txt2img(request: HttpRequest) -> HttpResponseBase:
-    """Render and answer in A1111's shape. Repeating the call with its task id or Idempotency-Key waits for the same job."""
-    caller = await sync_to_async(authenticated)(request)
-    body = wire.body_of(request.body)
-    values = wire.parsed(body, {**wire.TXT2IMG, **wire.OURS})
-    submitted = await sync_to_async(submit)(request, caller, body, values)
-    await job_wait(submitted.job.pk)
-    response = await sync_to_async(answer)(submitted.job.pk, caller, values)
-    # The answer may be long on its way to a slow client; it needs neither this request's thread nor its connection.
-    await release_request_thread()
+def generation(kind: str, fields: Mapping[str, wire.Field]) -> Any:
+    @speaks_sdapi("POST")
+    async def view(request: HttpRequest) -> HttpResponseBase:
+        """Render and answer in A1111's shape. Repeating the call with its task id or Idempotency-Key waits for the same job."""
+        caller = await sync_to_async(authenticated)(request)
+        body = wire.body_of(request.body)
+        values = wire.parsed(body, {**fields, **wire.OURS})
+        submitted = await sync_to_async(generation_submit)(request, caller, body, values, kind)
+        await job_wait(submitted.job.pk)
+        echo = {name: values[name] for name in fields}
+        response = await sync_to_async(answer)(submitted.job.pk, caller, values, echo)
+        # The answer may be long on its way to a slow client; it needs neither this request's thread nor its connection.
+        await release_request_thread()
+        warn(response, submitted)
+        if ignored := ignored_fields(body, values):
+            response["X-Ignored-Fields"] = ", ".join(re.sub(r"[^\w.-]", "_", name)[:64] for name in ignored[:20])
+        return response
+
+    return view
+
+
+txt2img = generation(JobKind.TXT2IMG, wire.TXT2IMG)
+img2img = generation(JobKind.IMG2IMG, wire.IMG2IMG)
+
+
+def made_picture(fields: Mapping[str, wire.Field], build: Any, shape: Any) -> Any:
+    """A call whose job makes pictures out of pictures, without seeds and infotexts."""
+
+    @speaks_sdapi("POST")
+    async def view(request: HttpRequest) -> HttpResponseBase:
+        caller = await sync_to_async(authenticated)(request)
+        body = wire.body_of(request.body)
+        values = wire.parsed(body, fields)
+        if values.get("imageList") == []:
+            return JsonResponse({"html_info": extras_html(""), "images": []})
+        submitted = await sync_to_async(pictures_submit)(request, caller, body, build, values)
+        await job_wait(submitted.job.pk)
+        response = await sync_to_async(pictures_made)(submitted.job.pk, shape)
+        await release_request_thread()
+        warn(response, submitted)
+        return response
+
+    return view
+
+
+def one_picture(texts: list[str], job: RenderJob) -> dict[str, Any]:
+    return {"html_info": extras_html(texts[-1] if texts else ""), "image": PICTURE}
+
+
+def all_pictures(texts: list[str], job: RenderJob) -> dict[str, Any]:
+    return {"html_info": extras_html(texts[-1] if texts else ""), "images": PICTURES}
+
+
+extra_single_image = made_picture(wire.EXTRAS_SINGLE, single_extras, one_picture)
+extra_batch_images = made_picture(wire.EXTRAS_BATCH, batch_extras, all_pictures)
+
+
+def warn(response: HttpResponseBase, submitted: Submitted) -> None:
     response["X-Job-Id"] = str(submitted.job.pk)
     if submitted.replayed:
         response["Idempotency-Replayed"] = "true"
-    if ignored := ignored_fields(body, values):
-        response["X-Ignored-Fields"] = ", ".join(re.sub(r"[^\w.-]", "_", name)[:64] for name in ignored[:20])
-    return response
+    if submitted.job.warnings:
+        response["X-Warnings"] = " ".join(
+            re.sub(r"[^\x20-\x7e]", "?", sentence) for sentence in submitted.job.warnings[:10]
+        )
 
 
 @speaks_sdapi("GET")
@@ -118,11 +173,16 @@ def listing(read: Callable[[Caller], Any]) -> Any:
 sd_models = listing(catalogue.sd_models)
 samplers = listing(lambda _: catalogue.samplers())
 schedulers = listing(lambda _: catalogue.schedulers())
-upscalers = listing(lambda _: catalogue.upscalers())
+upscalers = listing(catalogue.upscalers)
+loras = listing(catalogue.loras)
+hypernetworks = listing(catalogue.hypernetworks)
+sd_vae = listing(catalogue.sd_vae)
+embeddings = listing(catalogue.embeddings)
+prompt_styles = listing(catalogue.prompt_styles)
+face_restorers = listing(lambda _: catalogue.face_restorers())
 latent_upscale_modes = listing(lambda _: catalogue.latent_upscale_modes())
 nothing_yet = listing(lambda _: [])
 no_scripts = listing(lambda _: {"txt2img": [], "img2img": []})
-no_embeddings = listing(lambda _: {"loaded": {}, "skipped": {}})
 
 
 def authenticated(request: HttpRequest) -> Caller:
@@ -135,26 +195,63 @@ def authenticated(request: HttpRequest) -> Caller:
     return caller
 
 
-def submit(request: HttpRequest, caller: Caller, body: dict[str, Any], values: dict[str, Any]) -> Submitted:
-    render = to_request(values, options=options_of(caller))
+def generation_submit(
+    request: HttpRequest, caller: Caller, body: dict[str, Any], values: dict[str, Any], kind: str
+) -> Submitted:
+    made = to_request(values, options=options_of(caller), kind=kind)
+    made.canonical["prompt"], made.canonical["negative_prompt"] = styled(caller, values["styles"] or (), made.canonical)
+    render = made.build()
     if render.images_total > settings.MAX_SYNC_IMAGES:
         message = (
             f"n_iter x batch_size is {render.images_total}; a synchronous call makes at most {settings.MAX_SYNC_IMAGES} "
             "images. POST /api/v1/jobs takes more."
         )
         raise InvalidRequestError([FieldError("n_iter", message)])
-    if render.checkpoint and checkpoint_find(caller, render.checkpoint) is None:
-        # A1111 drops an unknown name and renders with another checkpoint: docs/decisions/unknown-checkpoint-in-sdapi.md
-        raise HandlerError(404, f"model '{render.checkpoint}' not found")
-    return job_submit(
-        caller=caller,
-        request=render,
-        source=Source.SDAPI,
-        body=body,
-        idempotency_key=name_given("Idempotency-Key", request.headers.get("Idempotency-Key"), MAX_KEY_LENGTH),
-        task_id=name_given("force_task_id", values["force_task_id"], MAX_TASK_ID_LENGTH),
-        lane=Lane.INTERACTIVE,
-    )
+    task_id = name_given("force_task_id", values["force_task_id"], MAX_TASK_ID_LENGTH)
+    return submit(request, caller, body, render, made.uploads, task_id=task_id)
+
+
+def pictures_submit(
+    request: HttpRequest, caller: Caller, body: dict[str, Any], build: Any, values: dict[str, Any]
+) -> Submitted:
+    made = build(values)
+    return submit(request, caller, body, made.build(), made.uploads)
+
+
+def submit(
+    request: HttpRequest,
+    caller: Caller,
+    body: dict[str, Any],
+    render: RenderRequest,
+    uploads: list[Upload],
+    *,
+    task_id: str = "",
+) -> Submitted:
+    """Raises: HandlerError: A name is unknown, in A1111's words."""
+    try:
+        return job_submit(
+            caller=caller,
+            request=render,
+            source=Source.SDAPI,
+            body=body,
+            idempotency_key=name_given("Idempotency-Key", request.headers.get("Idempotency-Key"), MAX_KEY_LENGTH),
+            task_id=task_id,
+            lane=Lane.INTERACTIVE,
+            uploads=uploads,
+        )
+    except UnknownNameError as error:
+        raise unknown_name(error) from error
+
+
+def unknown_name(error: UnknownNameError) -> HandlerError:
+    where = error.errors[0].field
+    if error.kind == AssetKind.UPSCALER:
+        kind = "AssertionError" if where.startswith("upscaler_") else "Exception"
+        return HandlerError(500, f"could not find upscaler named {error.name}", error=kind)
+    if where in ("refiner_checkpoint", "hr_checkpoint_name"):
+        return HandlerError(500, f"Could not find checkpoint with name {error.name}", error="Exception")
+    # A1111 drops an unknown name and renders with another checkpoint: docs/decisions/unknown-checkpoint-in-sdapi.md
+    return HandlerError(404, f"model '{error.name}' not found")
 
 
 def name_given(field: str, value: str | None, longest: int) -> str:
@@ -165,37 +262,70 @@ def name_given(field: str, value: str | None, longest: int) -> str:
     return value or ""
 
 
-def answer(job_id: uuid.UUID, caller: Caller, values: dict[str, Any]) -> HttpResponseBase:
+def answer(job_id: uuid.UUID, caller: Caller, values: dict[str, Any], echo: dict[str, Any]) -> HttpResponseBase:
     """A1111's answer to an ended job: a failed one's reason, else the pictures there are; they are the stored bytes."""
     job = RenderJob.objects.select_related("checkpoint").get(pk=job_id)
-    images = list(job.images.filter(state=ImageState.DELIVERED).order_by("index"))
+    images = delivered_images(job)
     if not images and job.state == JobState.FAILED:
         return four_keys(500, "RuntimeError", errors=job.error_message or "The job failed.")
-    files = [(image.file_key, image.size_bytes) for image in images]
+    files = files_of(images)
     with_grid = grid_wanted(values, options_of(caller), len(images))
     if with_grid:
         grid = grid_ensure(job)
         files.insert(0, (grid, default_storage.size(grid)))
+    if "init_images" in echo and not values["include_init_images"]:
+        echo |= {"init_images": None, "mask": None}
     info = info_of(job, images, values, with_grid=with_grid)
-    rest = {"parameters": {name: values[name] for name in wire.TXT2IMG}, "info": json.dumps(info)}
+    rest = {"images": PICTURES, "parameters": echo, "info": json.dumps(info)}
     return pictures_answer(files if values["send_images"] else [], rest)
 
 
-def pictures_answer(files: list[tuple[str, int]], rest: dict[str, Any]) -> HttpResponseBase:
+def delivered_images(job: RenderJob) -> list[RenderImage]:
+    delivered = job.images.filter(state=ImageState.DELIVERED).order_by("index")
+    return list(delivered.prefetch_related("attachments"))
+
+
+def files_of(images: list[RenderImage]) -> list[tuple[str, int]]:
+    """In A1111's order: every picture followed by its masks."""
+    files = []
+    for image in images:
+        files.append((image.file_key, image.size_bytes))
+        files += [(attachment.file_key, attachment.size_bytes) for attachment in image.attachments.all()]
+    return files
+
+
+def pictures_made(job_id: uuid.UUID, shape: Any) -> HttpResponseBase:
+    job = RenderJob.objects.get(pk=job_id)
+    images = delivered_images(job)
+    if len(images) < job.images_total:
+        return four_keys(500, "RuntimeError", errors=job.error_message or "The job did not make every picture.")
+    return pictures_answer(files_of(images), shape([image.infotext for image in images], job))
+
+
+PICTURE, PICTURES = "the picture", "the pictures"
+"""Stand in a body for what is put there while the answer is sent."""
+
+
+def pictures_answer(files: list[tuple[str, int]], body: dict[str, Any]) -> HttpResponseBase:
     """An answer that reads its pictures while it is sent, so that only one of them is in memory at a time.
 
     Args:
         files: Storage keys and sizes in bytes. The sizes make the Content-Length, by which a client notices a cut answer.
+        body: With ``PICTURE`` or ``PICTURES`` as the value of a key.
     """
-    head, tail, between = b'{"images": [', b"], " + json.dumps(rest).encode()[1:], b", "
+    several = PICTURES in body.values()
+    mark = json.dumps(PICTURES if several else PICTURE)
+    before, _, after = json.dumps(body).partition(mark)
+    head, tail = (f"{before}[", f"]{after}") if several else (before, after)
+    between = b", "
 
     async def parts() -> AsyncIterator[bytes]:
-        yield head
+        yield head.encode()
         for number, (key, _) in enumerate(files):
             yield (between if number else b"") + b'"'
             yield await sync_to_async(encoded, thread_sensitive=False)(key)
             yield b'"'
-        yield tail
+        yield tail.encode()
 
     pictures = sum(len('""') + base64_length(size) for _, size in files) + len(between) * max(0, len(files) - 1)
     length = len(head) + pictures + len(tail)
@@ -216,9 +346,9 @@ def info_of(job: RenderJob, images: list[RenderImage], values: dict[str, Any], *
     request = RenderRequest.from_json(job.request)
     count = job.images_total
     seeds = list(job.images.order_by("index").values_list("seed", "subseed"))
-    recipe = recipe_of(
-        request, seed=0, subseed=0, checkpoint_sha256=job.checkpoint.sha256, checkpoint_name=job.checkpoint.name
-    )
+    recipe = recipe_from(job.lock)
+    assert isinstance(recipe, Recipe)
+    checkpoint, vae = recipe.checkpoint, recipe.vae
     infotexts = [image.infotext for image in images]
     if with_grid:
         infotexts.insert(0, infotexts[0])
@@ -240,10 +370,10 @@ def info_of(job: RenderJob, images: list[RenderImage], values: dict[str, Any], *
         "batch_size": request.batch_size,
         "restore_faces": False,
         "face_restoration_model": None,
-        "sd_model_name": job.checkpoint.name,
-        "sd_model_hash": job.checkpoint.short_hash,
-        "sd_vae_name": None,
-        "sd_vae_hash": None,
+        "sd_model_name": checkpoint.name,
+        "sd_model_hash": checkpoint.short_hash,
+        "sd_vae_name": f"{vae.name}.safetensors" if vae else None,
+        "sd_vae_hash": vae.short_hash if vae else None,
         "seed_resize_from_w": request.seed_resize_from_w,
         "seed_resize_from_h": request.seed_resize_from_h,
         "denoising_strength": values["denoising_strength"],
@@ -253,7 +383,7 @@ def info_of(job: RenderJob, images: list[RenderImage], values: dict[str, Any], *
         "styles": values["styles"] or [],
         "job_timestamp": f"{job.created_at:%Y%m%d%H%M%S}",
         "clip_skip": request.clip_skip,
-        "is_using_inpainting_conditioning": False,
+        "is_using_inpainting_conditioning": checkpoint.input_channels == INPAINTING,
         "version": VERSION,
     }
 

@@ -1,4 +1,4 @@
-"""The body of txt2img: fields in the order of the echo, defaults, and pydantic v1's coercions. Knows nothing of rendering."""
+"""The bodies of this door: fields in the order of the echo, defaults, and pydantic v1's coercions. Knows nothing of rendering."""
 
 from __future__ import annotations
 
@@ -64,10 +64,6 @@ def mapping(value: Any) -> dict[str, Any]:
         raise Mismatch("value is not a valid dict", "type_error.dict") from None
 
 
-def anything(value: Any) -> Any:
-    return value
-
-
 def items(value: Any) -> list[Any]:
     if isinstance(value, list):
         return value
@@ -84,11 +80,58 @@ def texts(value: Any) -> list[str]:
     return result
 
 
+def chosen(*accepted: int) -> Callable[[Any], int]:
+    def check(value: Any) -> int:
+        # Of a literal pydantic takes the very value; "1" is none.
+        if isinstance(value, bool) or value not in accepted:
+            permitted = ", ".join(str(item) for item in accepted)
+            raise Mismatch(f"unexpected value; permitted: {permitted}", "value_error.const")
+        return value
+
+    return check
+
+
+def bounded(first: float, last: float, *, open_start: bool = False) -> Callable[[Any], float]:
+    def check(value: Any) -> float:
+        found = number(value)
+        if not math.isfinite(found):
+            raise Mismatch("ensure this value is a finite number", "value_error.number.not_finite_number")
+        if open_start and found <= first:
+            raise Mismatch(f"ensure this value is greater than {first}", "value_error.number.not_gt")
+        if found < first:
+            raise Mismatch(f"ensure this value is greater than or equal to {first}", "value_error.number.not_ge")
+        if found > last:
+            raise Mismatch(f"ensure this value is less than or equal to {last}", "value_error.number.not_le")
+        return found
+
+    return check
+
+
+def at_least(first: int) -> Callable[[Any], int]:
+    def check(value: Any) -> int:
+        found = integer(value)
+        if found < first:
+            raise Mismatch(f"ensure this value is greater than or equal to {first}", "value_error.number.not_ge")
+        return found
+
+    return check
+
+
+def named_pictures(value: Any) -> list[dict[str, str]]:
+    pictures = []
+    for position, item in enumerate(items(value)):
+        if not isinstance(item, Mapping) or not {"data", "name"} <= item.keys():
+            raise Mismatch("field required", "value_error.missing", position)
+        pictures.append({"data": text(item["data"]), "name": text(item["name"])})
+    return pictures
+
+
 @dataclass(frozen=True, slots=True)
 class Field:
     coerce: Callable[[Any], Any]
     default: Any = None
     nullable: bool = True
+    required: bool = False
 
 
 COMMON = {
@@ -151,9 +194,52 @@ TXT2IMG = {
     "alwayson_scripts": Field(mapping, {}, nullable=False),
     "infotext": Field(text),
 }
-OURS = {"sd_model_checkpoint": Field(text), "init_images": Field(anything), "mask": Field(anything)}
-"""Not of A1111's txt2img and not part of the echo: the checkpoint at the top level, as the documents of hosted webuis send it,
-and img2img's pictures, which are refused rather than passed over."""
+IMG2IMG = {
+    **COMMON,
+    "denoising_strength": Field(number, 0.75, nullable=False),
+    "init_images": Field(texts),
+    "resize_mode": Field(integer, 0),
+    "image_cfg_scale": Field(number),
+    "mask": Field(text),
+    "mask_blur_x": Field(integer, 4),
+    "mask_blur_y": Field(integer, 4),
+    "mask_blur": Field(integer),
+    "mask_round": Field(boolean, True),
+    "inpainting_fill": Field(integer, 0),
+    "inpaint_full_res": Field(boolean, True),
+    "inpaint_full_res_padding": Field(integer, 0),
+    "inpainting_mask_invert": Field(integer, 0),
+    "initial_noise_multiplier": Field(number),
+    "latent_mask": Field(text),
+    "force_task_id": Field(text),
+    "sampler_index": Field(text, "Euler", nullable=False),
+    "include_init_images": Field(boolean, False, nullable=False),
+    "script_name": Field(text),
+    "script_args": Field(items, [], nullable=False),
+    "send_images": Field(boolean, True, nullable=False),
+    "save_images": Field(boolean, False, nullable=False),
+    "alwayson_scripts": Field(mapping, {}, nullable=False),
+    "infotext": Field(text),
+}
+OURS = {"sd_model_checkpoint": Field(text)}
+"""Not A1111's and not part of the echo: the checkpoint at the top level, as the documents of hosted webuis send it."""
+EXTRAS = {
+    "resize_mode": Field(chosen(0, 1), 0),
+    "show_extras_results": Field(boolean, True),
+    "gfpgan_visibility": Field(bounded(0, 1), 0),
+    "codeformer_visibility": Field(bounded(0, 1), 0),
+    "codeformer_weight": Field(bounded(0, 1), 0),
+    "upscaling_resize": Field(bounded(0, math.inf, open_start=True), 2),
+    "upscaling_resize_w": Field(at_least(1), 512),
+    "upscaling_resize_h": Field(at_least(1), 512),
+    "upscaling_crop": Field(boolean, True),
+    "upscaler_1": Field(text, "None"),
+    "upscaler_2": Field(text, "None"),
+    "extras_upscaler_2_visibility": Field(bounded(0, 1), 0),
+    "upscale_first": Field(boolean, False),
+}
+EXTRAS_SINGLE = {**EXTRAS, "image": Field(text, "")}
+EXTRAS_BATCH = {**EXTRAS, "imageList": Field(named_pictures, nullable=False, required=True)}
 
 
 def body_of(data: bytes) -> dict[str, Any]:
@@ -185,6 +271,8 @@ def parsed(body: Mapping[str, Any], fields: Mapping[str, Field]) -> dict[str, An
     for name, field in fields.items():
         if name not in body:
             values[name] = field.default
+            if field.required:
+                details.append(field_detail(name, "field required", "value_error.missing"))
             continue
         try:
             values[name] = coerced(body[name], field)

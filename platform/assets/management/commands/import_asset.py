@@ -12,8 +12,10 @@ from django.utils.text import slugify
 from tqdm import tqdm
 
 from accounts.models import Team, User
+from assets.hashing import sha256_of
 from assets.intake import asset_process, asset_receive
 from assets.models import Access, Asset, AssetKind, AssetState
+from assets.styles import styles_import
 from common.errors import PlatformError
 
 
@@ -30,11 +32,12 @@ class Command(BaseCommand):
         access.add_argument("--user", help="For this user only.")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        if options["kind"] == "styles":
-            raise CommandError("Prompt styles are not supported by this version.")
         path: Path = options["file"]
         if not path.is_file():
             raise CommandError(f"There is no file {path}.")
+        if options["kind"] == "styles":
+            self.take_styles(path, options)
+            return
         try:
             asset = self.take_in(path, options)
         except PlatformError as error:
@@ -44,6 +47,18 @@ class Command(BaseCommand):
         if asset.state != AssetState.APPROVED:
             raise CommandError(f"{asset.name} {asset.sha256} {asset.state}: {asset.reason}")
         self.stdout.write(f"{asset.name} {asset.sha256} {asset.state}")
+
+    def take_styles(self, path: Path, options: dict[str, Any]) -> None:
+        team = one(Team, name=slugify(options["team"])) if options["team"] else None
+        try:
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                count = styles_import(file=file, team=team)
+        except PlatformError as error:
+            raise CommandError(error.message) from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise CommandError(f"{path} cannot be read: {error}.") from error
+        with path.open("rb") as stored:
+            self.stdout.write(f"{path.stem} {sha256_of(stored)} {AssetState.APPROVED} ({count} styles)")
 
     def take_in(self, path: Path, options: dict[str, Any]) -> Asset:
         config = path.with_suffix(".yaml")

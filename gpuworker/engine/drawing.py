@@ -1,0 +1,470 @@
+"""One micro-batch of pictures from prompts to latents: which model runs when, from where each pass starts, what steers it.
+
+Reads like A1111's ``process_images`` without its files and pages. Formulas live in ``sampling``, pictures in ``images``, weights in
+``models``; the renderer around it knows about time, memory and failures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from math import inf
+
+import numpy as np
+import torch
+
+from gpuworker.contract import Attachment, Img2Img, NetworkUse, Picture, Recipe, RenderSpec, Weights
+from gpuworker.contract.prompts import strip_network_tags
+from gpuworker.contract.recipe import LATENT_FACTOR
+from gpuworker.engine.errors import InvalidPictureError
+from gpuworker.engine.execution_plan import ExecutionPlan, PassPlan
+from gpuworker.engine.images.init import ORIGINAL, Prepared, prepare
+from gpuworker.engine.images.latents import EDITING_CHANNELS, PictureEncoder, concat_without_picture, given_latents
+from gpuworker.engine.images.resize import Scale, lanczos
+from gpuworker.engine.images.soft_inpainting import distances
+from gpuworker.engine.images.upscale import (
+    BUILT_IN,
+    UNCHANGED,
+    Upscaler,
+    enlarge,
+    resized_to,
+    upscale_latents,
+    upscaler_of,
+)
+from gpuworker.engine.images.vae import encoded, pixels_of, previews
+from gpuworker.engine.models.loader import Checkpoint
+from gpuworker.engine.models.shelf import LoadedCheckpoint, ModelShelf
+from gpuworker.engine.models.tiling import tiled
+from gpuworker.engine.models.token_merging import token_merging
+from gpuworker.engine.prompts.embeddings import Embedding
+from gpuworker.engine.prompts.encoder import Conditioning, PromptEncoder, PromptRequest
+from gpuworker.engine.sampling.denoise import Watch, denoise
+from gpuworker.engine.sampling.guidance import (
+    Blend,
+    GuidedDenoiser,
+    LcmPrediction,
+    Network,
+    NoisePrediction,
+    RefinerSwitch,
+    SigmaPrediction,
+    Steering,
+    UNet,
+)
+from gpuworker.engine.sampling.noise import Noise, PassNoise
+from gpuworker.engine.sampling.samplers import SOLVERS, SolverRun
+from gpuworker.engine.sampling.schedules import LcmNoiseLevels, NoiseLevels, alphas_for
+from gpuworker.engine.sampling.start import Range, Start, begin_from_latents, begin_from_noise
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Finished latents of one image and the checkpoint that decodes them."""
+
+    latents: torch.Tensor
+    """float32, shape (channels, height, width)."""
+    checkpoint: Checkpoint
+
+
+EXACT_ROWS = 16
+"""Rows of every network call in exact mode: eight pictures with their negative halves."""
+
+
+class Drawing:
+    """Draws the recipes of one spec; used once."""
+
+    def __init__(
+        self,
+        spec: RenderSpec,
+        plan: ExecutionPlan,
+        shelf: ModelShelf,
+        prompts: PromptEncoder,
+        pictures: PictureEncoder,
+        watch: Watch,
+    ) -> None:
+        self.spec = spec
+        self.plan = plan
+        self.shelf = shelf
+        self.prompts = prompts
+        self.pictures = pictures
+        self.watch = watch
+        self.recipes = [recipe for recipe in spec.recipes if isinstance(recipe, Recipe)]
+        self.failures: dict[int, InvalidPictureError] = {}
+        """Images whose own input cannot be used; the others are drawn without them."""
+        self._ready: dict[Img2Img, Prepared] = {}
+        self._prepared: dict[int, Prepared] = {}
+        """Of img2img: what became of each input picture."""
+        self._distances: dict[int, np.ndarray] = {}
+        """Of soft inpainting: how far each latent moved."""
+        self._warnings: dict[int, list[str]] = {}
+
+    def load(self) -> None:
+        """Bring the checkpoint to the device and open the input pictures: time that counts for nobody."""
+        self.checkpoint(self.recipes[0].checkpoint)
+        for position, recipe in enumerate(self.recipes):
+            if recipe.img2img:
+                self._prepare(position, recipe, recipe.img2img)
+
+    def _prepare(self, position: int, recipe: Recipe, given: Img2Img) -> None:
+        try:
+            if given not in self._ready:
+                self._ready[given] = prepare(
+                    given,
+                    path_of=self.spec.path_of,
+                    width=recipe.width,
+                    height=recipe.height,
+                    settings=recipe.settings,
+                    scale=self._img2img_scale(recipe, given),
+                )
+        except InvalidPictureError as error:
+            self.failures[position] = error
+            return
+        ready = self._prepared[position] = self._ready[given]
+        self.warn([position], ready.warnings)
+
+    def _img2img_scale(self, recipe: Recipe, given: Img2Img) -> Scale:
+        """How an input picture that is too small is enlarged."""
+        name = recipe.settings.upscaler_for_img2img
+        if name == "None":
+            return lanczos
+        known = given.upscaler is not None or name in BUILT_IN
+        # QUIRK(A1111 1.10): an upscaler nobody knows enlarges by two Lanczos instead of one.
+        upscaler = self.upscaler(name, given.upscaler) if known else UNCHANGED
+        return partial(resized_to, upscaler=upscaler)
+
+    def checkpoint(self, weights: Weights) -> LoadedCheckpoint:
+        loaded = self.shelf.checkpoint(self.spec, weights)
+        vae = self.recipes[0].vae
+        return self.shelf.vae(self.spec, vae, loaded) if vae else loaded
+
+    @torch.inference_mode()
+    def draw(self) -> dict[int, Drawn] | None:
+        """All images by their position but those of ``failures``; None when stopped."""
+        passes = (self.plan.first, self.plan.second)
+        # Solvers that choose their own steps measure an error over all latents they are given, so images run alone.
+        alone = any(plan and SOLVERS[plan.sampler.name].adaptive for plan in passes)
+        everyone = [position for position in range(len(self.recipes)) if position not in self.failures]
+        drawn: dict[int, Drawn] = {}
+        for group in [[position] for position in everyone] if alone else [everyone] if everyone else []:
+            finished = self._draw(group)
+            if finished is None:
+                return None
+            for position, latents in zip(group, finished.latents, strict=True):
+                drawn[position] = Drawn(latents, finished.checkpoint)
+        return drawn
+
+    def _draw(self, group: list[int]) -> _Finished | None:
+        recipe = self.recipes[group[0]]
+        loaded = self.checkpoint(recipe.checkpoint)
+        first = _Pass(self, group, self.plan.first, loaded, recipe.networks)
+        if recipe.img2img:
+            return first.from_pictures([self._prepared[position] for position in group])
+        finished = first.from_noise()
+        if finished is None or self.plan.second is None or recipe.hires is None:
+            return finished
+        if recipe.hires.checkpoint:
+            loaded = self.checkpoint(recipe.hires.checkpoint)
+        networks = recipe.networks if recipe.hires.networks is None else recipe.hires.networks
+        second = _Pass(self, group, self.plan.second, loaded, networks)
+        return second.from_latents(self._enlarged(finished, loaded.checkpoint))
+
+    def _enlarged(self, first: _Finished, into: Checkpoint) -> torch.Tensor:
+        """The first pass' latents at the size of the second, before the crop."""
+        width, height = self.plan.enlarged
+        if self.plan.latent_upscale:
+            hires = self.recipes[0].hires
+            mode = (hires.upscaler if hires else None) or "Latent"
+            return upscale_latents(first.latents, mode, (height // LATENT_FACTOR, width // LATENT_FACTOR))
+        upscaler = self._hires_upscaler()
+        scale = first.checkpoint.latent_scale
+        with tiled((first.checkpoint.vae, into.vae), on=self.recipes[0].tiling):
+            pictures = [
+                pixels_of(first.checkpoint.vae, latents, latent_scale=scale).numpy() for latents in first.latents
+            ]
+            large = [enlarge(picture, width, height, upscaler) for picture in pictures]
+            return torch.stack([encoded(into, picture) for picture in large])
+
+    def embeddings_of(self, recipe: Recipe, networks: Sequence[NetworkUse]) -> tuple[Embedding, ...]:
+        """The embeddings a prompt names, and those that come inside its LoRA files under names of their own."""
+        named = [
+            embedding.named(use.weights.name)
+            for use in recipe.embeddings
+            for embedding in self.shelf.embeddings(self.spec, use.weights)
+        ]
+        bundled = [
+            embedding
+            for use in networks
+            if use.kind == "lora"
+            for embedding in self.shelf.embeddings(self.spec, use.weights)
+        ]
+        return (*named, *bundled)
+
+    def warn(self, group: Sequence[int], sentences: Iterable[str]) -> None:
+        for position in group:
+            self._warnings.setdefault(position, []).extend(sentences)
+
+    def warnings_of(self, position: int) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(self._warnings.get(position, ())))
+
+    def _hires_upscaler(self) -> Upscaler | None:
+        hires = self.recipes[0].hires
+        if hires is None or not hires.upscaler or hires.upscaler == "None":
+            return None
+        return self.upscaler(hires.upscaler, hires.upscaler_weights)
+
+    def upscaler(self, name: str, weights: Weights | None) -> Upscaler:
+        network = self.shelf.upscaler(self.spec, weights) if weights else None
+        return upscaler_of(name, network, self.recipes[0].settings, self.watch.should_stop)
+
+    def moved(self, group: Sequence[int], distances: np.ndarray) -> None:
+        self._distances |= dict(zip(group, distances, strict=True))
+
+    def finished(self, position: int, pixels: np.ndarray) -> tuple[Picture, list[Attachment]]:
+        """What a decoded picture becomes: uint8, shape (height, width, 3)."""
+        if position in self._prepared:
+            return self._prepared[position].finish(pixels, self._distances.get(position))
+        height, width, _ = pixels.shape
+        return Picture(width, height, pixels.tobytes()), []
+
+
+def cropped(latents: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """The middle; what is left over goes first from the bottom and the right."""
+    top, left = (latents.shape[2] - height) // 2, (latents.shape[3] - width) // 2
+    return latents[:, :, top : top + height, left : left + width]
+
+
+@dataclass(frozen=True, slots=True)
+class _Finished:
+    """Where a pass ended."""
+
+    latents: torch.Tensor
+    """Shape (images, channels, height, width)."""
+    checkpoint: Checkpoint
+    """What ran last, and so decodes: the refiner once it took over."""
+
+
+class _Pass:
+    """One run through the denoiser of images that go together."""
+
+    def __init__(
+        self,
+        drawing: Drawing,
+        group: list[int],
+        plan: PassPlan,
+        loaded: LoadedCheckpoint,
+        networks: tuple[NetworkUse, ...],
+    ) -> None:
+        self.drawing = drawing
+        self.group = group
+        self.recipes = [drawing.recipes[position] for position in group]
+        self.recipe = self.recipes[0]
+        self.plan = plan
+        self.loaded = loaded
+        self.networks = networks
+        self.solver = SOLVERS[plan.sampler.name]
+        self.device = drawing.shelf.device
+        self._open = ExitStack()
+        self._concat: torch.Tensor | None = None
+        self._blend: Blend | None = None
+
+    def _range(self) -> Range:
+        checkpoint = self.loaded.checkpoint
+        return Range(
+            sampler=self.plan.sampler,
+            schedule=self.plan.schedule,
+            steps=self.plan.steps,
+            levels=self._levels(self.loaded),
+            family=checkpoint.family,
+            settings=self.recipe.settings,
+        )
+
+    # --- three ways to begin -----------------------------------------------------------------------------------------
+
+    def from_noise(self) -> _Finished | None:
+        noise = self._noise()
+        self._concat = self._concat_without_picture()
+        start = begin_from_noise(noise.first.to(self.device), self._range())
+        return self._run(start, noise)
+
+    def from_latents(self, latents: torch.Tensor) -> _Finished | None:
+        """The hires pass: noise of the same seeds at the new size, all of its steps."""
+        latents = cropped(latents, self.plan.latent_height, self.plan.latent_width)
+        noise = self._noise()
+        self._concat = self._concat_without_picture()
+        start = begin_from_latents(
+            latents, noise.first.to(self.device), self._range(), strength=self.recipe.strength, all_steps=True
+        )
+        return self._run(start, noise)
+
+    def from_pictures(self, prepared: Sequence[Prepared]) -> _Finished | None:
+        given = self.recipe.img2img
+        assert given is not None
+        noise = self._noise()
+        with tiled((self.loaded.checkpoint.vae,), on=self.recipe.tiling):
+            begin = given_latents(
+                prepared,
+                self.loaded.checkpoint,
+                self.drawing.pictures,
+                vae_key=self._vae_key,
+                fill=given.inpaint.fill if given.inpaint else ORIGINAL,
+                noise=noise.plain,
+            )
+        self._concat = begin.concat
+        self._blend = begin.blend(given.inpaint, before=self.solver.prediction == "timestep")
+        start = begin_from_latents(
+            begin.latents,
+            noise.first.to(self.device) * given.noise_multiplier,
+            self._range(),
+            strength=self.recipe.strength,
+            all_steps=self.recipe.settings.img2img_fix_steps,
+        )
+        finished = self._run(start, noise)
+        if finished and given.inpaint and given.inpaint.soft:
+            self.drawing.moved(self.group, distances(finished.latents, begin.latents))
+        return finished
+
+    @property
+    def _vae_key(self) -> str:
+        return f"{self.loaded.key} {self.recipe.vae} {self.recipe.tiling}"
+
+    def _concat_without_picture(self) -> torch.Tensor | None:
+        return concat_without_picture(
+            self.loaded.checkpoint,
+            self.drawing.pictures,
+            vae_key=self._vae_key,
+            width=self.plan.latent_width * LATENT_FACTOR,
+            height=self.plan.latent_height * LATENT_FACTOR,
+            images=len(self.group),
+        )
+
+    # --- sampling ----------------------------------------------------------------------------------------------------
+
+    def _run(self, start: Start, noise: PassNoise) -> _Finished | None:
+        with self._open:
+            self._install(self.loaded)
+            guided = GuidedDenoiser(
+                self._network(self.loaded), self._conditionings(), self._steering(start), self._refiner_switch()
+            )
+            draws = (
+                noise.brownian(start.all_visits, self.device)
+                if self.plan.sampler.brownian
+                else noise.ancestral(self.device)
+            )
+            latents = denoise(
+                self.solver, self._solver_run(start, guided, draws), guided, self.drawing.watch, self._preview
+            )
+            if latents is not None and self._blend:
+                latents = self._blend(latents, None)
+        return None if latents is None else _Finished(latents, self.loaded.checkpoint)
+
+    def _solver_run(self, start: Start, guided: GuidedDenoiser, draws: Noise) -> SolverRun:
+        recipe = self.recipe
+        return SolverRun(
+            latents=start.latents,
+            visits=start.visits,
+            denoiser=guided,
+            noise=draws,
+            levels=self._levels(self.loaded),
+            steps=start.steps,
+            eta=self.solver.default_eta if recipe.eta is None else recipe.eta,
+            s_churn=recipe.s_churn,
+            s_tmin=recipe.s_tmin,
+            s_tmax=recipe.s_tmax or inf,
+            s_noise=recipe.s_noise,
+            inside=start.inside,
+            settings=recipe.settings,
+        )
+
+    def _steering(self, start: Start) -> Steering:
+        return Steering(
+            cfg_scales=tuple(recipe.cfg_scale for recipe in self.recipes),
+            total_calls=start.steps * 2 if self.plan.sampler.second_order else start.steps,
+            settings=self.recipe.settings,
+            cfg_plus_plus=self.solver.cfg_plus_plus,
+            image_cfg_scale=self._image_cfg_scale,
+            concat=self._concat,
+            blend=self._blend,
+            timesteps=self.solver.prediction == "timestep",
+            rows_per_call=EXACT_ROWS if self.recipe.exact else None,
+        )
+
+    @property
+    def _image_cfg_scale(self) -> float | None:
+        """Only checkpoints that edit have one."""
+        edits = self.loaded.checkpoint.unet.config.in_channels == EDITING_CHANNELS
+        return self.recipe.img2img.image_cfg_scale if edits and self.recipe.img2img else None
+
+    def _levels(self, loaded: LoadedCheckpoint) -> NoiseLevels:
+        alphas = alphas_for(loaded.checkpoint.alphas_cumprod, self.recipe.settings)
+        return LcmNoiseLevels(alphas) if self.solver.prediction == "lcm" else NoiseLevels(alphas)
+
+    def _noise(self) -> PassNoise:
+        channels = self.loaded.checkpoint.vae.config.latent_channels
+        return PassNoise(self.recipes, (channels, self.plan.latent_height, self.plan.latent_width))
+
+    def _network(self, loaded: LoadedCheckpoint) -> Network:
+        """The checkpoint's UNet in the terms of the solver."""
+        unet, levels = UNet(loaded.checkpoint.unet), self._levels(loaded)
+        match self.solver.prediction:
+            case "sigma":
+                return SigmaPrediction(unet, levels, loaded.checkpoint.prediction)
+            case "timestep":
+                return NoisePrediction(unet, levels, loaded.checkpoint.prediction)
+            case "lcm":
+                assert isinstance(levels, LcmNoiseLevels)
+                return LcmPrediction(unet, levels)
+
+    def _preview(self, latents: torch.Tensor) -> list[Picture]:
+        checkpoint = self.loaded.checkpoint
+        return previews(checkpoint.vae, latents, latent_scale=checkpoint.latent_scale)
+
+    # --- what a checkpoint is given for the time of the pass ---------------------------------------------------------
+
+    def _install(self, loaded: LoadedCheckpoint) -> None:
+        """Merge networks in and switch on what the recipe asks for; undone when the pass ends."""
+        drawing = self.drawing
+        drawing.warn(self.group, loaded.networks.use(drawing.shelf.active_networks(drawing.spec, self.networks)))
+        unet = loaded.checkpoint.unet
+        self._open.enter_context(tiled((unet,), on=self.recipe.tiling))
+        self._open.enter_context(token_merging(unet, self.plan.token_merging_ratio))
+
+    def _refiner_switch(self) -> RefinerSwitch | None:
+        refiner = self.recipe.refiner
+        if refiner is None or not self.plan.refined or refiner.checkpoint.sha256 == self.recipe.checkpoint.sha256:
+            return None
+
+        def swap() -> tuple[Network, Sequence[Conditioning]]:
+            self.loaded = self.drawing.checkpoint(refiner.checkpoint)
+            self._install(self.loaded)
+            return self._network(self.loaded), self._conditionings()
+
+        return RefinerSwitch(refiner.switch_at, self.recipe.settings.refiner_switch_by_sample_steps, swap)
+
+    # --- prompts -----------------------------------------------------------------------------------------------------
+
+    def _conditionings(self) -> list[Conditioning]:
+        checkpoint = self.loaded.checkpoint
+        # What a network changes in the text encoder is part of what its output is remembered by.
+        key = f"{self.loaded.key} {self.networks}"
+        return [
+            self.drawing.prompts.encode(self._prompts_of(recipe), checkpoint=checkpoint, weights_key=key)
+            for recipe in self.recipes
+        ]
+
+    def _prompts_of(self, recipe: Recipe) -> PromptRequest:
+        prompt, negative_prompt = recipe.prompt, recipe.negative_prompt
+        if self.plan.hires and recipe.hires:
+            prompt, negative_prompt = recipe.hires.prompt or prompt, recipe.hires.negative_prompt or negative_prompt
+        return PromptRequest(
+            prompt=strip_network_tags(prompt),
+            negative_prompt=negative_prompt,
+            steps=self.plan.editing_steps,
+            first_pass_steps=self.drawing.plan.first.editing_steps if self.plan.hires else None,
+            clip_skip=recipe.clip_skip,
+            emphasis=recipe.emphasis,
+            settings=recipe.settings,
+            width=self.plan.width,
+            height=self.plan.height,
+            embeddings=self.drawing.embeddings_of(recipe, self.networks),
+        )

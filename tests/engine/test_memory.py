@@ -1,0 +1,59 @@
+"""Memory of a renderer that goes on and on: flat, whatever it is asked for."""
+
+from __future__ import annotations
+
+import gc
+from itertools import cycle, islice
+from pathlib import Path
+
+import pytest
+
+from gpuworker.contract import Hires, Refiner
+from tests.engine.conftest import OTHER
+
+WARM_UP = 60
+BYTES_PER_RENDER = 4096
+"""Allocators round; a leaked picture of 64 × 64 pixels alone would be three times that."""
+
+
+def mixed(recipe_of):
+    """Prompts and seeds never repeat, so that caches fill up to their limits and no further."""
+    kinds = cycle(
+        (
+            {},
+            {"sampler": "DPM++ 2M SDE", "steps": 1},
+            {"sampler": "DDIM", "tiling": True},
+            {"hires": Hires(scale=1.5, steps=1), "denoising_strength": 0.5},
+            {"hires": Hires(scale=1.25, steps=1, upscaler="Lanczos"), "denoising_strength": 0.5},
+            {"refiner": Refiner(checkpoint=OTHER, switch_at=0.5)},
+            {"checkpoint": OTHER, "clip_skip": 2},
+            {"width": 96, "prompt": "a, " * 90},
+        )
+    )
+    for number, changes in enumerate(kinds):
+        yield recipe_of(**{"prompt": f"picture {number}", "seed": number, "steps": 2, **changes})
+
+
+def resident_bytes() -> int:
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def growth_per_render(render, recipe_of, renders: int) -> float:
+    """Bytes of resident memory that the later half of the renders added, each."""
+    recipes = mixed(recipe_of)
+    for recipe in islice(recipes, WARM_UP + renders // 2):
+        render(recipe)
+    before = resident_bytes()
+    for recipe in islice(recipes, renders // 2):
+        render(recipe)
+    return (resident_bytes() - before) / (renders // 2)
+
+
+def test_i24_memory_is_flat_over_mixed_renders(render, recipe_of):
+    assert growth_per_render(render, recipe_of, 200) < 4 * BYTES_PER_RENDER
+
+
+@pytest.mark.slow
+def test_i24_memory_is_flat_over_a_thousand_mixed_renders(render, recipe_of):
+    assert growth_per_render(render, recipe_of, 1000) < BYTES_PER_RENDER

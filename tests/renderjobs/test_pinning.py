@@ -1,0 +1,88 @@
+"""Names → files: what is pinned, what is passed over with a sentence, what refuses the request."""
+
+from __future__ import annotations
+
+import pytest
+
+from assets.models import Access, Asset, AssetKind, AssetState
+from gpuworker.contract import Recipe
+from renderjobs.expansion import recipe_from
+from renderjobs.pinning import UnknownNameError, pinned
+from tests.factories import a_caller, a_checkpoint, a_job, a_platform, a_request
+
+pytestmark = pytest.mark.django_db
+
+
+def an_asset(kind: str, name: str, **changes) -> Asset:
+    return a_checkpoint(name, kind=kind, is_default=False, listed_hash="0123456789ab", **changes)
+
+
+@pytest.fixture
+def caller():
+    a_platform()
+    return a_caller()
+
+
+def test_tags_of_the_prompt_pin_networks_with_their_weights(caller):
+    an_asset(AssetKind.LORA, "ink", alias="Indian ink")
+    an_asset(AssetKind.HYPERNETWORK, "anime")
+    found = pinned(caller, a_request(prompt="a cat <lora:Indian ink:0.5:0.8> <hypernet:anime:0.3>")).recipe
+    assert [(use.kind, use.weights.name, use.te, use.unet) for use in found.networks] == [
+        ("lora", "ink", 0.5, 0.8),
+        ("hypernet", "anime", 0.3, 0.3),
+    ]
+    assert found.networks[0].listed_hash == "0123456789ab"
+
+
+def test_unknown_networks_are_passed_over_and_said(caller):
+    pins = pinned(caller, a_request(prompt="<lora:nobody:1> a cat"))
+    assert pins.recipe.networks == () and "'nobody' is unknown" in pins.warnings[0]
+
+
+def test_networks_can_be_switched_off(caller):
+    an_asset(AssetKind.LORA, "ink")
+    assert pinned(caller, a_request(prompt="<lora:ink:1>", networks=False)).recipe.networks == ()
+
+
+def test_embeddings_are_pinned_where_a_prompt_names_them_and_they_fit(caller):
+    an_asset(AssetKind.EMBEDDING, "bad-hands")
+    an_asset(AssetKind.EMBEDDING, "other")
+    an_asset(AssetKind.EMBEDDING, "of-sdxl", metadata={"encoders": 2})
+    found = pinned(caller, a_request(prompt="a cat, of-sdxl", negative_prompt="(bad-hands:1.2)")).recipe
+    assert [use.weights.name for use in found.embeddings] == ["bad-hands"]
+
+
+def test_another_teams_files_are_unknown(caller):
+    an_asset(AssetKind.LORA, "secret", access=Access.TEAMS)
+    assert pinned(caller, a_request(prompt="<lora:secret:1>")).recipe.networks == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"refiner": {"checkpoint": "nobody"}}, "refiner_checkpoint"),
+        ({"hires": {"checkpoint": "nobody"}}, "hr_checkpoint_name"),
+        ({"hires": {"upscaler": "nobody"}}, "hr_upscaler"),
+        ({"checkpoint": "nobody"}, "sd_model_checkpoint"),
+    ],
+)
+def test_names_that_have_to_be_known_refuse_the_request(caller, changes, field):
+    with pytest.raises(UnknownNameError) as refusal:
+        pinned(caller, a_request(**changes))
+    assert refusal.value.errors[0].field == field
+
+
+def test_a_refiner_may_be_named_by_a_part_of_its_title(caller):
+    a_checkpoint("photo-refiner-v1", is_default=False)
+    found = pinned(caller, a_request(refiner={"checkpoint": "refiner", "switch_at": 0.8})).recipe
+    assert (found.refiner.checkpoint.name, found.refiner.switch_at) == ("photo-refiner-v1", 0.8)
+
+
+def test_a_job_keeps_what_it_pinned_when_a_newer_file_of_the_name_comes(caller):
+    old = an_asset(AssetKind.LORA, "ink")
+    job = a_job(caller, prompt="<lora:ink:1>")
+    an_asset(AssetKind.LORA, "ink", sha256="f" * 64)
+    Asset.objects.filter(pk=old.pk).update(state=AssetState.RETIRED)
+    recipe = recipe_from(job.lock)
+    assert isinstance(recipe, Recipe) and recipe.networks[0].weights.sha256 == old.sha256
+    assert old in job.assets.all()
