@@ -146,6 +146,8 @@ WRONG = {
         {"save_images": True, "override_settings": {"n_rows": 1}}, 422, ["body", "override_settings", "n_rows"], "1",
     ),
     "a long task id": ({"force_task_id": "t" * 121}, 422, ["body", "force_task_id"], "at most 120"),
+    "an infotext to read": ({"infotext": "a cat\nSteps: 9"}, 422, ["body", "infotext"], "not supported"),
+    "restored faces": ({"restore_faces": True}, 422, ["body", "restore_faces"], "not supported"),
     "a hires pass without size": ({"enable_hr": True, "hr_scale": 0.01}, 422, ["body", "hr_scale"], "accepted are"),
 }  # fmt: skip
 
@@ -162,6 +164,11 @@ def test_a_wrong_field_is_named_and_nothing_is_stored(door, name):
 HANDLED = {
     "unknown checkpoint": ({"override_settings": {"sd_model_checkpoint": "nope"}}, 404, "model 'nope' not found"),
     "unknown option": ({"override_settings": {"nope": 1}}, 500, "'nope'"),
+    "a control unit": (
+        {"alwayson_scripts": {"ControlNet": {"args": [{"module": "canny"}]}}},
+        422,
+        "ControlNet units are not supported by this version; send enabled: false or none.",
+    ),
     "unknown script": ({"alwayson_scripts": {"nope": {"args": []}}}, 422, "Script 'nope' not found"),
 }
 

@@ -44,7 +44,7 @@ WITHOUT_EFFECT = re.compile(
 before it is set."""
 OF_THE_GRID = re.compile(r"n_rows|grid_")
 """Options of the contact sheet's looks: without effect unless one is asked for."""
-NEUTRAL = {"restore_faces": (None, False), "script_name": (None, "")}
+NEUTRAL = {"restore_faces": (None, False), "infotext": (None, "")}
 """Fields whose other values this version cannot honour; passing them over would give another picture than was asked for."""
 NETWORK_OPTIONS = {"sd_hypernetwork": "hypernet", "sd_lora": "lora"}
 """Options that put a network tag behind every prompt → the tag's type."""
@@ -279,7 +279,7 @@ def refuse_unsupported(values: Mapping[str, Any]) -> None:
     details = [
         field_detail(name, f"{name} is not supported by this version.", "value_error.unsupported")
         for name, neutral in NEUTRAL.items()
-        if values[name] not in neutral and name != "script_name"
+        if values[name] not in neutral
     ]
     if any(is_enabled(unit) for unit in arguments_of(scripts_of(values).get(CONTROLNET))):
         raise HandlerError(422, "ControlNet units are not supported by this version; send enabled: false or none.")
