@@ -15,6 +15,7 @@ from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
 from django.test import Client
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from renderjobs.claims import ClaimedImage
 from renderjobs.compat.sdapi import views, wire
@@ -146,7 +147,6 @@ WRONG = {
         {"save_images": True, "override_settings": {"n_rows": 1}}, 422, ["body", "override_settings", "n_rows"], "1",
     ),
     "a long task id": ({"force_task_id": "t" * 121}, 422, ["body", "force_task_id"], "at most 120"),
-    "an infotext to read": ({"infotext": "a cat\nSteps: 9"}, 422, ["body", "infotext"], "not supported"),
     "restored faces": ({"restore_faces": True}, 422, ["body", "restore_faces"], "not supported"),
     "a hires pass without size": ({"enable_hr": True, "hr_scale": 0.01}, 422, ["body", "hr_scale"], "accepted are"),
 }  # fmt: skip
@@ -159,6 +159,29 @@ def test_a_wrong_field_is_named_and_nothing_is_stored(door, name):
     (detail,) = answer.json()["detail"]
     assert answer.status_code == status and detail["loc"] == location and message in detail["msg"]
     assert not RenderJob.objects.exists()
+
+
+def test_an_infotext_fills_in_what_the_call_does_not_say(door, worker):
+    text = "a red ring\nNegative prompt: blurry\nSteps: 3, Sampler: Euler a, CFG scale: 4, Seed: 77, Size: 64x72"
+    info = json.loads(post(door, infotext=text, steps=2).json()["info"])
+    assert (info["prompt"], info["negative_prompt"], info["seed"], info["steps"]) == ("a red ring", "blurry", 77, 2)
+    assert (info["sampler_name"], info["cfg_scale"], info["height"]) == ("Euler a", 4.0, 72)
+
+
+def test_png_info_reads_what_a_picture_says(door):
+    texts = PngInfo()
+    texts.add_text("parameters", "a cat\nSteps: 9, Sampler: Euler a, CFG scale: 7.0, Seed: 5, Size: 64x64")
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PNG", pnginfo=texts)
+    body = {"image": "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()}
+    answer = door.post("/sdapi/v1/png-info", body, content_type="application/json").json()
+    assert answer["info"].startswith("a cat\nSteps: 9")
+    assert (answer["parameters"]["Prompt"], answer["parameters"]["Seed"]) == ("a cat", "5")
+
+
+def test_png_info_of_no_picture_is_refused_as_a1111_does(door):
+    answer = door.post("/sdapi/v1/png-info", {"image": "aGk="}, content_type="application/json")
+    assert (answer.status_code, answer.json()["detail"]) == (500, "Invalid encoded image")
 
 
 HANDLED = {

@@ -63,7 +63,9 @@ def fixed_parameters_of(recipe: Recipe) -> dict[str, Any]:
         "Sampler": sampler.name,
         SCHEDULE_TYPE: recipe.schedule,
         "CFG scale": float(recipe.cfg_scale),
-        "Image CFG scale": given.image_cfg_scale if given and recipe.checkpoint.input_channels == EDITING else None,
+        "Image CFG scale": as_float(given.image_cfg_scale)
+        if given and recipe.checkpoint.input_channels == EDITING
+        else None,
         "Seed": recipe.seed,
         "Size": f"{recipe.width}x{recipe.height}",
         "Model hash": recipe.checkpoint.short_hash,
@@ -71,9 +73,9 @@ def fixed_parameters_of(recipe: Recipe) -> dict[str, Any]:
         "VAE hash": recipe.vae.short_hash if recipe.vae else None,
         "VAE": f"{recipe.vae.name}.safetensors" if recipe.vae else None,
         "Variation seed": recipe.subseed if varied else None,
-        "Variation seed strength": recipe.subseed_strength if varied else None,
+        "Variation seed strength": float(recipe.subseed_strength) if varied else None,
         "Seed resize from": f"{recipe.seed_resize_from_w}x{recipe.seed_resize_from_h}" if resized else None,
-        "Denoising strength": recipe.strength if recipe.hires or given else None,
+        "Denoising strength": float(recipe.strength) if recipe.hires or given else None,
         "Conditional mask weight": settings.inpainting_mask_weight if uses_inpainting_conditioning(recipe) else None,
         "Clip skip": recipe.clip_skip if recipe.clip_skip > 1 else None,
         "ENSD": recipe.ensd if recipe.ensd and sampler.uses_ensd and recipe.eta != 0 else None,
@@ -118,13 +120,13 @@ def soft_parameters(recipe: Recipe) -> dict[str, Any]:
         "difference contrast": soft.difference_contrast,
     }
     named = {f"Soft inpainting {name}": as_sent(value) for name, value in values.items()}
-    return {"Denoising strength": recipe.strength, "Soft inpainting enabled": True, **named}
+    return {"Denoising strength": float(recipe.strength), "Soft inpainting enabled": True, **named}
 
 
 def picture_parameters(recipe: Recipe) -> dict[str, Any]:
     if recipe.img2img is None:
         return {}
-    found: dict[str, Any] = {"Denoising strength": recipe.strength}
+    found: dict[str, Any] = {"Denoising strength": float(recipe.strength)}
     if inpaint := recipe.inpaint:
         if inpaint.invert:
             found["Mask mode"] = "Inpaint not masked"
@@ -136,7 +138,7 @@ def picture_parameters(recipe: Recipe) -> dict[str, Any]:
         if inpaint.fill != ORIGINAL:
             found["Masked content"] = MASKED_CONTENT[inpaint.fill]
     if recipe.img2img.noise_multiplier != 1.0:
-        found["Noise multiplier"] = recipe.img2img.noise_multiplier
+        found["Noise multiplier"] = float(recipe.img2img.noise_multiplier)
     return found
 
 
@@ -144,7 +146,7 @@ def hires_parameters(recipe: Recipe) -> dict[str, Any]:
     hires = recipe.hires
     if hires is None:
         return {}
-    found: dict[str, Any] = {"Denoising strength": recipe.strength}
+    found: dict[str, Any] = {"Denoising strength": float(recipe.strength)}
     if hires.checkpoint:
         found["Hires checkpoint"] = f"{hires.checkpoint.name} [{hires.checkpoint.short_hash}]"
     if hires.sampler:
@@ -153,7 +155,7 @@ def hires_parameters(recipe: Recipe) -> dict[str, Any]:
     if hires.resize_x or hires.resize_y:
         found["Hires resize"] = f"{hires.resize_x}x{hires.resize_y}"
     else:
-        found["Hires upscale"] = hires.scale
+        found["Hires upscale"] = float(hires.scale)
     if hires.steps:
         found["Hires steps"] = hires.steps
     if hires.upscaler is not None:
@@ -270,8 +272,13 @@ def refiner_parameters(recipe: Recipe) -> dict[str, Any]:
     if recipe.hires and settings.hires_fix_refiner_pass != "second pass":
         found["Hires refiner"] = settings.hires_fix_refiner_pass
     found["Refiner"] = f"{refiner.checkpoint.name} [{refiner.checkpoint.short_hash}]"
-    found["Refiner switch at"] = refiner.switch_at
+    found["Refiner switch at"] = as_float(refiner.switch_at)
     return found
+
+
+def as_float(value: float | None) -> float | None:
+    """Fields of a request are decimals to A1111, however they came: 2.0 and not 2."""
+    return None if value is None else float(value)
 
 
 def as_sent(value: float) -> float | int:

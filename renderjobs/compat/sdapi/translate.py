@@ -44,7 +44,7 @@ WITHOUT_EFFECT = re.compile(
 before it is set."""
 OF_THE_GRID = re.compile(r"n_rows|grid_")
 """Options of the contact sheet's looks: without effect unless one is asked for."""
-NEUTRAL = {"restore_faces": (None, False), "infotext": (None, "")}
+NEUTRAL = {"restore_faces": (None, False)}
 """Fields whose other values this version cannot honour; passing them over would give another picture than was asked for."""
 NETWORK_OPTIONS = {"sd_hypernetwork": "hypernet", "sd_lora": "lora"}
 """Options that put a network tag behind every prompt → the tag's type."""

@@ -9,6 +9,7 @@ from renderjobs.compat.sdapi import views
 ROUTES = {
     "txt2img": views.txt2img,
     "img2img": views.img2img,
+    "png-info": views.png_info,
     "extra-single-image": views.extra_single_image,
     "extra-batch-images": views.extra_batch_images,
     "progress": views.progress,

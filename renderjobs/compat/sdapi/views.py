@@ -21,20 +21,21 @@ from accounts.authentication import Caller, caller_of
 from accounts.models import Scope
 from assets.models import AssetKind
 from assets.selectors import checkpoint_find
-from assets.styles import styled
+from assets.styles import styled, styles_of
 from common.errors import FieldError, InvalidRequestError
 from gpuworker.contract import Recipe
 from gpuworker.contract.extras import extras_html
 from renderjobs.choices import IMAGE_HELD, JOB_OPEN, ImageState, JobKind, JobState, Lane
-from renderjobs.compat.sdapi import catalogue, wire
+from renderjobs.compat.sdapi import catalogue, infotext_parser, wire
 from renderjobs.compat.sdapi.errors import HandlerError, four_keys, speaks_sdapi
 from renderjobs.compat.sdapi.infotext import INPAINTING, VERSION, extra_parameters_of
+from renderjobs.compat.sdapi.infotext_fields import with_infotext
 from renderjobs.compat.sdapi.pictures import batch_extras, single_extras
 from renderjobs.compat.sdapi.profile import options_of
 from renderjobs.compat.sdapi.translate import grid_wanted, ignored_fields, to_request
 from renderjobs.expansion import recipe_from
 from renderjobs.grids import grid_ensure
-from renderjobs.inputs import Upload
+from renderjobs.inputs import UnreadablePictureError, Upload, picture_from_text
 from renderjobs.models import RenderImage, RenderJob
 from renderjobs.models.jobs import Source
 from renderjobs.pinning import UnknownNameError
@@ -52,7 +53,8 @@ def generation(kind: str, fields: Mapping[str, wire.Field]) -> Any:
     async def view(request: HttpRequest) -> HttpResponseBase:
         """Render and answer in A1111's shape. Repeating the call with its task id or Idempotency-Key waits for the same job."""
         caller = await sync_to_async(authenticated)(request)
-        body = wire.body_of(request.body)
+        sent = wire.body_of(request.body)
+        body = await sync_to_async(filled)(caller, sent, kind)
         values = wire.parsed(body, {**fields, **wire.OURS})
         submitted = await sync_to_async(generation_submit)(request, caller, body, values, kind)
         await job_wait(submitted.job.pk)
@@ -61,7 +63,7 @@ def generation(kind: str, fields: Mapping[str, wire.Field]) -> Any:
         # The answer may be long on its way to a slow client; it needs neither this request's thread nor its connection.
         await release_request_thread()
         warn(response, submitted)
-        if ignored := ignored_fields(body, values):
+        if ignored := ignored_fields(sent, values):
             response["X-Ignored-Fields"] = ", ".join(re.sub(r"[^\w.-]", "_", name)[:64] for name in ignored[:20])
         return response
 
@@ -102,6 +104,35 @@ def all_pictures(texts: list[str], job: RenderJob) -> dict[str, Any]:
 
 extra_single_image = made_picture(wire.EXTRAS_SINGLE, single_extras, one_picture)
 extra_batch_images = made_picture(wire.EXTRAS_BATCH, batch_extras, all_pictures)
+
+
+@speaks_sdapi("POST")
+async def png_info(request: HttpRequest) -> HttpResponse:
+    """What a picture's file says about how it was made. Nothing is stored."""
+    caller = await sync_to_async(authenticated)(request)
+    values = wire.parsed(wire.body_of(request.body), wire.PNG_INFO)
+    return JsonResponse(await sync_to_async(info_of_picture)(caller, values["image"]))
+
+
+def info_of_picture(caller: Caller, text: str) -> dict[str, Any]:
+    """Raises: HandlerError: It is no picture."""
+    try:
+        upload = picture_from_text(text.strip())
+    except UnreadablePictureError as error:
+        raise HandlerError(500, str(error)) from error
+    return infotext_parser.png_info(upload.data, styles_known(caller))
+
+
+def filled(caller: Caller, body: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The body with what its ``infotext`` says and it does not say itself."""
+    if not body.get("infotext"):
+        return body
+    return with_infotext(body, kind=kind, options=options_of(caller), styles=styles_known(caller))
+
+
+def styles_known(caller: Caller) -> list[infotext_parser.Style]:
+    rows = styles_of(caller).order_by("pk").values_list("name", "prompt", "negative_prompt")
+    return [infotext_parser.Style(*row) for row in rows]
 
 
 def warn(response: HttpResponseBase, submitted: Submitted) -> None:

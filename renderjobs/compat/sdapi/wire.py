@@ -238,6 +238,7 @@ EXTRAS = {
     "extras_upscaler_2_visibility": Field(bounded(0, 1), 0),
     "upscale_first": Field(boolean, False),
 }
+PNG_INFO = {"image": Field(text, nullable=False, required=True)}
 EXTRAS_SINGLE = {**EXTRAS, "image": Field(text, "")}
 EXTRAS_BATCH = {**EXTRAS, "imageList": Field(named_pictures, nullable=False, required=True)}
 
