@@ -12,6 +12,8 @@ from django.urls import reverse
 from common.problem import CONTENT_TYPE, problem
 
 SALT = "renderjobs.files"
+CONTENT_TYPES = {"png": "image/png", "jpg": "image/jpeg", "jpeg": "image/jpeg", "webp": "image/webp"}
+"""By the key's ending, which we chose ourselves."""
 
 
 def file_url(key: str, *, base: str) -> str:
@@ -38,7 +40,8 @@ def signed_file(request: HttpRequest, token: str) -> HttpResponseBase:
     except (signing.BadSignature, FileNotFoundError):
         body = problem(404, "not_found", "There is no such file, or its address has expired.")
         return JsonResponse(body, status=404, content_type=CONTENT_TYPE)
-    response = FileResponse(file, content_type="image/png", filename=key.rsplit("/", 1)[-1])
+    kind = CONTENT_TYPES.get(key.rpartition(".")[2], "application/octet-stream")
+    response = FileResponse(file, content_type=kind, filename=key.rsplit("/", 1)[-1])
     response["X-Content-Type-Options"] = "nosniff"
     response["Cache-Control"] = f"private, max-age={settings.FILE_URL_LIFETIME_SECONDS}"
     response["Content-Security-Policy"] = "default-src 'none'"
