@@ -8,6 +8,8 @@ anything of ours outside this package.
 from gpuworker.contract.outcome import Attachment, Failed, ImageOutcome, Picture, Rendered, Stopped
 from gpuworker.contract.recipe import (
     AnyRecipe,
+    ControlUnit,
+    DetectRecipe,
     EmbeddingUse,
     ExtrasRecipe,
     Hires,
@@ -27,6 +29,8 @@ __all__ = [
     "SETTINGS",
     "AnyRecipe",
     "Attachment",
+    "ControlUnit",
+    "DetectRecipe",
     "EmbeddingUse",
     "ExtrasRecipe",
     "Failed",

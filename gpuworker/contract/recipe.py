@@ -1,7 +1,7 @@
 """The recipe of one image: every parameter resolved, seed and weights included. Two images with one recipe are one picture.
 
-Two kinds: ``Recipe`` draws a picture, ``ExtrasRecipe`` enlarges one. Everything here is plain data that survives JSON; nothing is
-looked up or computed but what follows from the fields alone.
+Three kinds: ``Recipe`` draws a picture, ``ExtrasRecipe`` enlarges one, ``DetectRecipe`` makes the control map of one. Everything
+here is plain data that survives JSON; nothing is looked up or computed but what follows from the fields alone.
 """
 
 from __future__ import annotations
@@ -151,6 +151,43 @@ class Img2Img:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ControlUnit:
+    """One unit of ControlNet that takes part; field names and words are those of sd-webui-controlnet 1.1.455."""
+
+    module: str = "none"
+    """What makes the map of the picture; its plain name, never its label."""
+    weights: Weights | None = None
+    """None for modules that need no network (``reference_only`` …)."""
+    picture: InputPicture | None = None
+    """None takes the picture of img2img."""
+    mask: InputPicture | None = None
+    """What of the picture is drawn anew, for inpainting modules."""
+    effective_region_mask: InputPicture | None = None
+    """Where the unit acts."""
+    weight: float = 1.0
+    resize_mode: str = "Crop and Resize"
+    """``Just Resize``, ``Crop and Resize`` or ``Resize and Fill``."""
+    processor_res: int = 512
+    """Short side in pixels that the module works at."""
+    threshold_a: float = 0.0
+    threshold_b: float = 0.0
+    guidance_start: float = 0.0
+    """Share of the steps, both ends included."""
+    guidance_end: float = 1.0
+    pixel_perfect: bool = False
+    """The module works at the canvas' own resolution."""
+    control_mode: str = "Balanced"
+    """``Balanced``, ``My prompt is more important`` or ``ControlNet is more important``."""
+    hr_option: str = "Both"
+    """``Both``, ``Low res only`` or ``High res only``."""
+    inpaint_crop_input_image: bool = True
+    """Cut the picture as inpainting "only masked" cuts its own."""
+    advanced_weighting: tuple[float, ...] | None = None
+    """A factor per residual; None follows ``control_mode``."""
+    save_detected_map: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """A picture to draw. Field names are A1111's where A1111 has one; units are pixels and steps."""
 
@@ -195,6 +232,7 @@ class Recipe:
     refiner: Refiner | None = None
     hires: Hires | None = None
     img2img: Img2Img | None = None
+    control: tuple[ControlUnit, ...] = ()
     exact: bool = False
     """Whatever is denoised beside it, the picture is the same to the last bit (on one device and build)."""
     settings: Settings = field(default_factory=Settings)
@@ -210,7 +248,8 @@ class Recipe:
         """Images of one pass key may be denoised together; prompt, seed, CFG scale and input picture may differ."""
         plain = self.to_json()
         shared = {name: value for name, value in plain.items() if name not in OWN_FIELDS}
-        return _key(self.kind, [shared, _hires_key(plain), _img2img_key(plain)])
+        control = [_control_key(unit) for unit in plain["control"]]
+        return _key(self.kind, [shared, _hires_key(plain), _img2img_key(plain), control])
 
     @property
     def inpaint(self) -> Inpaint | None:
@@ -231,6 +270,7 @@ class Recipe:
             yield from (network.weights for network in self.hires.networks or ())
         if self.img2img and self.img2img.upscaler:
             yield self.img2img.upscaler
+        yield from (unit.weights for unit in self.control if unit.weights)
 
     def inputs(self) -> Iterator[InputPicture]:
         """Every picture of the caller's this one needs."""
@@ -238,6 +278,8 @@ class Recipe:
             yield self.img2img.picture
             if self.img2img.inpaint:
                 yield self.img2img.inpaint.mask
+        for unit in self.control:
+            yield from (picture for picture in (unit.picture, unit.mask, unit.effective_region_mask) if picture)
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "settings": self.settings.to_json()}
@@ -289,21 +331,53 @@ class ExtrasRecipe:
         return from_plain(cls, data)
 
 
-AnyRecipe = Recipe | ExtrasRecipe
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetectRecipe:
+    """A picture to make a control map of."""
+
+    picture: InputPicture
+    mask: InputPicture | None = None
+    module: str = "none"
+    processor_res: int = 512
+    threshold_a: float = 0.0
+    threshold_b: float = 0.0
+
+    kind: ClassVar[str] = "detect"
+
+    @property
+    def pass_key(self) -> str:
+        """Maps are made one by one, so only what makes them has to be the same."""
+        return _key(self.kind, {**self.to_json(), "picture": None, "mask": None})
+
+    def weights(self) -> Iterator[Weights]:
+        yield from ()
+
+    def inputs(self) -> Iterator[InputPicture]:
+        yield from (picture for picture in (self.picture, self.mask) if picture)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> DetectRecipe:
+        return from_plain(cls, data)
+
+
+AnyRecipe = Recipe | ExtrasRecipe | DetectRecipe
 
 OWN_FIELDS = frozenset(
     {
         "prompt", "negative_prompt", "seed", "subseed", "subseed_strength", "seed_resize_from_w", "seed_resize_from_h",
-        "cfg_scale", "ensd", "embeddings", "hires", "img2img",
+        "cfg_scale", "ensd", "embeddings", "hires", "img2img", "control",
     }
 )  # fmt: skip
-"""What may differ between the images of one pass; of ``hires`` and ``img2img`` a part."""
+"""What may differ between the images of one pass; of ``hires``, ``img2img`` and ``control`` a part."""
 _NESTED: dict[str, Any] = {
     "checkpoint": Weights, "vae": Weights, "weights": Weights, "upscaler_weights": Weights,
     "upscaler_1_weights": Weights, "upscaler_2_weights": Weights, "networks": (NetworkUse,), "embeddings": (EmbeddingUse,),
     "refiner": Refiner, "hires": Hires, "img2img": Img2Img, "inpaint": Inpaint, "soft": SoftInpainting,
-    "settings": Settings, "picture": InputPicture, "mask": InputPicture,
-    "more_pictures": (InputPicture,), "extras": ExtrasRecipe,
+    "settings": Settings, "picture": InputPicture, "mask": InputPicture, "effective_region_mask": InputPicture,
+    "control": (ControlUnit,),
 }  # fmt: skip
 """Field → class of its value, or a tuple of one class for a tuple of such values."""
 
@@ -341,6 +415,10 @@ def _img2img_key(plain: Mapping[str, Any]) -> Any:
         return None
     inpaint = given["inpaint"] and {**given["inpaint"], "mask": _size(given["inpaint"]["mask"])}
     return {**given, "picture": _size(given["picture"]), "inpaint": inpaint}
+
+
+def _control_key(unit: Mapping[str, Any]) -> Any:
+    return {**unit, **{name: unit[name] and _size(unit[name]) for name in ("picture", "mask", "effective_region_mask")}}
 
 
 def _size(picture: Mapping[str, Any]) -> list[int]:
