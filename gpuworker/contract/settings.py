@@ -33,6 +33,11 @@ class Settings:
     enable_quantization: bool = False
     beta_dist_alpha: float = 0.6
     beta_dist_beta: float = 0.6
+    s_churn: float = 0.0
+    """Where these four are not neutral, they win over the request's fields of their names, and the infotext names them."""
+    s_tmin: float = 0.0
+    s_tmax: float = 0.0
+    s_noise: float = 1.0
     uni_pc_variant: str = "bh1"
     uni_pc_skip_type: str = "time_uniform"
     uni_pc_order: int = 3

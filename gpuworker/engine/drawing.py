@@ -359,7 +359,7 @@ class _Pass:
         return None if latents is None else _Finished(latents, self.loaded.checkpoint)
 
     def _solver_run(self, start: Start, guided: GuidedDenoiser, draws: Noise) -> SolverRun:
-        recipe = self.recipe
+        recipe, settings = self.recipe, self.recipe.settings
         return SolverRun(
             latents=start.latents,
             visits=start.visits,
@@ -368,12 +368,12 @@ class _Pass:
             levels=self._levels(self.loaded),
             steps=start.steps,
             eta=self.solver.default_eta if recipe.eta is None else recipe.eta,
-            s_churn=recipe.s_churn,
-            s_tmin=recipe.s_tmin,
-            s_tmax=recipe.s_tmax or inf,
-            s_noise=recipe.s_noise,
+            s_churn=settings.s_churn or recipe.s_churn,
+            s_tmin=settings.s_tmin or recipe.s_tmin,
+            s_tmax=settings.s_tmax or recipe.s_tmax or inf,
+            s_noise=settings.s_noise if settings.s_noise != 1.0 else recipe.s_noise,
             inside=start.inside,
-            settings=recipe.settings,
+            settings=settings,
         )
 
     def _steering(self, start: Start) -> Steering:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from gpuworker.contract import EmbeddingUse, Recipe
+from gpuworker.contract import EmbeddingUse, Recipe, Settings
 from gpuworker.contract.samplers import AUTOMATIC, SAMPLERS_BY_NAME, effective_schedule, schedule_named
 
 VERSION = "v1.10.1"
@@ -21,6 +21,11 @@ TAKES_ETA = frozenset(
     }
 )  # fmt: skip
 """Samplers whose function has an ``eta`` argument; A1111 writes no eta for the others, whatever was asked for."""
+TAKES_CHURN = frozenset({"Euler", "Heun", "DPM2"})
+TAKES_SIGMA_NOISE = frozenset(
+    {"DPM fast", "DPM2 a", "DPM++ 2S a", "DPM++ SDE", "DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 3M SDE"}
+)
+"""Samplers that A1111 hands these options to. Source: ``sampler_extra_params``, A1111 1.10.1 ``sd_samplers_kdiffusion.py``."""
 SCHEDULE_TYPE = "Schedule type"
 ORIGINAL = 1
 MASKED_CONTENT = {0: "fill", 2: "latent noise", 3: "latent nothing"}
@@ -251,6 +256,7 @@ def sampling_parameters(recipe: Recipe) -> dict[str, Any]:
     neutral_eta, eta_key = (1.0, "Eta") if sampler.uses_sigmas else (0.0, "Eta DDIM")
     if sampler.name in TAKES_ETA and recipe.eta is not None and recipe.eta != neutral_eta:
         found[eta_key] = recipe.eta
+    found |= churn_parameters(sampler.name, settings)
     if settings.skip_early_cond:
         found["Skip Early CFG"] = settings.skip_early_cond
     if settings.s_min_uncond:
@@ -260,6 +266,16 @@ def sampling_parameters(recipe: Recipe) -> dict[str, Any]:
     if settings.pad_cond_uncond:
         found["Pad conds"] = True
     return found
+
+
+def churn_parameters(sampler: str, settings: Settings) -> dict[str, Any]:
+    """Only what options say is written down; A1111 has no words for the request's own fields."""
+    named: dict[str, Any] = {}
+    if sampler in TAKES_CHURN:
+        named = {"Sigma churn": settings.s_churn, "Sigma tmin": settings.s_tmin, "Sigma tmax": settings.s_tmax}
+    if sampler in TAKES_CHURN or sampler in TAKES_SIGMA_NOISE:
+        named["Sigma noise"] = settings.s_noise if settings.s_noise != 1.0 else 0
+    return {name: as_sent(value) for name, value in named.items() if value}
 
 
 def refiner_parameters(recipe: Recipe) -> dict[str, Any]:
