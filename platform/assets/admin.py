@@ -1,4 +1,4 @@
-"""Checkpoints in the admin: upload, watch the intake, choose the default, decide who may use them."""
+"""Models in the admin: upload, watch the intake, choose the default, decide who may use them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.template.defaultfilters import filesizeformat
+from django.urls import reverse
 from kombu.exceptions import OperationalError
 from unfold.decorators import action, display
 from unfold.widgets import UnfoldAdminFileFieldWidget
 
 from accounts.admin import PlatformAdmin
 from assets.intake import asset_process, asset_receive, clean_stem, config_text
-from assets.models import Access, Asset, AssetKind, AssetState
+from assets.models import Access, Asset, AssetState
 from assets.services import asset_make_default, asset_restore, asset_retire
 from assets.tasks import process
 from common.errors import InvalidRequestError, PlatformError
@@ -48,10 +49,11 @@ class AccessForm(forms.ModelForm):
 
 
 class UploadForm(AccessForm):
+    """Posted as it stands by browsers without scripts; with them ``upload.js`` sends the files in parts instead."""
+
     file = forms.FileField(
-        label="Checkpoint",
-        help_text="A .safetensors file of the Stable Diffusion 1 family.",
-        widget=UnfoldAdminFileFieldWidget(attrs={"accept": ".safetensors"}),
+        label="Weights",
+        help_text="Files of .safetensors; pickles (.ckpt, .pt, .pth, .bin) are converted if they hold tensors only.",
     )
     config = forms.FileField(
         label="YAML",
@@ -62,10 +64,20 @@ class UploadForm(AccessForm):
 
     class Meta:
         model = Asset
-        fields = ("file", "config", "name", "access", "teams", "users")
+        fields = ("kind", "file", "config", "name", "access", "teams", "users")
+
+    class Media:
+        js = ("assets/tus.min.js", "assets/upload.js")
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self.fields["file"].widget = UnfoldAdminFileFieldWidget(
+            attrs={
+                "accept": ".safetensors,.ckpt,.pt,.pth,.bin",
+                "data-uploads": reverse("uploads"),
+                "data-afterwards": reverse("admin:assets_asset_changelist"),
+            }
+        )
         self.fields["name"].required = False
         self.fields["name"].help_text = "What clients call it; empty takes the file's name."
 
@@ -86,8 +98,20 @@ class UploadForm(AccessForm):
 @admin.register(Asset)
 class AssetPage(PlatformAdmin):
     may_delete = False  # jobs name the files they were made with; retiring hides one from new requests
-    list_display = ("name", "state_label", "family", "short_hash", "size", "default", "access", "reason", "created_at")
-    list_filter = ("state", "access", "family")
+    list_display = (
+        "name",
+        "kind",
+        "state_label",
+        "family",
+        "short_hash",
+        "size",
+        "default",
+        "access",
+        "reason",
+        "created_at",
+    )
+    list_filter = ("kind", "state", "access", "family")
+    list_select_related = ("upload",)
     search_fields = ("name", "sha256")
     autocomplete_fields = ("teams", "users")
     actions = ("make_default", "retire", "restore", "check_again")
@@ -120,7 +144,7 @@ class AssetPage(PlatformAdmin):
         asset = asset_receive(
             file=given["file"],
             name=given["name"],
-            kind=AssetKind.CHECKPOINT,
+            kind=given["kind"],
             config=given["config"] or None,
             access=given["access"],
             teams=tuple(given["teams"]),
@@ -185,6 +209,8 @@ class AssetPage(PlatformAdmin):
 
     @display(description="Size", ordering="size_bytes")
     def size(self, asset: Asset) -> str:
+        if upload := getattr(asset, "upload", None):
+            return f"{100 * upload.received_bytes // upload.size_bytes} % of {filesizeformat(upload.size_bytes)}"
         return filesizeformat(asset.size_bytes)
 
     @display(description="Default", boolean=True, ordering="is_default")

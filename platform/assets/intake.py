@@ -29,7 +29,7 @@ from accounts.models import Team, User
 from assets.conversion import convert, is_pickle
 from assets.hashing import CHUNK_BYTES, HashedStream, sha256_of
 from assets.listing import alias, listed_hash, shown_metadata
-from assets.models import Access, Asset, AssetKind, AssetQuerySet, AssetState
+from assets.models import Access, Asset, AssetKind, AssetQuerySet, AssetState, Upload
 from assets.recognition import family_of
 from assets.scanning import UnsafeFileError, header_read
 from common.database import now_plus
@@ -84,17 +84,34 @@ def asset_receive(
     Raises:
         InvalidRequestError: The name or the YAML cannot be used; nothing is stored.
     """
-    stem = clean_stem(name)
     configuration = config_text(config) if config else None
-    with transaction.atomic():
-        asset = Asset.objects.create(kind=kind, name=stem, access=access, uploaded_by=uploaded_by)
-        asset.teams.set(teams)
-        asset.users.set(users)
+    asset = asset_announce(name=name, kind=kind, access=access, teams=teams, users=users, uploaded_by=uploaded_by)
     try:
-        return _store_draft(asset, file, configuration)
+        return draft_store(asset, file, configuration)
     except BaseException:
-        _discard(asset)
+        asset_discard(asset)
         raise
+
+
+@transaction.atomic
+def asset_announce(
+    *,
+    name: str,
+    kind: str,
+    access: str = Access.PUBLIC,
+    teams: tuple[Team, ...] = (),
+    users: tuple[User, ...] = (),
+    uploaded_by: User | None = None,
+) -> Asset:
+    """The row of a file that is still to come.
+
+    Raises:
+        InvalidRequestError: The name cannot be used.
+    """
+    asset = Asset.objects.create(kind=kind, name=clean_stem(name), access=access, uploaded_by=uploaded_by)
+    asset.teams.set(teams)
+    asset.users.set(users)
+    return asset
 
 
 def asset_process(asset_id: int, *, progress: Callable[[int], Any] = lambda _: None) -> Asset:
@@ -117,7 +134,7 @@ def asset_process(asset_id: int, *, progress: Callable[[int], Any] = lambda _: N
         _examine(asset, progress)
         return _approve(asset)
     except UnsafeFileError as error:
-        return _quarantine(asset, error.message)
+        return asset_quarantine(asset, error.message)
     except _Overtaken:
         return _ended_elsewhere(asset)
 
@@ -163,9 +180,9 @@ def _refuse_costly_yaml(text: bytes) -> None:
             raise InvalidRequestError([FieldError("config", f"The YAML has more than {MAX_CONFIG_DEPTH} levels.")])
 
 
-def _store_draft(asset: Asset, file: IO[bytes], configuration: bytes | None) -> Asset:
-    """The row's hash is written last: without one, the upload has not ended."""
-    folder = _draft_folder(asset)
+def draft_store(asset: Asset, file: IO[bytes], configuration: bytes | None) -> Asset:
+    """Keep the bytes in quarantine. The row's hash is written last: without one, the upload has not ended."""
+    folder = draft_folder(asset)
     stream = HashedStream(file)
     asset.file_key = asset_storage().save(f"{folder}/upload", stream)
     if configuration is not None:
@@ -176,6 +193,8 @@ def _store_draft(asset: Asset, file: IO[bytes], configuration: bytes | None) -> 
 
 
 def _unfinished_upload(asset: Asset) -> Asset:
+    if Upload.objects.filter(asset=asset).exists():
+        return asset  # arrives in parts; ``uploads`` says when it was given up
     if Asset.objects.filter(pk=asset.pk, created_at__gt=now_plus(-UPLOAD_TIME.total_seconds())).exists():
         return asset
     raise UnsafeFileError("The upload was cut off; upload the file again.")
@@ -214,7 +233,7 @@ def _replace_by_conversion(asset: Asset, file: IO[bytes]) -> None:
         UnsafeFileError: The file is more than tensors.
         _Overtaken: Another process has ended the intake, or has converted the file and will end it.
     """
-    storage, key = asset_storage(), f"{_draft_folder(asset)}/{CONVERTED}"
+    storage, key = asset_storage(), f"{draft_folder(asset)}/{CONVERTED}"
     with TemporaryDirectory(prefix="intake-", dir=settings.FILE_UPLOAD_TEMP_DIR) as folder:
         target = Path(folder) / "target"
         convert(_local_copy(file, Path(folder)), target)
@@ -268,7 +287,7 @@ def _ended_elsewhere(asset: Asset) -> Asset:
     return Asset.objects.filter(pk=asset.pk).first() or _twins(asset).get()
 
 
-def _quarantine(asset: Asset, reason: str) -> Asset:
+def asset_quarantine(asset: Asset, reason: str) -> Asset:
     """Keep the row with its reason, remove the file."""
     # A tensor's name may hold what no database takes as text.
     shown = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in reason)
@@ -317,7 +336,7 @@ def _joined(asset: Asset, twin: Asset) -> Asset:
             twin.users.add(*asset.users.all())
         # Uploading a retired file again is asking for it back.
         Asset.objects.filter(pk=twin.pk, state=AssetState.RETIRED).update(state=AssetState.APPROVED)
-    _discard(asset)
+    asset_discard(asset)
     return Asset.objects.get(pk=twin.pk)
 
 
@@ -386,7 +405,7 @@ def _become_default_if_first(asset: Asset) -> None:
         pass  # another checkpoint became the default first
 
 
-def _draft_folder(asset: Asset) -> str:
+def draft_folder(asset: Asset) -> str:
     return f"quarantine/{asset.pk}"
 
 
@@ -398,13 +417,14 @@ def _cleaned(asset: Asset) -> Asset:
     return Asset.objects.get(pk=asset.pk)
 
 
-def _discard(asset: Asset) -> None:
+def asset_discard(asset: Asset) -> None:
+    """Remove an upload that is not approved yet, with all that was stored of it."""
     _remove_drafts(asset)
     Asset.objects.filter(pk=asset.pk, state__in=UNDERWAY).delete()
 
 
 def _remove_drafts(asset: Asset) -> None:
-    folder = _draft_folder(asset)
+    folder = draft_folder(asset)
     drafts = {f"{folder}/{name}" for name in ("upload", CONVERTED, "config.yaml", *_names_in(folder))}
     for key in drafts | {asset.file_key, asset.config_key}:
         if key.startswith(f"{folder}/"):

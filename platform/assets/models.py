@@ -8,8 +8,11 @@
 
 from __future__ import annotations
 
+import uuid
+
 from django.db import models
 from django.db.models import Q
+from django.db.models.functions import Now
 
 from accounts.models import Team, User
 from gpuworker.contract import Weights
@@ -113,6 +116,41 @@ class Asset(models.Model):
     def title(self) -> str:
         """As A1111 shows it: file name and short hash."""
         return f"{self.filename} [{self.short_hash}]" if self.short_hash else self.filename
+
+
+class Upload(models.Model):
+    """A file that arrives in parts. The row lives until the parts have become the asset's draft; the asset waits as received."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    asset = models.OneToOneField(Asset, on_delete=models.CASCADE, related_name="upload")
+    size_bytes = models.BigIntegerField(help_text="Of the whole file, as announced.")
+    received_bytes = models.BigIntegerField(default=0)
+    sha256 = models.CharField(max_length=64, blank=True, help_text="Of the whole file, if it was announced.")
+    config = models.TextField(blank=True, help_text="The neighbouring YAML, if one came along.")
+    touched_at = models.DateTimeField(db_default=Now())
+
+    def __str__(self) -> str:
+        return f"{self.asset.name}: {self.received_bytes} of {self.size_bytes} bytes"
+
+    @property
+    def is_complete(self) -> bool:
+        return self.received_bytes == self.size_bytes
+
+
+class UploadPart(models.Model):
+    """Parts follow one another without a gap: each begins where those before it end."""
+
+    upload = models.ForeignKey(Upload, on_delete=models.CASCADE, related_name="parts")
+    offset = models.BigIntegerField()
+    size_bytes = models.IntegerField()
+    key = models.CharField(max_length=300)
+
+    class Meta:
+        ordering = ["offset"]
+        constraints = [models.UniqueConstraint(fields=["upload", "offset"], name="one_part_per_offset")]
+
+    def __str__(self) -> str:
+        return f"{self.upload_id} from {self.offset}"
 
 
 class PromptStyle(models.Model):

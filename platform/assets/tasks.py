@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import logging
+from datetime import timedelta
+from uuid import UUID
 
 from celery import shared_task
+from django.db.models import F
 
-from assets.intake import asset_process
-from assets.models import Asset
+from assets.intake import UNDERWAY, asset_process
+from assets.models import Asset, Upload
+from assets.uploads import upload_give_up, upload_join, uploads_forgotten
+from common.database import now_plus
 
 logger = logging.getLogger(__name__)
 
@@ -20,3 +25,27 @@ def process(asset_id: int) -> None:
         asset_process(asset_id)
     except Asset.DoesNotExist:
         logger.info("Asset %s was a repeated upload and is gone.", asset_id)
+
+
+@shared_task(name="assets.join", acks_late=True, autoretry_for=(Exception,), retry_backoff=5, max_retries=6)
+def join(upload_id: str) -> None:
+    """Turn a complete upload into an asset; running it twice is harmless."""
+    asset = upload_join(UUID(upload_id))
+    if asset:
+        process(asset.pk)
+
+
+STALLED = timedelta(minutes=15)
+"""An intake that began so long ago and has not ended may have lost its worker; going on twice is harmless."""
+
+
+@shared_task(name="assets.resume")
+def resume() -> None:
+    """Go on with what a killed worker or a lost message has left, and forget uploads that were given up."""
+    for upload in uploads_forgotten():
+        upload_give_up(upload)
+    before = now_plus(-STALLED.total_seconds())
+    for upload in Upload.objects.filter(received_bytes=F("size_bytes"), touched_at__lt=before):
+        join.delay(str(upload.pk))
+    for asset in Asset.objects.filter(state__in=UNDERWAY, created_at__lt=before, upload=None):
+        process.delay(asset.pk)

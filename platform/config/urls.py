@@ -12,6 +12,7 @@ from renderjobs.files import signed_file
 urlpatterns = [
     path("admin/", admin.site.urls),
     path("api/v1/", include("renderjobs.api.urls")),
+    path("api/v1/", include("assets.urls")),
     path("api/schema/", SpectacularAPIView.as_view(), name="schema"),
     path("api/docs/", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
     path("sdapi/v1/", include("renderjobs.compat.sdapi.urls")),

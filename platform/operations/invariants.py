@@ -14,12 +14,13 @@ from typing import Any
 
 from django.core.files.storage import default_storage, storages
 from django.db import connection, transaction
-from django.db.models import Count, DecimalField, Exists, F, Max, OuterRef, Q, QuerySet, Subquery, Sum
+from django.db.models import BigIntegerField, Count, DecimalField, Exists, F, Max, OuterRef, Q, QuerySet, Subquery, Sum
 from django.db.models.functions import Coalesce, Round
 from django.utils import timezone
 
 from assets.hashing import sha256_of
-from assets.models import Asset, AssetState
+from assets.intake import UNDERWAY
+from assets.models import Asset, AssetState, Upload, UploadPart
 from billing.models import Account, LedgerLine, LedgerTransaction, TransactionKind
 from renderjobs.choices import (
     IMAGE_ARROWS,
@@ -233,6 +234,25 @@ def p4_the_default_checkpoint_is_usable() -> Iterator[str]:
         yield f"P4 job {pk} is open and its checkpoint has no hash."
 
 
+def p2_parts_of_an_upload_follow_one_another() -> Iterator[str]:
+    """The sum and the end of the parts are the same number exactly when there is neither gap nor overlap."""
+    counted = Upload.objects.annotate(
+        n_bytes=Coalesce(Sum("parts__size_bytes"), 0),
+        end=Coalesce(Max(F("parts__offset") + F("parts__size_bytes"), output_field=BigIntegerField()), 0),
+    )
+    for upload in counted.exclude(n_bytes=F("received_bytes"), end=F("received_bytes")):
+        yield f"P2 upload {upload.pk} counts {upload.received_bytes} bytes; its parts have {upload.n_bytes}."
+    for upload in Upload.objects.exclude(asset__state__in=UNDERWAY):
+        yield f"P2 upload {upload.pk} is kept although its asset is settled."
+
+
+def p2_parts_of_an_upload_have_their_objects() -> Iterator[str]:
+    storage = storages["assets"]
+    for pk, key in UploadPart.objects.values_list("pk", "key"):
+        if not storage.exists(key):
+            yield f"P2 the object of part {pk} is missing: {key}."
+
+
 def i2_a_delivered_images_object_has_its_hash() -> Iterator[str]:
     rows = RenderImage.objects.filter(state=ImageState.DELIVERED).values_list("pk", "file_key", "sha256")
     for pk, key, sha256 in rows.iterator():
@@ -345,10 +365,12 @@ ROW_CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
     i10_attempts_end_with_their_images,
     p4_the_default_checkpoint_is_usable,
     p4_a_jobs_lock_names_only_files_that_are_there,
+    p2_parts_of_an_upload_follow_one_another,
 )
 OBJECT_CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
     i2_a_delivered_images_object_has_its_hash,
     i2_inputs_and_attachments_have_their_objects,
     i19_no_old_object_lies_without_a_row,
     p4_usable_assets_have_their_file,
+    p2_parts_of_an_upload_have_their_objects,
 )

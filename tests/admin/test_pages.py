@@ -70,7 +70,7 @@ def one_of(name: str) -> object:
 
 
 def upload(client: Client, data: bytes, **changes: object):
-    given = {"file": SimpleUploadedFile("dream.safetensors", data), "access": "public", **changes}
+    given = {"kind": "checkpoint", "file": SimpleUploadedFile("dream.safetensors", data), "access": "public", **changes}
     return client.post(page("assets_asset", "add"), given, follow=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 from collections.abc import Callable
@@ -15,7 +16,8 @@ from django.db import connection, transaction
 from django.db.models import QuerySet
 from django.utils import timezone
 
-from assets.models import Asset
+from assets.models import Asset, Upload, UploadPart
+from assets.uploads import upload_append, upload_begin
 from billing.models import LedgerTransaction
 from common.database import append_only_removal_sql
 from operations.invariants import OBJECT_CHECKS, ROW_CHECKS, one_moment, violations
@@ -34,19 +36,21 @@ class Undone(Exception):
 
 @pytest.fixture
 def delivered_job() -> RenderJob:
-    """A job of two images, one delivered and one rendering, with the objects that belong to them."""
+    """A job of two images, one delivered and one rendering, with the objects that belong to them; and half an upload."""
     import hashlib
 
     from renderjobs.delivery import StoredPicture, image_deliver
 
     job = a_job(n_iter=2)
-    asset = Asset.objects.get()
+    asset = Asset.objects.get(is_default=True)
     storages["assets"].save(asset.file_key, ContentFile(b"w"))
     Asset.objects.update(size_bytes=1)
     default_storage.save("a.png", ContentFile(b"picture"))
     batch = begun()
     stored = StoredPicture(**{**picture_values(), "sha256": hashlib.sha256(b"picture").hexdigest()})
     image_deliver(batch=batch, image=batch.images[0], picture=stored, gpu_us=1_000_000)
+    upload = upload_begin(uploaded_by=job.user, name="lora", kind="lora", size_bytes=10)
+    upload_append(upload=upload, offset=0, part=io.BytesIO(b"part"))
     job.refresh_from_db()
     return job
 
@@ -146,6 +150,9 @@ BREAKAGES = {
     ),
     "P4 pinned": lambda job: Asset.objects.update(state="quarantined"),
     "I2 other bytes": lambda job: (default_storage.delete("a.png"), default_storage.save("a.png", ContentFile(b"x"))),
+    "P2 bytes": lambda job: Upload.objects.update(received_bytes=9),
+    "P2 settled": lambda job: Asset.objects.filter(upload__isnull=False).update(state="quarantined"),
+    "P2 object": lambda job: storages["assets"].delete(UploadPart.objects.get().key),
     "P4 file": lambda job: Asset.objects.update(size_bytes=2),
 }
 
