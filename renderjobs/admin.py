@@ -4,27 +4,46 @@ from __future__ import annotations
 
 import json
 from typing import Any
-from zoneinfo import available_timezones
+from zoneinfo import ZoneInfo, available_timezones
 
 from django import forms
 from django.contrib import admin, messages
-from django.db.models import Model, QuerySet
+from django.db.models import Model, OuterRef, QuerySet, Subquery
 from django.db.models.functions import Now
 from django.forms.fields import InvalidJSONInput
-from django.http import HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import redirect, render
+from django.urls import reverse
 from django.utils import timezone
-from django.utils.html import format_html
+from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask, SolarSchedule
 from unfold.decorators import action, display
-from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextareaWidget
+from unfold.widgets import (
+    UnfoldAdminDecimalFieldWidget,
+    UnfoldAdminIntegerFieldWidget,
+    UnfoldAdminSelectWidget,
+    UnfoldAdminTextareaWidget,
+    UnfoldBooleanSwitchWidget,
+)
 
 from accounts.admin import TeamAdmin, TeamFilter
-from common.errors import InvalidRequestError
-from renderjobs.api.serializers import render_request, seconds
-from renderjobs.choices import ImageState, JobState
+from accounts.authentication import Caller
+from common.errors import InvalidRequestError, PlatformError
+from renderjobs.api.serializers import seconds
+from renderjobs.choices import ImageState, JobKind, JobState
 from renderjobs.files import base_of, file_url
-from renderjobs.models import BatchSchedule, BatchTemplate, JobEvent, RenderImage, RenderJob
+from renderjobs.models import (
+    BatchSchedule,
+    BatchTemplate,
+    JobEvent,
+    RenderImage,
+    RenderJob,
+    ScheduledRun,
+    TemplateVersion,
+)
+from renderjobs.models.jobs import Source
+from renderjobs.saved_batches import template_check, template_save, template_submit
 from renderjobs.schedules import (
     CRON_FIELDS,
     cron_of,
@@ -39,6 +58,8 @@ from renderjobs.submission import job_cancel
 
 IMAGES_PER_PAGE = 48
 EVENTS_SHOWN = 50
+RUNS_SHOWN = 20
+RUN_ROW = '<tr><td>{}</td><td>{}</td><td>{}</td><td class="rk-figure">{}</td></tr>'
 JOB_COLOURS = {
     JobState.QUEUED: "info",
     JobState.RUNNING: "primary",
@@ -166,37 +187,86 @@ class RequestField(forms.JSONField):
 
 
 class TemplateForm(forms.ModelForm):
+    kind = forms.ChoiceField(choices=JobKind.choices, widget=UnfoldAdminSelectWidget)
+    request = RequestField(
+        widget=UnfoldAdminTextareaWidget(attrs={"rows": 14}), help_text="A job's request, in A1111's field names."
+    )
+    locked = RequestField(
+        required=False,
+        initial=list,
+        widget=UnfoldAdminTextareaWidget(attrs={"rows": 2}),
+        help_text='Fields that whoever submits the template cannot change, such as ["steps", "sd_model_checkpoint"].',
+    )
+
     class Meta:
         model = BatchTemplate
-        fields = ("team", "project", "name", "kind", "lane", "request")
-        widgets = {"request": UnfoldAdminTextareaWidget(attrs={"rows": 14})}
-        field_classes = {"request": RequestField}
+        fields = ("team", "project", "name", "lane")
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if self.instance.pk and (newest := self.instance.newest):
+            for name in ("kind", "request", "locked"):
+                self.fields[name].initial = getattr(newest, name)
 
     def clean(self) -> dict[str, Any]:
         cleaned = super().clean() or self.cleaned_data
+        cleaned["locked"] = cleaned.get("locked") or []
         if "kind" in cleaned and "request" in cleaned:
             try:
-                render_request(cleaned["kind"], cleaned["request"])
+                template_check(kind=cleaned["kind"], request=cleaned["request"], locked=cleaned["locked"])
             except InvalidRequestError as error:
-                self.add_error("request", [item.message for item in error.errors])
+                for item in error.errors:
+                    self.add_error("locked" if item.field == "locked" else "request", item.message)
         team, project = cleaned.get("team"), cleaned.get("project")
         if team and project and project.team_id != team.pk:
             self.add_error("project", f"{project} is not a project of {team}.")
         return cleaned
 
 
+class SubmitForm(forms.Form):
+    """The template's request, field by field; what is locked is shown and cannot be changed."""
+
+    def __init__(self, version: TemplateVersion, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.version = version
+        for name, value in version.request.items():
+            self.fields[name] = _field_for(value)
+            self.fields[name].initial = value
+            self.fields[name].disabled = name in version.locked
+
+    def changes(self) -> dict[str, Any]:
+        request = self.version.request
+        return {name: value for name, value in self.cleaned_data.items() if value != request[name]}
+
+
+def _field_for(value: Any) -> forms.Field:
+    if isinstance(value, bool):
+        return forms.BooleanField(required=False, widget=UnfoldBooleanSwitchWidget)
+    if isinstance(value, int):
+        return forms.IntegerField(widget=UnfoldAdminIntegerFieldWidget)
+    if isinstance(value, float):
+        return forms.FloatField(widget=UnfoldAdminDecimalFieldWidget)
+    if isinstance(value, str):
+        return forms.CharField(required=False, widget=UnfoldAdminTextareaWidget(attrs={"rows": 2}))
+    return RequestField(required=False, widget=UnfoldAdminTextareaWidget(attrs={"rows": 3}))
+
+
 @admin.register(BatchTemplate)
 class TemplatePage(TeamAdmin):
     form = TemplateForm
-    list_display = ("name", "team", "project", "kind", "lane", "created_by", "created_at")
+    fields = ("team", "project", "name", "lane", "kind", "request", "locked")
+    list_display = ("name", "team", "project", "version", "kind", "lane", "created_at")
     list_filter = (TeamFilter, "lane")
-    list_select_related = ("team", "project__team", "created_by")
+    list_select_related = ("team", "project__team")
     search_fields = ("name",)
+    actions_detail = ("submit",)
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        return super().get_queryset(request).with_newest()
 
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
-        # Runs act as whoever wrote what they run: else a lead could borrow the access of the one who made the template.
-        obj.created_by = request.user
-        super().save_model(request, obj, form, change)
+        given = {name: form.cleaned_data[name] for name in ("kind", "request", "locked")}
+        template_save(template=obj, user=request.user, **given)  # type: ignore[arg-type]
 
     def delete_model(self, request: HttpRequest, obj: BatchTemplate) -> None:
         template_remove(obj)
@@ -205,13 +275,51 @@ class TemplatePage(TeamAdmin):
         for template in queryset:
             template_remove(template)
 
+    @display(description="Version")
+    def version(self, template: BatchTemplate) -> int:
+        return template.version  # type: ignore[attr-defined,no-any-return]
+
+    @display(description="Kind")
+    def kind(self, template: BatchTemplate) -> str:
+        return template.kind  # type: ignore[attr-defined,no-any-return]
+
+    @action(description="Submit a job", permissions=["change"], url_path="submit")
+    def submit(self, request: HttpRequest, object_id: int) -> HttpResponse:
+        template = self.get_object(request, str(object_id))
+        version = template and template.newest
+        if version is None:
+            raise Http404
+        form = SubmitForm(version, request.POST or None)
+        if request.method == "POST" and form.is_valid():
+            try:
+                job = self._submitted(request, template, form)
+            except PlatformError as error:
+                form.add_error(None, error.message)
+            else:
+                return redirect("admin:renderjobs_renderjob_change", job.pk)
+        context = {
+            **self.admin_site.each_context(request),
+            "title": f"Submit {version}",
+            "form": form,
+            "opts": self.opts,
+        }
+        return render(request, "renderjobs/submit_template.html", context)
+
+    def _submitted(self, request: HttpRequest, template: BatchTemplate, form: SubmitForm) -> RenderJob:
+        caller = Caller(user=request.user, team=template.team)  # type: ignore[arg-type]
+        job = template_submit(caller=caller, version=form.version, source=Source.ADMIN, changes=form.changes()).job
+        self.message_user(request, "The job is submitted; this page shows how far it is.", messages.SUCCESS)
+        return job
+
 
 class ScheduleForm(forms.ModelForm):
     timezone = forms.ChoiceField(choices=[], initial="UTC", widget=UnfoldAdminSelectWidget, label="Time zone")
 
     class Meta:
         model = BatchSchedule
-        fields = ("template", *CRON_FIELDS, "timezone", "enabled")
+        fields = (
+            "template", *CRON_FIELDS, "timezone", "window_from", "window_until", "missed", "overlap", "enabled",
+        )  # fmt: skip
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -220,13 +328,14 @@ class ScheduleForm(forms.ModelForm):
 
     def clean(self) -> dict[str, Any]:
         cleaned = super().clean() or self.cleaned_data
-        cron = {name: cleaned[name] for name in (*CRON_FIELDS, "timezone") if name in cleaned}
+        names = (*CRON_FIELDS, "timezone", "window_from", "window_until")
+        cron = {name: cleaned[name] for name in names if name in cleaned}
         schedule = BatchSchedule(**cron)
         try:
             cron_of(schedule)
             zone_of(schedule.timezone)
             if not next_runs(schedule, 1):
-                self.add_error(None, "These fields never meet, so nothing would ever run.")
+                self.add_error(None, "These fields never meet within the window, so nothing would ever run.")
         except InvalidRequestError as error:
             for item in error.errors:
                 self.add_error(item.field, item.message)
@@ -237,15 +346,19 @@ class ScheduleForm(forms.ModelForm):
 class SchedulePage(TeamAdmin):
     team_path = "template__team"
     form = ScheduleForm
-    list_display = ("template", "team", "cron", "timezone", "enabled", "next_run", "last_error")
+    list_display = ("template", "team", "cron", "timezone", "enabled", "next_run", "last_run")
     list_filter = ("enabled",)
     list_select_related = ("template__team",)
     search_fields = ("template__name",)
-    readonly_fields = ("next_five", "last_error")
+    readonly_fields = ("next_five", "last_runs")
 
     def get_fields(self, request: HttpRequest, obj: Model | None = None) -> tuple[str, ...]:
-        facts = ("next_five", "last_error") if obj else ()
+        facts = ("next_five", "last_runs") if obj else ()
         return (*ScheduleForm.Meta.fields, *facts)
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        last = ScheduledRun.objects.filter(schedule=OuterRef("pk")).order_by("-planned_for")
+        return super().get_queryset(request).annotate(last_outcome=Subquery(last.values("outcome")[:1]))
 
     def save_model(self, request: HttpRequest, obj: BatchSchedule, form: Any, change: bool) -> None:
         super().save_model(request, obj, form, change)
@@ -270,9 +383,21 @@ class SchedulePage(TeamAdmin):
     def next_run(self, schedule: BatchSchedule) -> str:
         return next(iter(_shown_runs(schedule, 1)), "never") if schedule.enabled else "switched off"
 
+    @display(description="Last run")
+    def last_run(self, schedule: BatchSchedule) -> str:
+        return schedule.last_outcome or "none yet"  # type: ignore[attr-defined,no-any-return]
+
     @display(description="Next five runs")
     def next_five(self, schedule: BatchSchedule) -> str:
         return "\n".join(_shown_runs(schedule, 5))
+
+    @display(description="Last runs")
+    def last_runs(self, schedule: BatchSchedule) -> SafeString:
+        """With what they cost, so that a schedule that grew expensive is seen where it is planned."""
+        runs = ScheduledRun.objects.filter(schedule=schedule).select_related("job")[:RUNS_SHOWN]
+        zone = zone_of(schedule.timezone)
+        rows = format_html_join("", RUN_ROW, (_run_cells(run, zone) for run in runs))
+        return format_html('<table class="rk-table">{}</table>', rows or "None yet.")
 
 
 def _shown_runs(schedule: BatchSchedule, count: int) -> list[str]:
@@ -282,3 +407,12 @@ def _shown_runs(schedule: BatchSchedule, count: int) -> list[str]:
     except InvalidRequestError as error:
         return [error.message]
     return [f"{run:%a %Y-%m-%d %H:%M} (UTC{run:%z})" for run in runs]
+
+
+def _run_cells(run: ScheduledRun, zone: ZoneInfo) -> tuple[Any, ...]:
+    planned = f"{run.planned_for.astimezone(zone):%a %Y-%m-%d %H:%M}"
+    if run.job is None:
+        return planned, run.get_outcome_display(), run.reason, ""
+    page = reverse("admin:renderjobs_renderjob_change", args=[run.job.pk])
+    link = format_html('<a href="{}">{}</a>', page, run.job.get_state_display())
+    return planned, run.get_outcome_display(), link, f"{run.job.cost_amount:.6f} {run.job.currency}"

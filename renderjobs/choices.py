@@ -68,3 +68,22 @@ JOB_TERMINAL = (JobState.SUCCEEDED, JobState.PARTLY_SUCCEEDED, JobState.FAILED, 
 IMAGE_HELD = (ImageState.CLAIMED, ImageState.RENDERING)
 """States in which a worker's lease holds the image."""
 IMAGE_TERMINAL = (ImageState.DELIVERED, ImageState.FAILED, ImageState.CANCELLED)
+
+
+class MissedPolicy(models.TextChoices):
+    SKIP = "skip", "Skip them"
+    LATEST = "latest", "Run the latest one"
+    ALL = "all", "Run them all"
+
+
+class OverlapPolicy(models.TextChoices):
+    ALLOW = "allow", "Submit it beside the other"
+    SKIP = "skip", "Skip it"
+    CANCEL = "cancel", "Cancel the other"
+
+
+class RunOutcome(models.TextChoices):
+    SUBMITTED = "submitted"
+    MISSED = "missed"
+    OVERLAPPED = "overlapped"
+    REFUSED = "refused"

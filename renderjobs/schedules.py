@@ -1,6 +1,7 @@
 """Saved batches by cron: the rows Celery beat reads, the next run times, and the run itself, which is one ordinary job.
 
-Beat only sends "schedule 7 is due"; whether that makes a job is decided here, by the rows. Nothing here parses a request.
+Beat only sends "schedule 7 is due"; what that makes of which planned minute is decided here, by the rows: each planned minute gets
+one ``ScheduledRun``. What a template is lives in ``saved_batches``.
 """
 
 from __future__ import annotations
@@ -9,19 +10,22 @@ import json
 from collections.abc import Iterable, Iterator
 from datetime import UTC, date, datetime, time, timedelta
 from itertools import islice
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from celery.schedules import ParseException, crontab
 from django.db import IntegrityError, transaction
+from django.db.models import Q
 from django.db.models.functions import Now
 from django_celery_beat.models import CrontabSchedule, PeriodicTask
 
 from accounts.authentication import Caller
-from common.errors import FieldError, ForbiddenError, InvalidRequestError, PlatformError
-from renderjobs.api.serializers import render_request
-from renderjobs.models import BatchSchedule, BatchTemplate, RenderJob
+from common.errors import ConflictError, FieldError, ForbiddenError, InvalidRequestError, PlatformError
+from renderjobs.choices import JOB_OPEN, MissedPolicy, OverlapPolicy, RunOutcome
+from renderjobs.models import BatchSchedule, BatchTemplate, RenderJob, ScheduledRun
 from renderjobs.models.jobs import Source
-from renderjobs.submission import job_submit
+from renderjobs.saved_batches import template_submit
+from renderjobs.submission import job_cancel
 
 TASK = "renderjobs.submit_schedule"
 CRON_FIELDS = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
@@ -29,6 +33,14 @@ HORIZON_DAYS = 9 * 366
 """The 29th of February can be eight years away."""
 CLOCK_TOLERANCE = timedelta(seconds=10)
 """The clock beat goes by may be this much ahead of the database's."""
+ON_TIME = timedelta(minutes=5)
+"""A run that begins no later than this was not missed: messages wait while workers are busy."""
+MOST_AT_ONCE = 24
+"""Of missed runs that are made up for."""
+MOST_RECORDED = 100
+"""Of missed minutes that get a row of their own."""
+LONGEST_LOOK_BACK = timedelta(days=40)
+Window = tuple[time, time]
 
 
 @transaction.atomic
@@ -36,13 +48,17 @@ def schedule_sync(schedule: BatchSchedule) -> PeriodicTask:
     """Make beat's rows say what the schedule says."""
     cron = {name: getattr(schedule, name) for name in CRON_FIELDS} | {"timezone": schedule.timezone}
     times = CrontabSchedule.objects.filter(**cron).first() or CrontabSchedule.objects.create(**cron)
+    name = _task_name(schedule.pk)
+    was_on = PeriodicTask.objects.filter(name=name, enabled=True).exists()
     task, _ = PeriodicTask.objects.update_or_create(
-        name=_task_name(schedule.pk),
+        name=name,
         defaults={"task": TASK, "args": json.dumps([schedule.pk]), "crontab": times, "enabled": schedule.enabled},
     )
-    if schedule.periodic_task_id != task.pk:
-        schedule.periodic_task = task
-        schedule.save(update_fields=["periodic_task"])
+    changes: dict[str, Any] = {"periodic_task": task}
+    if not was_on:
+        changes["handled_until"] = Now()  # what was planned while it was off, or before it was there, was not missed
+    BatchSchedule.objects.filter(pk=schedule.pk).update(**changes)
+    schedule.refresh_from_db(fields=list(changes))
     return task
 
 
@@ -56,40 +72,98 @@ def schedule_remove(schedule: BatchSchedule) -> None:
 
 @transaction.atomic
 def template_remove(template: BatchTemplate) -> None:
+    """With its schedules; jobs made of it stay."""
     for schedule in template.schedules.all():
         schedule_remove(schedule)
     template.delete()
 
 
-def schedule_run(*, schedule_id: int, due: datetime) -> RenderJob | None:
-    """Submit the template's job for the newest planned minute up to ``due``; the same planned minute gives the same job.
+def schedule_run(*, schedule_id: int, due: datetime) -> list[ScheduledRun]:
+    """Give every planned minute up to ``due`` that has no outcome yet its outcome, oldest first.
 
-    So a message that comes late, or comes again an hour later because its worker was killed, adds no second job.
-    A refusal is kept in ``last_error``: nobody waits for an answer here.
+    So a message that comes late, or comes again an hour later because its worker was killed, adds no second job. A refusal is kept
+    as the minute's outcome: nobody waits for an answer here.
     """
-    rows = BatchSchedule.objects.select_related("template__team", "template__project", "template__created_by")
+    rows = BatchSchedule.objects.select_related("template__team", "template__project")
     schedule = rows.filter(pk=schedule_id, enabled=True).first()
     if schedule is None:
         if not BatchSchedule.objects.filter(pk=schedule_id).exists():
             PeriodicTask.objects.filter(name=_task_name(schedule_id)).delete()  # went with its team
-        return None  # removed or switched off while the message was on its way
-    minute = planned_minute(schedule, due + CLOCK_TOLERANCE)
-    if minute is None:
-        return None
-    runs = RenderJob.objects.filter(schedule=schedule, scheduled_for=minute)
-    if earlier := runs.first():
+        return []  # removed or switched off while the message was on its way
+    minutes = unsettled_minutes(schedule, due + CLOCK_TOLERANCE)
+    runs = [_settled(schedule, minute, reason) for minute, reason in _by_policy(schedule, minutes, due)]
+    if minutes:
+        later = BatchSchedule.objects.filter(Q(handled_until=None) | Q(handled_until__lt=minutes[-1]), pk=schedule.pk)
+        later.update(handled_until=minutes[-1])
+    return runs
+
+
+def unsettled_minutes(schedule: BatchSchedule, moment: datetime) -> list[datetime]:
+    """The planned minutes after the last one with an outcome, up to ``moment``; of a schedule that has none yet, the newest one.
+
+    Raises:
+        InvalidRequestError: A cron field or the time zone cannot be read.
+    """
+    cron, zone = cron_of(schedule), zone_of(schedule.timezone)
+    if schedule.handled_until is None:
+        newest = _newest_minute(schedule, moment)
+        return [newest] if newest else []
+    since = max(schedule.handled_until, moment - LONGEST_LOOK_BACK)
+    first, last = since.astimezone(zone).date(), moment.astimezone(zone).date()
+    days = (first + timedelta(days=offset) for offset in range((last - first).days + 1))
+    # Compared in UTC: two times of one zone compare by the wall clock, which an hour of each autumn shows twice.
+    planned = (run.astimezone(UTC) for run in _runs(cron, zone, days, window_of(schedule)))
+    return [minute for minute in planned if since < minute <= moment]
+
+
+def _by_policy(schedule: BatchSchedule, minutes: list[datetime], now: datetime) -> Iterator[tuple[datetime, str]]:
+    """Each minute with the reason why it was missed; none for those that run."""
+    kept = minutes[-MOST_RECORDED:]
+    open_now = in_window(now.astimezone(zone_of(schedule.timezone)).time(), window_of(schedule))
+    for place, minute in enumerate(kept):
+        following = len(kept) - 1 - place
+        late = now - minute > ON_TIME
+        if late and schedule.missed == MissedPolicy.SKIP:
+            yield minute, "The platform stood still at that time."
+        elif following and schedule.missed == MissedPolicy.LATEST:
+            yield minute, "The platform stood still at that time; the latest one runs instead."
+        elif following >= MOST_AT_ONCE:
+            yield minute, f"The platform stood still for too long; at most {MOST_AT_ONCE} runs are made up for."
+        elif late and not open_now:
+            yield minute, "The platform stood still at that time, and the window has closed since."
+        else:
+            yield minute, ""
+
+
+def _settled(schedule: BatchSchedule, minute: datetime, missed: str) -> ScheduledRun:
+    if earlier := ScheduledRun.objects.filter(schedule=schedule, planned_for=minute).select_related("job").first():
         return earlier
+    outcome, job, reason = (RunOutcome.MISSED, None, missed) if missed else _submitted(schedule, minute)
+    run, _ = ScheduledRun.objects.get_or_create(
+        schedule=schedule, planned_for=minute, defaults={"outcome": outcome, "job": job, "reason": reason}
+    )
+    return run
+
+
+def _submitted(schedule: BatchSchedule, minute: datetime) -> tuple[str, RenderJob | None, str]:
+    runs = RenderJob.objects.filter(schedule=schedule)
+    this = runs.filter(scheduled_for=minute)
+    if earlier := this.first():
+        return RunOutcome.SUBMITTED, earlier, ""  # of a call that was killed before it wrote the outcome
+    others = runs.filter(state__in=JOB_OPEN)
+    if schedule.overlap == OverlapPolicy.SKIP and (other := others.first()):
+        return RunOutcome.OVERLAPPED, None, f"Job {other.pk} of the run before had not ended."
+    if schedule.overlap == OverlapPolicy.CANCEL:
+        for other in others:
+            job_cancel(job=other, cause=f"the run of {minute:%Y-%m-%d %H:%M} UTC takes its place")
     try:
-        job = _submit(schedule, minute)
+        return RunOutcome.SUBMITTED, _submit(schedule, minute), ""
     except PlatformError as error:
-        BatchSchedule.objects.filter(pk=schedule_id).update(last_error=error.message)
-        return None
+        return RunOutcome.REFUSED, None, error.message
     except IntegrityError:
-        if earlier := runs.first():
-            return earlier  # the other of two messages was faster
+        if earlier := this.first():
+            return RunOutcome.SUBMITTED, earlier, ""  # the other of two messages was faster
         raise
-    BatchSchedule.objects.filter(pk=schedule_id).exclude(last_error="").update(last_error="")
-    return job
 
 
 def database_now() -> datetime:
@@ -97,17 +171,26 @@ def database_now() -> datetime:
     return now or datetime.now(UTC)
 
 
-def planned_minute(schedule: BatchSchedule, moment: datetime) -> datetime | None:
-    """The newest run time that is not after ``moment``; None when the cron fields hardly ever meet.
+def window_of(schedule: BatchSchedule) -> Window | None:
+    if schedule.window_from is None or schedule.window_until is None:
+        return None
+    return schedule.window_from, schedule.window_until
 
-    Raises:
-        InvalidRequestError: A cron field or the time zone cannot be read.
-    """
+
+def in_window(moment: time, window: Window | None) -> bool:
+    """Both ends in the schedule's wall time; the beginning belongs to it, the end does not."""
+    if window is None:
+        return True
+    begin, end = window
+    return begin <= moment < end if begin < end else moment >= begin or moment < end
+
+
+def _newest_minute(schedule: BatchSchedule, moment: datetime) -> datetime | None:
+    """The newest run time that is not after ``moment``; None when the cron fields hardly ever meet."""
     cron, zone = cron_of(schedule), zone_of(schedule.timezone)
     today = moment.astimezone(zone).date()
     for day in (today - timedelta(days=offset) for offset in range(HORIZON_DAYS)):
-        # Compared in UTC: two times of one zone compare by the wall clock, which an hour of each autumn shows twice.
-        past = [run for run in _runs(cron, zone, [day]) if run.astimezone(UTC) <= moment]
+        past = [run for run in _runs(cron, zone, [day], window_of(schedule)) if run.astimezone(UTC) <= moment]
         if past:
             return past[-1].astimezone(UTC)
     return None
@@ -126,7 +209,9 @@ def next_runs(schedule: BatchSchedule, count: int = 5, *, after: datetime | None
     start = after or datetime.now(UTC)
     today = start.astimezone(zone).date()
     days = (today + timedelta(days=offset) for offset in range(HORIZON_DAYS))
-    return list(islice((run for run in _runs(cron, zone, days) if run.astimezone(UTC) > start), count))
+    return list(
+        islice((run for run in _runs(cron, zone, days, window_of(schedule)) if run.astimezone(UTC) > start), count)
+    )
 
 
 def cron_of(schedule: BatchSchedule) -> crontab:
@@ -154,24 +239,21 @@ def zone_of(name: str) -> ZoneInfo:
 
 
 def _submit(schedule: BatchSchedule, minute: datetime) -> RenderJob:
-    template, user = schedule.template, schedule.template.created_by
+    """Acts as whoever wrote the newest version of the template."""
+    template, version = schedule.template, schedule.template.newest
+    if version is None:
+        raise ConflictError(f"{template} has no version.")
+    user = version.created_by
     if not user.is_active or not (user.is_superuser or user.role_in(template.team)):
-        raise ForbiddenError(f"{user} made this template and is no longer an active member of {template.team}.")
-    request, uploads = render_request(template.kind, template.request)
-    return job_submit(
-        caller=Caller(user=user, team=template.team, token=None),
-        request=request,
-        uploads=uploads,
-        source=Source.SCHEDULE,
-        lane=template.lane,
-        project=template.project.name if template.project else "",
-        schedule=schedule,
-        scheduled_for=minute,
+        raise ForbiddenError(f"{user} wrote this template and is no longer an active member of {template.team}.")
+    caller = Caller(user=user, team=template.team, token=None)
+    return template_submit(
+        caller=caller, version=version, source=Source.SCHEDULE, schedule=schedule, scheduled_for=minute
     ).job
 
 
-def _runs(cron: crontab, zone: ZoneInfo, days: Iterable[date]) -> Iterator[datetime]:
-    """The run times of the days, in the zone's wall time; each once."""
+def _runs(cron: crontab, zone: ZoneInfo, days: Iterable[date], window: Window | None) -> Iterator[datetime]:
+    """The run times of the days within the window, in the zone's wall time; each once."""
     last = None
     for day in days:
         weekday = day.isoweekday() % 7  # cron's Sunday is 0
@@ -180,7 +262,7 @@ def _runs(cron: crontab, zone: ZoneInfo, days: Iterable[date]) -> Iterator[datet
                 for minute in sorted(cron.minute):
                     wall = datetime.combine(day, time(hour, minute), zone)
                     run = wall.astimezone(UTC).astimezone(zone)  # moves a time that the clock skips
-                    if last is None or run.astimezone(UTC) > last:
+                    if (last is None or run.astimezone(UTC) > last) and in_window(run.time(), window):
                         last = run.astimezone(UTC)
                         yield run
 

@@ -26,7 +26,15 @@ from renderjobs.claims import claim_close
 from renderjobs.dispatch import wake_on_commit
 from renderjobs.expansion import lock_of, pass_digest, seeds_of
 from renderjobs.inputs import Upload, input_store
-from renderjobs.models import Attempt, BatchSchedule, IdempotencyRecord, InputFile, RenderImage, RenderJob
+from renderjobs.models import (
+    Attempt,
+    BatchSchedule,
+    IdempotencyRecord,
+    InputFile,
+    RenderImage,
+    RenderJob,
+    TemplateVersion,
+)
 from renderjobs.pinning import pinned
 from renderjobs.request import RenderRequest
 from renderjobs.rollup import job_settle
@@ -55,6 +63,7 @@ def job_submit(
     priority: int = 0,
     project: str = "",
     tags: Mapping[str, str] | None = None,
+    template_version: TemplateVersion | None = None,
     schedule: BatchSchedule | None = None,
     scheduled_for: datetime | None = None,
     uploads: Sequence[Upload] = (),
@@ -97,6 +106,7 @@ def job_submit(
         images_total=request.images_total,
         currency=price.currency,
         event_sequence=1,
+        template_version=template_version,
         schedule=schedule,
         scheduled_for=scheduled_for,
         created_at=Now(),

@@ -10,17 +10,19 @@ from typing import Any
 from django.utils import timezone
 
 from accounts.authentication import Caller
-from accounts.models import Role
+from accounts.models import Role, Team, User
 from accounts.services import member_ensure, token_issue
 from assets.models import Asset, AssetKind, AssetState
 from billing.models import RateCard, RatePrice
 from fleet.models import Pool
-from renderjobs.models import RenderJob
+from renderjobs.models import BatchSchedule, BatchTemplate, RenderJob
 from renderjobs.models.jobs import Source
 from renderjobs.request import RenderRequest
+from renderjobs.saved_batches import template_save
 from renderjobs.submission import job_submit
 
 PRICE = Decimal("0.001")
+TEMPLATE_REQUEST = {"prompt": "a ring", "width": 64, "height": 64, "steps": 2}
 
 
 def a_pool(name: str = "default") -> Pool:
@@ -80,3 +82,13 @@ def a_job(caller: Caller | None = None, **changes: Any) -> RenderJob:
     """A submitted job; ``changes`` go to the request."""
     a_platform()
     return job_submit(caller=caller or a_caller(), request=a_request(**changes), source=Source.API).job
+
+
+def a_template(user: User, team: Team, *, name: str = "nightly", locked: list[str] | None = None) -> BatchTemplate:
+    template = BatchTemplate(team=team, name=name)
+    template_save(template=template, user=user, kind="txt2img", request=TEMPLATE_REQUEST, locked=locked or [])
+    return template
+
+
+def a_schedule(user: User, team: Team, **fields: Any) -> BatchSchedule:
+    return BatchSchedule.objects.create(template=a_template(user, team), **fields)

@@ -31,8 +31,19 @@ from renderjobs.choices import (
     JOB_TERMINAL,
     AttemptOutcome,
     ImageState,
+    RunOutcome,
 )
-from renderjobs.models import Attempt, Claim, ImageAttachment, InputFile, JobEvent, RenderImage, RenderJob
+from renderjobs.models import (
+    Attempt,
+    BatchTemplate,
+    Claim,
+    ImageAttachment,
+    InputFile,
+    JobEvent,
+    RenderImage,
+    RenderJob,
+    ScheduledRun,
+)
 
 ORPHAN_AGE = timedelta(hours=24)
 APPEND_ONLY_TABLES = ("billing_ledgertransaction", "billing_ledgerline")
@@ -253,6 +264,18 @@ def p2_parts_of_an_upload_have_their_objects() -> Iterator[str]:
             yield f"P2 the object of part {pk} is missing: {key}."
 
 
+def j12_a_scheduled_run_is_the_job_of_its_time() -> Iterator[str]:
+    same = Q(job__schedule=F("schedule"), job__scheduled_for=F("planned_for"), outcome=RunOutcome.SUBMITTED)
+    for pk in pks(ScheduledRun.objects.filter(job__isnull=False).exclude(same)):
+        yield f"J12 scheduled run {pk} names a job of another schedule or time, or names one although it was not submitted."
+
+
+def j20_versions_of_a_template_are_counted_from_one() -> Iterator[str]:
+    counted = BatchTemplate.objects.annotate(n=Count("versions"), newest_number=Coalesce(Max("versions__number"), 0))
+    for template in counted.exclude(Q(n__gt=0) & Q(n=F("newest_number"))):
+        yield f"J20 template {template.pk} has {template.n} versions; the newest is number {template.newest_number}."
+
+
 def i2_a_delivered_images_object_has_its_hash() -> Iterator[str]:
     rows = RenderImage.objects.filter(state=ImageState.DELIVERED).values_list("pk", "file_key", "sha256")
     for pk, key, sha256 in rows.iterator():
@@ -366,6 +389,8 @@ ROW_CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
     p4_the_default_checkpoint_is_usable,
     p4_a_jobs_lock_names_only_files_that_are_there,
     p2_parts_of_an_upload_follow_one_another,
+    j12_a_scheduled_run_is_the_job_of_its_time,
+    j20_versions_of_a_template_are_counted_from_one,
 )
 OBJECT_CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
     i2_a_delivered_images_object_has_its_hash,

@@ -1,7 +1,7 @@
 from renderjobs.models.images import Attempt, Claim, RenderImage
 from renderjobs.models.inputs import ImageAttachment, InputFile
 from renderjobs.models.jobs import IdempotencyRecord, JobEvent, RenderJob
-from renderjobs.models.schedules import BatchSchedule, BatchTemplate
+from renderjobs.models.schedules import BatchSchedule, BatchTemplate, ScheduledRun, TemplateVersion
 
 __all__ = [
     "Attempt",
@@ -14,4 +14,6 @@ __all__ = [
     "JobEvent",
     "RenderImage",
     "RenderJob",
+    "ScheduledRun",
+    "TemplateVersion",
 ]

@@ -70,6 +70,9 @@ class RenderJob(models.Model):
         "renderjobs.BatchSchedule", null=True, blank=True, on_delete=models.SET_NULL, related_name="runs"
     )
     scheduled_for = models.DateTimeField(null=True, blank=True)
+    template_version = models.ForeignKey(
+        "renderjobs.TemplateVersion", null=True, blank=True, on_delete=models.SET_NULL, related_name="jobs"
+    )
     created_at = models.DateTimeField(db_index=True)
     started_at = models.DateTimeField(null=True, blank=True)
     finished_at = models.DateTimeField(null=True, blank=True)

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import pytest
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
-from django_celery_beat.models import PeriodicTask
 
-from accounts.models import Role, Team, User
+from accounts.models import Role, User
 from accounts.services import member_ensure
 from assets.models import Access
 from billing.models import RateCard
-from renderjobs.models import BatchSchedule, BatchTemplate, RenderJob
-from renderjobs.schedules import next_runs, schedule_run, schedule_sync
-from tests.factories import a_caller, a_checkpoint, a_platform
+from renderjobs.models import RenderJob
+from renderjobs.schedules import schedule_run
+from tests.factories import TEMPLATE_REQUEST, a_caller, a_checkpoint, a_platform, a_schedule
 
 pytestmark = pytest.mark.django_db
-REQUEST = {"prompt": "a ring", "width": 64, "height": 64, "steps": 2}
 
 
 def client_of(user: User) -> Client:
@@ -34,11 +32,6 @@ def client_of(user: User) -> Client:
 def root() -> User:
     a_platform()
     return User.objects.create_superuser("root")
-
-
-def a_schedule(user: User, team: Team, **cron: str) -> BatchSchedule:
-    template = BatchTemplate.objects.create(team=team, name="nightly", created_by=user, request=REQUEST)
-    return BatchSchedule.objects.create(template=template, **cron)
 
 
 def new_card(root: User, **changes: str):
@@ -65,49 +58,23 @@ def test_runs_act_as_whoever_saved_the_template_last(root):
     User.objects.filter(pk=lead.user.pk).update(is_staff=True)
     a_checkpoint("private", access=Access.USERS, is_default=False).users.set([root])
     schedule = a_schedule(root, lead.team)
-    form = {"team": lead.team.pk, "name": "nightly", "kind": "txt2img", "lane": 2}
-    body = json.dumps({**REQUEST, "sd_model_checkpoint": "private"})
+    form = {"team": lead.team.pk, "name": "nightly", "kind": "txt2img", "lane": 2, "locked": "[]"}
+    body = json.dumps({**TEMPLATE_REQUEST, "sd_model_checkpoint": "private"})
     url = reverse("admin:renderjobs_batchtemplate_change", args=[schedule.template_id])
     assert client_of(lead.user).post(url, {**form, "request": body}).status_code == 302
-    assert schedule_run(schedule_id=schedule.pk, due=datetime.now(UTC)) is None
-    schedule.refresh_from_db()
-    assert "unknown" in schedule.last_error and not RenderJob.objects.exists()
-
-
-@pytest.mark.parametrize("later", [0, 1, 61, 600], ids="{} minutes later".format)
-def test_a_message_that_comes_again_makes_no_second_job(root, later):
-    caller = a_caller()
-    schedule = a_schedule(caller.user, caller.team, minute="0", hour="3")
-    planned = datetime(2026, 11, 20, 3, 0, tzinfo=UTC)
-    first = schedule_run(schedule_id=schedule.pk, due=planned)
-    again = schedule_run(schedule_id=schedule.pk, due=planned + timedelta(minutes=later))
-    assert first == again and first.scheduled_for == planned
-
-
-def test_beats_clock_may_be_a_little_ahead(root):
-    caller = a_caller()
-    schedule = a_schedule(caller.user, caller.team, minute="0", hour="3")
-    planned = datetime(2026, 11, 20, 3, 0, tzinfo=UTC)
-    assert schedule_run(schedule_id=schedule.pk, due=planned - timedelta(seconds=2)).scheduled_for == planned
-
-
-def test_beats_row_of_a_schedule_that_went_with_its_team_goes_too(root):
-    member = member_ensure(team_name="gone", user_name="ada")
-    schedule = a_schedule(member.user, member.team)
-    schedule_sync(schedule)
-    member.team.delete()
-    schedule_run(schedule_id=schedule.pk, due=datetime.now(UTC))
-    assert not PeriodicTask.objects.filter(name__startswith="batch schedule").exists()
-
-
-def test_a_time_that_summer_time_skips_runs_an_hour_later_as_celery_does():
-    schedule = BatchSchedule(minute="30", hour="2", timezone="Europe/Berlin")
-    runs = next_runs(schedule, 2, after=datetime(2027, 3, 27, 20, tzinfo=UTC))
-    assert [f"{run:%d %H:%M %z}" for run in runs] == ["28 03:30 +0200", "29 02:30 +0200"]
+    [run] = schedule_run(schedule_id=schedule.pk, due=datetime.now(UTC))
+    assert run.outcome == "refused" and "unknown" in run.reason and not RenderJob.objects.exists()
 
 
 def test_deeply_nested_json_is_refused_in_the_form(root):
-    form = {"team": a_caller().team.pk, "name": "n", "kind": "txt2img", "lane": 2, "request": "[" * 100_000}
+    form = {
+        "team": a_caller().team.pk,
+        "name": "n",
+        "kind": "txt2img",
+        "lane": 2,
+        "request": "[" * 100_000,
+        "locked": "[]",
+    }
     answer = client_of(root).post(reverse("admin:renderjobs_batchtemplate_add"), form)
     assert answer.status_code == 200 and "nested too deeply" in answer.content.decode()
 

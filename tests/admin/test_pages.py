@@ -18,8 +18,9 @@ from accounts.services import member_ensure
 from assets.models import Asset
 from billing.models import LedgerTransaction
 from renderjobs.models import BatchSchedule, BatchTemplate, RenderJob
+from renderjobs.saved_batches import template_save
 from renderjobs.schedules import schedule_sync
-from tests.factories import a_caller, a_job, a_platform
+from tests.factories import a_caller, a_job, a_platform, a_template
 from tests.renderjobs.test_delivery import begun, deliver
 from tests.weights import a_checkpoint_file
 
@@ -56,7 +57,8 @@ def rendered_job(team: str, user: str) -> RenderJob:
     caller = a_caller(team, user)
     job = a_job(caller)
     deliver(begun(), key=f"{team}.png")
-    template = BatchTemplate.objects.create(team=job.team, name=f"of {team}", created_by=caller.user, request={})
+    template = BatchTemplate(team=job.team, name=f"of {team}")
+    template_save(template=template, user=caller.user, kind="txt2img", request={}, locked=[])
     schedule_sync(BatchSchedule.objects.create(template=template))
     return job
 
@@ -203,3 +205,23 @@ def test_a_list_costs_the_same_queries_for_many_rows(root, name):
 
 def like(row: object, *but: str) -> dict[str, object]:
     return {field.attname: getattr(row, field.attname) for field in row._meta.concrete_fields if field.name not in but}
+
+
+def test_a_template_is_submitted_with_changes_and_its_job_opens(root):
+    member = a_caller()
+    template = a_template(member.user, member.team, locked=["steps"])
+    User.objects.get(username="root").memberships.create(team=member.team)
+    url = reverse("admin:renderjobs_batchtemplate_submit", args=[template.pk])
+    assert "Submit nightly v1" in root.get(url).content.decode()
+    answer = root.post(url, {"prompt": "a disc", "width": 128, "height": 64, "steps": 99})
+    job = RenderJob.objects.get()
+    assert answer.url == page("renderjobs_renderjob", "change", job.pk)
+    assert (job.request["prompt"], job.request["width"], job.request["steps"]) == ("a disc", 128, 2)
+
+
+def test_a_wrong_change_of_a_template_is_shown_and_submits_nothing(root):
+    member = a_caller()
+    template = a_template(member.user, member.team)
+    url = reverse("admin:renderjobs_batchtemplate_submit", args=[template.pk])
+    answer = root.post(url, {"prompt": "a disc", "width": -1, "height": 64, "steps": 2})
+    assert "width is -1" in answer.content.decode() and not RenderJob.objects.exists()

@@ -22,9 +22,19 @@ from billing.models import LedgerTransaction
 from common.database import append_only_removal_sql
 from operations.invariants import OBJECT_CHECKS, ROW_CHECKS, one_moment, violations
 from renderjobs.claims import ClaimedBatch
-from renderjobs.models import Attempt, Claim, ImageAttachment, InputFile, JobEvent, RenderImage, RenderJob
+from renderjobs.models import (
+    Attempt,
+    Claim,
+    ImageAttachment,
+    InputFile,
+    JobEvent,
+    RenderImage,
+    RenderJob,
+    ScheduledRun,
+    TemplateVersion,
+)
 from renderjobs.submission import job_cancel
-from tests.factories import a_job
+from tests.factories import a_job, a_schedule
 from tests.renderjobs.test_delivery import begun, deliver, picture
 
 pytestmark = pytest.mark.django_db
@@ -36,7 +46,7 @@ class Undone(Exception):
 
 @pytest.fixture
 def delivered_job() -> RenderJob:
-    """A job of two images, one delivered and one rendering, with the objects that belong to them; and half an upload."""
+    """A scheduled job of two images, one delivered and one rendering, with the objects that belong to them; and half an upload."""
     import hashlib
 
     from renderjobs.delivery import StoredPicture, image_deliver
@@ -51,6 +61,10 @@ def delivered_job() -> RenderJob:
     image_deliver(batch=batch, image=batch.images[0], picture=stored, gpu_us=1_000_000)
     upload = upload_begin(uploaded_by=job.user, name="lora", kind="lora", size_bytes=10)
     upload_append(upload=upload, offset=0, part=io.BytesIO(b"part"))
+    schedule = a_schedule(job.user, job.team)
+    planned = timezone.now()
+    RenderJob.objects.update(schedule=schedule, scheduled_for=planned)
+    ScheduledRun.objects.create(schedule=schedule, planned_for=planned, outcome="submitted", job=job)
     job.refresh_from_db()
     return job
 
@@ -153,6 +167,8 @@ BREAKAGES = {
     "P2 bytes": lambda job: Upload.objects.update(received_bytes=9),
     "P2 settled": lambda job: Asset.objects.filter(upload__isnull=False).update(state="quarantined"),
     "P2 object": lambda job: storages["assets"].delete(UploadPart.objects.get().key),
+    "J12 time": lambda job: RenderJob.objects.filter(schedule__isnull=False).update(scheduled_for=timezone.now()),
+    "J20 gap": lambda job: TemplateVersion.objects.update(number=2),
     "P4 file": lambda job: Asset.objects.update(size_bytes=2),
 }
 
