@@ -155,9 +155,11 @@ class ControlUnit:
     """One unit of ControlNet that takes part; field names and words are those of sd-webui-controlnet 1.1.455."""
 
     module: str = "none"
-    """What makes the map of the picture; its plain name, never its label."""
+    """What makes the map of the picture: a name or label of ``control_modules``, as infotexts show it."""
+    model: str = "None"
+    """The network as the caller wrote it, which is how infotexts show it."""
     weights: Weights | None = None
-    """None for modules that need no network (``reference_only`` …)."""
+    """None where that is not known, and for modules that need no network (``reference_only`` …)."""
     picture: InputPicture | None = None
     """None takes the picture of img2img."""
     mask: InputPicture | None = None
@@ -167,10 +169,10 @@ class ControlUnit:
     weight: float = 1.0
     resize_mode: str = "Crop and Resize"
     """``Just Resize``, ``Crop and Resize`` or ``Resize and Fill``."""
-    processor_res: int = 512
-    """Short side in pixels that the module works at."""
-    threshold_a: float = 0.0
-    threshold_b: float = 0.0
+    processor_res: float = 512
+    """Short side in pixels that the module works at; its default where it takes none."""
+    threshold_a: float = 0.5
+    threshold_b: float = 0.5
     guidance_start: float = 0.0
     """Share of the steps, both ends included."""
     guidance_end: float = 1.0
@@ -185,6 +187,9 @@ class ControlUnit:
     advanced_weighting: tuple[float, ...] | None = None
     """A factor per residual; None follows ``control_mode``."""
     save_detected_map: bool = True
+
+    def inputs(self) -> Iterator[InputPicture]:
+        yield from (picture for picture in (self.picture, self.mask, self.effective_region_mask) if picture)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,7 +284,7 @@ class Recipe:
             if self.img2img.inpaint:
                 yield self.img2img.inpaint.mask
         for unit in self.control:
-            yield from (picture for picture in (unit.picture, unit.mask, unit.effective_region_mask) if picture)
+            yield from unit.inputs()
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "settings": self.settings.to_json()}
@@ -338,9 +343,9 @@ class DetectRecipe:
     picture: InputPicture
     mask: InputPicture | None = None
     module: str = "none"
-    processor_res: int = 512
-    threshold_a: float = 0.0
-    threshold_b: float = 0.0
+    processor_res: float = 512
+    threshold_a: float = 0.5
+    threshold_b: float = 0.5
 
     kind: ClassVar[str] = "detect"
 
@@ -428,6 +433,13 @@ def _size(picture: Mapping[str, Any]) -> list[int]:
 def floored(pixels: float) -> int:
     """The side a picture really gets: a multiple of ``LATENT_FACTOR``."""
     return math.floor(pixels) // LATENT_FACTOR * LATENT_FACTOR
+
+
+def map_size(recipe: DetectRecipe) -> tuple[int, int]:
+    """The largest a control map may become: its picture with the short side at the module's resolution; pixels."""
+    width, height = recipe.picture.width, recipe.picture.height
+    factor = max(1.0, recipe.processor_res / min(width, height))
+    return round(width * factor), round(height * factor)
 
 
 def hires_size(width: int, height: int, hires: Hires) -> tuple[int, int]:

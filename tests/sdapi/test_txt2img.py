@@ -187,10 +187,10 @@ def test_png_info_of_no_picture_is_refused_as_a1111_does(door):
 HANDLED = {
     "unknown checkpoint": ({"override_settings": {"sd_model_checkpoint": "nope"}}, 404, "model 'nope' not found"),
     "unknown option": ({"override_settings": {"nope": 1}}, 500, "'nope'"),
-    "a control unit": (
-        {"alwayson_scripts": {"ControlNet": {"args": [{"module": "canny"}]}}},
+    "a control module that needs weights": (
+        {"alwayson_scripts": {"ControlNet": {"args": [{"module": "depth_midas"}]}}},
         422,
-        "ControlNet units are not supported by this version; send enabled: false or none.",
+        "Module 'depth_midas' needs weights that are not installed here; send its map with module 'none'.",
     ),
     "unknown script": ({"alwayson_scripts": {"nope": {"args": []}}}, 422, "Script 'nope' not found"),
 }

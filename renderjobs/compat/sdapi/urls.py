@@ -1,4 +1,4 @@
-"""`/sdapi/v1/…`; a known path with a slash at its end is sent to the one without."""
+"""`/sdapi/v1/…` and `/controlnet/…`; a known path with a slash at its end is sent to the one without."""
 
 from __future__ import annotations
 
@@ -34,5 +34,17 @@ ROUTES = {
     "refresh-vae": views.refresh,
     "refresh-loras": views.refresh,
 }
-urlpatterns = [path(name, view) for name, view in ROUTES.items()]
-urlpatterns += [path(f"{name}/", views.without_slash) for name in ROUTES]
+CONTROLNET_ROUTES = {
+    "version": views.controlnet_version,
+    "settings": views.controlnet_settings,
+    "model_list": views.model_list,
+    "module_list": views.module_list,
+    "control_types": views.control_types,
+    "detect": views.detect,
+}
+urlpatterns = [
+    path(f"{prefix}/{name}{slash}", views.without_slash if slash else view)
+    for prefix, routes in (("sdapi/v1", ROUTES), ("controlnet", CONTROLNET_ROUTES))
+    for name, view in routes.items()
+    for slash in ("", "/")
+]

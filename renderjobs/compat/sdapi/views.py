@@ -26,7 +26,7 @@ from common.errors import FieldError, InvalidRequestError
 from gpuworker.contract import Recipe
 from gpuworker.contract.extras import extras_html
 from renderjobs.choices import IMAGE_HELD, JOB_OPEN, ImageState, JobKind, JobState, Lane
-from renderjobs.compat.sdapi import catalogue, infotext_parser, wire
+from renderjobs.compat.sdapi import catalogue, controlnet, infotext_parser, wire
 from renderjobs.compat.sdapi.errors import HandlerError, four_keys, speaks_sdapi
 from renderjobs.compat.sdapi.infotext import INPAINTING, VERSION, extra_parameters_of
 from renderjobs.compat.sdapi.infotext_fields import with_infotext
@@ -45,6 +45,8 @@ from renderjobs.submission import Submitted, job_cancel, job_submit
 from renderjobs.waiting import job_wait, release_request_thread
 
 PLAIN = re.compile(r"[\x21-\x7e][\x20-\x7e]*")
+CONTROL_MAP = "control_map"
+"""Role of an attachment."""
 MAX_KEY_LENGTH, MAX_TASK_ID_LENGTH = 255, 120
 
 
@@ -102,8 +104,20 @@ def all_pictures(texts: list[str], job: RenderJob) -> dict[str, Any]:
     return {"html_info": extras_html(texts[-1] if texts else ""), "images": PICTURES}
 
 
+def detected_maps(texts: list[str], job: RenderJob) -> dict[str, Any]:
+    return {"info": "Success", "images": PICTURES}
+
+
+detect = made_picture(wire.DETECT, controlnet.detect, detected_maps)
 extra_single_image = made_picture(wire.EXTRAS_SINGLE, single_extras, one_picture)
 extra_batch_images = made_picture(wire.EXTRAS_BATCH, batch_extras, all_pictures)
+
+
+@speaks_sdapi("GET")
+async def module_list(request: HttpRequest) -> HttpResponse:
+    await sync_to_async(authenticated)(request)
+    labels = request.GET.get("alias_names", "").lower() in wire.TRUE
+    return JsonResponse(controlnet.module_list(labels=labels))
 
 
 @speaks_sdapi("POST")
@@ -212,6 +226,10 @@ embeddings = listing(catalogue.embeddings)
 prompt_styles = listing(catalogue.prompt_styles)
 face_restorers = listing(lambda _: catalogue.face_restorers())
 latent_upscale_modes = listing(lambda _: catalogue.latent_upscale_modes())
+controlnet_version = listing(lambda _: controlnet.version())
+controlnet_settings = listing(lambda _: controlnet.settings())
+model_list = listing(controlnet.model_list)
+control_types = listing(controlnet.control_types)
 nothing_yet = listing(lambda _: [])
 no_scripts = listing(lambda _: {"txt2img": [], "img2img": []})
 
@@ -317,12 +335,13 @@ def delivered_images(job: RenderJob) -> list[RenderImage]:
 
 
 def files_of(images: list[RenderImage]) -> list[tuple[str, int]]:
-    """In A1111's order: every picture followed by its masks."""
+    """In A1111's order: every picture followed by its masks, then the control maps, which all images share."""
     files = []
     for image in images:
         files.append((image.file_key, image.size_bytes))
-        files += [(attachment.file_key, attachment.size_bytes) for attachment in image.attachments.all()]
-    return files
+        files += [(one.file_key, one.size_bytes) for one in image.attachments.all() if one.role != CONTROL_MAP]
+    maps = images[0].attachments.all() if images else ()
+    return files + [(one.file_key, one.size_bytes) for one in maps if one.role == CONTROL_MAP]
 
 
 def pictures_made(job_id: uuid.UUID, shape: Any) -> HttpResponseBase:
