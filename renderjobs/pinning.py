@@ -106,6 +106,7 @@ class _Pinning:
             refiner=request.refiner and self._refiner(request.refiner),
             hires=hires,
             img2img=self._img2img(request) if request.img2img else None,
+            notes=tuple(request.notes.items()),
             control=tuple(self._control(index, unit) for index, unit in enumerate(request.control)),
         )
         return Pinned(recipe, checkpoint, self.assets, self.warnings)

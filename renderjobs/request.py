@@ -92,6 +92,8 @@ class RenderRequest:
     img2img: tuple[Img2Img, ...] = ()
     """One per picture sent; images take them in turn."""
     control: tuple[ControlUnit, ...] = ()
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    """Infotext parameters of a script that made this request; no caller sends them."""
     settings: Settings = field(default_factory=Settings)
     extras: ExtrasRecipe | None = None
     """Of a job that enlarges; one image per picture."""
@@ -124,7 +126,7 @@ class RenderRequest:
         for given in self.img2img:
             yield given.picture
             if given.inpaint:
-                yield given.inpaint.mask
+                yield from given.inpaint.inputs()
         for unit in self.control:
             yield from unit.inputs()
         for recipe in self.detect:
@@ -381,6 +383,7 @@ SOFT_CHECKS = {
 }  # fmt: skip
 INPAINT_CHECKS = {
     "mask": an_input,
+    "latent_mask": an_input,
     "blur_x": whole(0, 256),
     "blur_y": whole(0, 256),
     "round": a_boolean,
@@ -481,6 +484,7 @@ CHECKS: dict[str, Any] = {
     "img2img": several(group(Img2Img, IMG2IMG_CHECKS), settings.MAX_BATCH_SIZE),
     "settings": group(Settings, SETTING_CHECKS),
     "extras": group(ExtrasRecipe, EXTRAS_CHECKS),
+    "notes": dict,
     "control": several(group(ControlUnit, CONTROL_CHECKS), MOST_UNITS),
     "detect": several(group(DetectRecipe, DETECT_CHECKS), settings.MAX_BATCH_SIZE),
     "more_pictures": several(an_input, settings.MAX_BATCH_SIZE),

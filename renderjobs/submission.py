@@ -33,6 +33,7 @@ from renderjobs.models import (
     InputFile,
     RenderImage,
     RenderJob,
+    ScriptCall,
     TemplateVersion,
 )
 from renderjobs.pinning import pinned
@@ -66,6 +67,7 @@ def job_submit(
     template_version: TemplateVersion | None = None,
     schedule: BatchSchedule | None = None,
     scheduled_for: datetime | None = None,
+    script: tuple[ScriptCall, int] | None = None,
     uploads: Sequence[Upload] = (),
 ) -> Submitted:
     """Accept a job: the job, its images and the idempotency record in one transaction, the wake-up after it.
@@ -73,6 +75,7 @@ def job_submit(
     Args:
         body: What the caller sent, compared when ``idempotency_key`` comes again. A repeated ``task_id`` names the job it
             named before, whatever else is sent: clients repeat a call by it alone.
+        script: The call the job is a part of, and its number there.
         uploads: The pictures the request names; those that are stored already cost nothing.
     Raises:
         InvalidRequestError: Checkpoint, project or tags cannot be used; nothing is stored.
@@ -107,6 +110,8 @@ def job_submit(
         currency=price.currency,
         event_sequence=1,
         template_version=template_version,
+        script_call=script[0] if script else None,
+        script_cell=script[1] if script else None,
         schedule=schedule,
         scheduled_for=scheduled_for,
         created_at=Now(),

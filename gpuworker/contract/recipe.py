@@ -135,6 +135,11 @@ class Inpaint:
     padding: int = 0
     invert: bool = False
     soft: SoftInpainting | None = None
+    latent_mask: InputPicture | None = None
+    """What is drawn anew, where that is less than ``mask``, which then says only what is laid over the result."""
+
+    def inputs(self) -> Iterator[InputPicture]:
+        yield from (picture for picture in (self.mask, self.latent_mask) if picture)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,6 +243,8 @@ class Recipe:
     hires: Hires | None = None
     img2img: Img2Img | None = None
     control: tuple[ControlUnit, ...] = ()
+    notes: tuple[tuple[str, Any], ...] = ()
+    """Infotext parameters of a script that asked for this picture."""
     exact: bool = False
     """Whatever is denoised beside it, the picture is the same to the last bit (on one device and build)."""
     settings: Settings = field(default_factory=Settings)
@@ -282,7 +289,7 @@ class Recipe:
         if self.img2img:
             yield self.img2img.picture
             if self.img2img.inpaint:
-                yield self.img2img.inpaint.mask
+                yield from self.img2img.inpaint.inputs()
         for unit in self.control:
             yield from unit.inputs()
 
@@ -373,7 +380,7 @@ AnyRecipe = Recipe | ExtrasRecipe | DetectRecipe
 OWN_FIELDS = frozenset(
     {
         "prompt", "negative_prompt", "seed", "subseed", "subseed_strength", "seed_resize_from_w", "seed_resize_from_h",
-        "cfg_scale", "ensd", "embeddings", "hires", "img2img", "control",
+        "cfg_scale", "ensd", "embeddings", "hires", "img2img", "control", "notes",
     }
 )  # fmt: skip
 """What may differ between the images of one pass; of ``hires``, ``img2img`` and ``control`` a part."""
@@ -381,8 +388,9 @@ _NESTED: dict[str, Any] = {
     "checkpoint": Weights, "vae": Weights, "weights": Weights, "upscaler_weights": Weights,
     "upscaler_1_weights": Weights, "upscaler_2_weights": Weights, "networks": (NetworkUse,), "embeddings": (EmbeddingUse,),
     "refiner": Refiner, "hires": Hires, "img2img": Img2Img, "inpaint": Inpaint, "soft": SoftInpainting,
-    "settings": Settings, "picture": InputPicture, "mask": InputPicture, "effective_region_mask": InputPicture,
-    "control": (ControlUnit,),
+    "settings": Settings, "picture": InputPicture, "mask": InputPicture, "latent_mask": InputPicture,
+    "effective_region_mask": InputPicture,
+    "control": (ControlUnit,), "more_pictures": (InputPicture,), "extras": ExtrasRecipe, "detect": (DetectRecipe,),
 }  # fmt: skip
 """Field → class of its value, or a tuple of one class for a tuple of such values."""
 
@@ -397,11 +405,17 @@ def _value(cls: type[Any], name: str, value: Any) -> Any:
     if isinstance(value, list | tuple):
         kind = _NESTED.get(name)
         kind = kind[0] if isinstance(kind, tuple) else kind
-        return tuple(from_plain(kind, item) if kind else item for item in value)
+        return tuple(from_plain(kind, item) if kind else _frozen(item) for item in value)
     if isinstance(value, Mapping):
+        if name == "notes":
+            return dict(value)
         # The upscaler of an img2img is weights, the upscaler of a hires pass a name.
         return from_plain(Weights if name == "upscaler" else _NESTED[name], value)
     return value
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
 
 
 def _key(kind: str, shared: Any) -> str:
@@ -418,7 +432,10 @@ def _img2img_key(plain: Mapping[str, Any]) -> Any:
     given = plain["img2img"]
     if not given:
         return None
-    inpaint = given["inpaint"] and {**given["inpaint"], "mask": _size(given["inpaint"]["mask"])}
+    inpaint = given["inpaint"]
+    if inpaint:
+        latent_mask = inpaint["latent_mask"] and _size(inpaint["latent_mask"])
+        inpaint = {**inpaint, "mask": _size(inpaint["mask"]), "latent_mask": latent_mask}
     return {**given, "picture": _size(given["picture"]), "inpaint": inpaint}
 
 

@@ -102,6 +102,7 @@ def extra_parameters_of(recipe: Recipe) -> dict[str, Any]:
     What A1111 keeps as a function there is None here.
     """
     return {
+        **dict(recipe.notes),
         **control_parameters(recipe),
         **soft_parameters(recipe),
         **picture_parameters(recipe),

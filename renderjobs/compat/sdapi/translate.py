@@ -286,8 +286,6 @@ def refuse_unsupported(values: Mapping[str, Any]) -> None:
         for name, neutral in NEUTRAL.items()
         if values[name] not in neutral
     ]
-    if values["script_name"]:
-        raise HandlerError(422, f"Script '{values['script_name']}' not found")
     known = (*HOSTED_OPTIONS, *HOSTED_IGNORED, *INERT_SCRIPTS, CONTROLNET, SOFT_INPAINTING)
     for name in scripts_of(values):
         if name == "":
