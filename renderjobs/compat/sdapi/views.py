@@ -51,6 +51,7 @@ from renderjobs.inputs import UnreadablePictureError, Upload, picture_from_text
 from renderjobs.models import RenderImage, RenderJob, ScriptCall
 from renderjobs.models.jobs import Source
 from renderjobs.pinning import UnknownNameError
+from renderjobs.previews import preview_ask
 from renderjobs.request import RenderRequest
 from renderjobs.selectors import job_progress
 from renderjobs.submission import Submitted, job_cancel, job_submit
@@ -623,12 +624,17 @@ def progress_of(request: HttpRequest) -> dict[str, Any]:
         "sampling_step": made.step,
         "sampling_steps": made.steps or asked.steps,
     }
+    current_image = None
+    held = job.images.filter(state__in=IMAGE_HELD).order_by("index").values_list("pk", flat=True).first()
+    if held and request.GET.get("skip_current_image", "").lower() not in wire.TRUE:
+        preview = preview_ask(held)
+        current_image = base64.b64encode(preview).decode() if preview else None
     textinfo = None if job.state == JobState.RUNNING else "Waiting..."
     return {
         "progress": min(1.0, 0.01 + made.fraction),
         "eta_relative": made.eta_seconds or 0.0,
         "state": state,
-        "current_image": None,
+        "current_image": current_image,
         "textinfo": textinfo,
     }
 
