@@ -65,7 +65,7 @@ def places_of(arguments: list[Any], *, most: int) -> list[int]:
 
 def names_of(places: list[int], where: str) -> dict[str, str]:
     """Field of the canonical request → where it was sent, for errors."""
-    return {
+    return {"control": where} | {
         f"control.{index}.{field.name}": f"{where}.{place}.{PICTURE_FIELDS.get(field.name, field.name)}"
         for index, place in enumerate(places)
         for field in fields(ControlUnit)
