@@ -176,6 +176,12 @@ def test_what_only_this_product_refuses_is_named_by_its_place(door, changes, fie
     assert not RenderJob.objects.exists()
 
 
+@pytest.mark.parametrize("arguments", [UNIT, "canny", 1], ids=["a unit by itself", "a text", "a number"])
+def test_arguments_that_are_no_list_are_not_passed_over(door, arguments):
+    answer = post(door, prompt="x", alwayson_scripts={"controlnet": {"args": arguments}})
+    assert (answer.status_code, answer.json()["detail"][0]["loc"]) == (422, ["body", "alwayson_scripts"])
+
+
 def test_a_unit_that_says_off_in_words_is_off(door, worker):
     post(door, prompt="x", width=64, height=64, **scripts({**UNIT, "enabled": "False"}, {**UNIT, "enabled": None}))
     assert len(stored_units()) == 1

@@ -216,8 +216,11 @@ def scripts_of(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def arguments_of(script: Any) -> list[Any]:
+    """Raises: WireError: They are something else than a list; passing them over would pass over what was asked for."""
     arguments = script.get("args") if isinstance(script, Mapping) else None
-    return arguments if isinstance(arguments, list) else []
+    if arguments and not isinstance(arguments, list):
+        raise WireError(field_detail("alwayson_scripts", "the args of a script are a list", "type_error.list"))
+    return arguments or []
 
 
 def apply_options(
