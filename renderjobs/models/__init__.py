@@ -1,6 +1,7 @@
 from renderjobs.models.images import Attempt, Claim, RenderImage
 from renderjobs.models.inputs import ImageAttachment, InputFile
 from renderjobs.models.jobs import IdempotencyRecord, JobEvent, RenderJob
+from renderjobs.models.profiles import OptionProfile
 from renderjobs.models.schedules import BatchSchedule, BatchTemplate, ScheduledRun, TemplateVersion
 from renderjobs.models.scripts import ScriptCall
 
@@ -13,6 +14,7 @@ __all__ = [
     "ImageAttachment",
     "InputFile",
     "JobEvent",
+    "OptionProfile",
     "RenderImage",
     "RenderJob",
     "ScheduledRun",
