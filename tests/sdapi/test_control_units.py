@@ -112,6 +112,12 @@ def test_maps_are_kept_back_when_nobody_wants_them(door, worker, changes):
     assert len(answer.json()["images"]) == 1 and "ControlNet 0" in answer.info["infotexts"][0]
 
 
+def test_whether_maps_come_back_is_an_option_callers_keep(door, worker):
+    kept = door.post("/sdapi/v1/options", {"control_net_no_detectmap": True}, content_type="application/json")
+    assert kept.status_code == 200 and door.get("/sdapi/v1/options").json()["control_net_no_detectmap"] is True
+    assert len(post(door, prompt="x", width=64, height=64, **scripts(UNIT)).json()["images"]) == 1
+
+
 def test_the_scripts_name_is_matched_without_regard_to_case(door, worker):
     assert len(post(door, prompt="x", width=64, height=64, **scripts(UNIT, name="ControlNet")).json()["images"]) == 2
 

@@ -25,14 +25,13 @@ from renderjobs.compat.sdapi.errors import HandlerError
 from renderjobs.compat.sdapi.wire import Mismatch, boolean, integer, number
 
 DEFAULT_UNITS = 3
-OPTIONS = frozenset(
-    {
-        "control_net_unit_count", "control_net_no_detectmap", "control_net_detectmap_autosaving", "control_net_detectedmap_dir",
-        "control_net_models_path", "control_net_modules_path", "control_net_model_cache_size", "control_net_sync_field_args",
-        "control_net_allow_script_control", "control_net_inpaint_blur_sigma",
-    }
-)  # fmt: skip
-"""The extension's own options, which a call may name; only ``NO_MAPS`` changes an answer here."""
+OPTIONS: dict[str, Any] = {
+    "control_net_unit_count": DEFAULT_UNITS, "control_net_no_detectmap": False, "control_net_detectmap_autosaving": False,
+    "control_net_detectedmap_dir": "detected_maps", "control_net_models_path": "", "control_net_modules_path": "",
+    "control_net_model_cache_size": 2, "control_net_sync_field_args": True, "control_net_allow_script_control": False,
+    "control_net_inpaint_blur_sigma": 7,
+}  # fmt: skip
+"""The extension's own options and their defaults. A caller may set them; only ``NO_MAPS`` changes an answer here."""
 NO_MAPS = "control_net_no_detectmap"
 RESIZE_ALIASES = {
     "Inner Fit (Scale to Fit)": CROP_AND_RESIZE, "Outer Fit (Shrink to Fit)": RESIZE_AND_FILL,
