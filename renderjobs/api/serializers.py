@@ -11,18 +11,21 @@ from rest_framework import serializers
 
 from common.errors import FieldError, InvalidRequestError
 from gpuworker.contract import SETTINGS
+from gpuworker.contract.control_modules import CONTROL_MODES, CROP_AND_RESIZE, HIRES_OPTIONS, RESIZE_MODES
 from gpuworker.contract.samplers import SCHEDULES, UnknownSamplerError, resolve_sampler
+from renderjobs.api import control_units
 from renderjobs.choices import JobKind, JobState, Lane
 from renderjobs.compat.sdapi import controlnet, wire
+from renderjobs.compat.sdapi.control_units import DEFAULT_UNITS, places_of
 from renderjobs.compat.sdapi.control_units import OPTIONS as CONTROLNET_OPTIONS
 from renderjobs.compat.sdapi.errors import HandlerError, WireError
 from renderjobs.compat.sdapi.pictures import batch_extras
 from renderjobs.compat.sdapi.profile import default_options
-from renderjobs.compat.sdapi.translate import Translation, to_request
+from renderjobs.compat.sdapi.translate import CONTROLNET, Translation, arguments_of, scripts_of, to_request
 from renderjobs.compat.sdapi.wire import OURS
 from renderjobs.files import file_url
 from renderjobs.inputs import Upload
-from renderjobs.models import JobEvent, RenderImage, RenderJob
+from renderjobs.models import ImageAttachment, JobEvent, RenderImage, RenderJob
 from renderjobs.pinning import UnknownNameError
 from renderjobs.request import RenderRequest
 from renderjobs.selectors import JobProgress
@@ -47,6 +50,8 @@ FIELDS: dict[str, Mapping[str, wire.Field]] = {
     JobKind.DETECT: wire.DETECT,
 }
 """Kind → the fields of A1111's call of that kind."""
+DRAWN = (JobKind.TXT2IMG, JobKind.IMG2IMG)
+"""Kinds whose pictures are drawn, so that prompts and control take part."""
 REQUEST_FIELDS = {*SAME_NAME, "sampler_name", "sampler_index", "scheduler", "sd_model_checkpoint", "override_settings"}
 JOB_FIELDS = {"kind", "request", "lane", "project", "tags", "priority"}
 LANES = {lane.name.lower(): lane for lane in Lane}
@@ -69,12 +74,13 @@ def render_request(kind: str, body: Any) -> tuple[RenderRequest, list[Upload]]:
         return plain_request(body), []
     if kind not in FIELDS:
         return plain_request(body), []
-    errors = unknown_fields(body, {*FIELDS[kind], *OURS}, "request")
+    own = {control_units.PLACE} if kind in DRAWN else set()
+    errors = unknown_fields(body, {*FIELDS[kind], *OURS, *own}, "request")
     errors += unknown_options(body.get("override_settings"))
     if errors:
         plain = {name: body[name] for name in REQUEST_FIELDS - {"override_settings"} & set(body)}
         raise InvalidRequestError([*errors, *errors_of(lambda: plain_request(plain))])
-    if kind in (JobKind.TXT2IMG, JobKind.IMG2IMG):
+    if kind in DRAWN:
         # Numbers and texts are taken as strictly as in a plain request; only then is the rest read as A1111 reads it.
         strict = {name: body[name] for name in REQUEST_FIELDS - {"override_settings"} & set(body)}
         plain_request({name: value for name, value in strict.items() if name != "override_settings"})
@@ -107,7 +113,11 @@ def translated(kind: str, body: Mapping[str, Any]) -> Translation:
         return controlnet.detect(values)
     if "steps" not in body:
         values["steps"] = None  # our own default, not A1111's 50
-    return to_request(values, options=default_options(), kind=kind)
+    made = to_request(values, options=default_options(), kind=kind)
+    made.canonical["strict_control"] = True
+    if body.get(control_units.PLACE) is not None:
+        control_units.add_units(made, body[control_units.PLACE])
+    return made
 
 
 def errors_of(work: Callable[[], Any]) -> list[FieldError]:
@@ -219,10 +229,10 @@ def job_body(body: Any) -> dict[str, Any]:
 
 
 def as_written(error: InvalidRequestError, body: Mapping[str, Any]) -> InvalidRequestError:
-    """The error of a submission with the checkpoint's field where this (valid) body has it."""
+    """The error of a submission with the checkpoint's field, or a control unit's, where this (valid) body has it."""
     overrides = body["request"].get("override_settings") or {}
     within = "override_settings." if overrides.get("sd_model_checkpoint") is not None else ""
-    places = {"sd_model_checkpoint": f"request.{within}sd_model_checkpoint"}
+    places = {"sd_model_checkpoint": f"request.{within}sd_model_checkpoint", **places_of_models(body["request"])}
     named = isinstance(error, UnknownNameError)
     return InvalidRequestError(
         [
@@ -230,6 +240,17 @@ def as_written(error: InvalidRequestError, body: Mapping[str, Any]) -> InvalidRe
             for item in error.errors
         ]
     )
+
+
+def places_of_models(request: Mapping[str, Any]) -> dict[str, str]:
+    """Where the networks of the units that take part are named; units that are switched off stand between them."""
+    where, units = f"request.{control_units.PLACE}", request.get(control_units.PLACE)
+    if units is None:
+        where = f"request.alwayson_scripts.{CONTROLNET}.args"
+        scripts = wire.mapping(request.get("alwayson_scripts") or {})
+        units = arguments_of(scripts_of({"alwayson_scripts": scripts}).get(CONTROLNET))[:DEFAULT_UNITS]
+    places = places_of(units, most=len(units))
+    return {f"control.{index}.model": f"{where}.{place}.model" for index, place in enumerate(places)}
 
 
 def job_json(job: RenderJob, progress: JobProgress, *, base: str) -> dict[str, Any]:
@@ -257,6 +278,7 @@ def job_json(job: RenderJob, progress: JobProgress, *, base: str) -> dict[str, A
         "started_at": job.started_at.isoformat() if job.started_at else None,
         "finished_at": job.finished_at.isoformat() if job.finished_at else None,
         "error": error,
+        "warnings": job.warnings,
         "request": job.request,
         "links": {
             "self": address,
@@ -280,11 +302,23 @@ def image_json(image: RenderImage, *, currency: str, base: str) -> dict[str, Any
         "sha256": image.sha256 or None,
         "url": file_url(image.file_key, base=base) if image.file_key else None,
         "infotext": image.infotext or None,
+        "attachments": [attachment_json(one, base=base) for one in image.attachments.all()],
+        "warnings": image.warnings,
         "attempts": image.attempts,
         "gpu_seconds": seconds(image.gpu_us),
         "cost": {"amount": f"{image.cost_amount:.6f}", "currency": currency},
         "delivered_at": image.delivered_at.isoformat() if image.delivered_at else None,
         "error": error,
+    }
+
+
+def attachment_json(attachment: ImageAttachment, *, base: str) -> dict[str, Any]:
+    return {
+        "role": attachment.role,
+        "width": attachment.width,
+        "height": attachment.height,
+        "sha256": attachment.sha256,
+        "url": file_url(attachment.file_key, base=base),
     }
 
 
@@ -351,8 +385,17 @@ class JobSchema(serializers.Serializer):
     started_at = serializers.DateTimeField(allow_null=True)
     finished_at = serializers.DateTimeField(allow_null=True)
     error = ErrorSchema(allow_null=True)
+    warnings = serializers.ListField(child=serializers.CharField(), help_text="What was asked for and cannot be had.")
     request = serializers.DictField(help_text="The canonical request.")
     links = LinksSchema()
+
+
+class AttachmentSchema(serializers.Serializer):
+    role = serializers.CharField(help_text="mask, mask_composite or control_map.")
+    width = serializers.IntegerField()
+    height = serializers.IntegerField()
+    sha256 = serializers.CharField()
+    url = serializers.URLField(help_text="As the image's.")
 
 
 class ImageSchema(serializers.Serializer):
@@ -365,6 +408,8 @@ class ImageSchema(serializers.Serializer):
     sha256 = serializers.CharField(allow_null=True)
     url = serializers.URLField(allow_null=True, help_text="Signed; needs no header; expires within the hour.")
     infotext = serializers.CharField(allow_null=True)
+    attachments = AttachmentSchema(many=True, help_text="Pictures that came along.")
+    warnings = serializers.ListField(child=serializers.CharField(), help_text="What had no effect on this image.")
     attempts = serializers.IntegerField()
     gpu_seconds = serializers.FloatField()
     cost = MoneySchema()
@@ -386,6 +431,32 @@ class OptionsSchema(serializers.Serializer):
     CLIP_stop_at_last_layers = serializers.IntegerField(required=False)
     eta_noise_seed_delta = serializers.IntegerField(required=False)
     emphasis = serializers.CharField(required=False)
+
+
+class ControlUnitSchema(serializers.Serializer):
+    enabled = serializers.BooleanField(required=False, default=True)
+    module = serializers.CharField(required=False, default="none")
+    model = serializers.CharField(
+        required=False, help_text="Stem, with or without its hash; GET /controlnet/model_list."
+    )
+    image = serializers.CharField(
+        required=False, help_text="Base64 or a data URI; absent takes the picture of img2img."
+    )
+    mask = serializers.CharField(required=False)
+    effective_region_mask = serializers.CharField(required=False)
+    weight = serializers.FloatField(required=False, default=1, min_value=0, max_value=2)
+    resize_mode = serializers.ChoiceField(RESIZE_MODES, required=False, default=CROP_AND_RESIZE)
+    processor_res = serializers.IntegerField(required=False)
+    threshold_a = serializers.FloatField(required=False)
+    threshold_b = serializers.FloatField(required=False)
+    guidance_start = serializers.FloatField(required=False, default=0, min_value=0, max_value=1)
+    guidance_end = serializers.FloatField(required=False, default=1, min_value=0, max_value=1)
+    pixel_perfect = serializers.BooleanField(required=False, default=False)
+    control_mode = serializers.ChoiceField(CONTROL_MODES, required=False, default=CONTROL_MODES[0])
+    hr_option = serializers.ChoiceField(HIRES_OPTIONS, required=False, default=HIRES_OPTIONS[0])
+    inpaint_crop_input_image = serializers.BooleanField(required=False, default=True)
+    advanced_weighting = serializers.ListField(child=serializers.FloatField(), required=False)
+    save_detected_map = serializers.BooleanField(required=False, default=True)
 
 
 class RequestSchema(serializers.Serializer):
@@ -413,6 +484,7 @@ class RequestSchema(serializers.Serializer):
     s_noise = serializers.FloatField(required=False, default=1)
     sd_model_checkpoint = serializers.CharField(required=False)
     override_settings = OptionsSchema(required=False)
+    control = ControlUnitSchema(many=True, required=False)
 
 
 class NewJobSchema(serializers.Serializer):
