@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from django.db import models
 
+from fleet.lanes import Lane as Lane  # prices differ by lane, so it is at home further left
+
 
 class JobKind(models.TextChoices):
     TXT2IMG = "txt2img"
@@ -31,14 +33,6 @@ class ImageState(models.TextChoices):
     DELIVERED = "delivered"
     FAILED = "failed"
     CANCELLED = "cancelled"
-
-
-class Lane(models.IntegerChoices):
-    """Smaller goes first."""
-
-    INTERACTIVE = 0
-    STANDARD = 1
-    BACKGROUND = 2
 
 
 class AttemptOutcome(models.TextChoices):

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 from rest_framework import serializers
 
+from billing.errors import budget_members
+from billing.estimates import Estimate
+from billing.holds import Free
+from billing.models import BudgetScope, Measure
 from common.errors import FieldError, InvalidRequestError
 from gpuworker.contract import SETTINGS
 from gpuworker.contract.samplers import SCHEDULES, UnknownSamplerError, resolve_sampler
@@ -294,6 +299,38 @@ def event_json(event: JobEvent) -> dict[str, Any]:
     }
 
 
+def estimate_json(estimate: Estimate, budgets: Sequence[Free]) -> dict[str, Any]:
+    """``fits`` says whether every budget would take the hold now."""
+    price = estimate.price
+    frees = [budget.free for budget in budgets if budget.free is not None]
+    return {
+        "images": estimate.images,
+        "currency": price.currency,
+        "rate_card": price.rate_card_name,
+        "likely": money_text(estimate.likely),
+        "most": money_text(estimate.most),
+        "likely_gpu_seconds": seconds(estimate.images * estimate.p50_us),
+        "measured": estimate.measured,
+        "fits": all(free >= estimate.most for free in frees),
+        "free": money_text(min(frees, default=None)),
+        "budgets": [
+            {
+                **budget_members(row.account.budget),
+                "period": row.account.period,
+                "limit": money_text(row.most),
+                "spent": money_text(row.account.spent),
+                "held": money_text(row.account.held),
+                "free": money_text(row.free),
+            }
+            for row in budgets
+        ],
+    }
+
+
+def money_text(amount: Decimal | None) -> str | None:
+    return None if amount is None else f"{amount:.6f}"
+
+
 def usage_json(row: dict[str, Any]) -> dict[str, Any]:
     """A report row with GPU time in seconds and money as text."""
     shown = {name: value for name, value in row.items() if name != "gpu_us"}
@@ -419,6 +456,30 @@ class NewJobSchema(serializers.Serializer):
     priority = serializers.IntegerField(required=False, default=0, min_value=-100, max_value=100)
 
 
+class BudgetLeftSchema(serializers.Serializer):
+    id = serializers.IntegerField()
+    name = serializers.CharField()
+    scope = serializers.ChoiceField(BudgetScope.values)
+    period = serializers.CharField(help_text="YYYY-MM, or total.")
+    limit = serializers.CharField(allow_null=True, help_text="Null for a budget that only warns.")
+    spent = serializers.CharField()
+    held = serializers.CharField()
+    free = serializers.CharField(allow_null=True)
+
+
+class EstimateSchema(serializers.Serializer):
+    images = serializers.IntegerField()
+    currency = serializers.CharField()
+    rate_card = serializers.CharField()
+    likely = serializers.CharField(help_text="What half of such jobs cost at most.")
+    most = serializers.CharField(help_text="What is held, and the most that is charged.")
+    likely_gpu_seconds = serializers.FloatField()
+    measured = serializers.BooleanField(help_text="False where nothing alike was rendered before.")
+    fits = serializers.BooleanField(help_text="Whether every budget would take the hold now.")
+    free = serializers.CharField(allow_null=True, help_text="Of the tightest budget; null where none blocks.")
+    budgets = BudgetLeftSchema(many=True)
+
+
 class GridSchema(serializers.Serializer):
     url = serializers.URLField()
     images = serializers.IntegerField()
@@ -445,6 +506,31 @@ class ProblemSchema(serializers.Serializer):
     code = serializers.CharField()
     detail = serializers.CharField()
     errors = ProblemItemSchema(many=True, required=False)
+
+
+class BudgetNameSchema(serializers.Serializer):
+    id = serializers.IntegerField()
+    name = serializers.CharField()
+    scope = serializers.ChoiceField(BudgetScope.values)
+
+
+class BudgetProblemSchema(ProblemSchema):
+    budget = BudgetNameSchema()
+    period = serializers.CharField()
+    currency = serializers.CharField()
+    limit = serializers.CharField()
+    spent = serializers.CharField()
+    held = serializers.CharField()
+    asked = serializers.CharField()
+
+
+class QuotaProblemSchema(ProblemSchema):
+    quota = serializers.ChoiceField(Measure.values)
+    whose = serializers.ChoiceField(("token", "member", "team", "organisation"))
+    limit = serializers.IntegerField()
+    used = serializers.IntegerField()
+    asked = serializers.IntegerField()
+    resets_at = serializers.DateTimeField(allow_null=True)
 
 
 def page_of(name: str, row: type[serializers.Serializer]) -> serializers.Serializer:

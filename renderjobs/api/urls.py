@@ -8,6 +8,7 @@ from renderjobs.api import views
 
 urlpatterns = [
     path("jobs", views.JobsView.as_view()),
+    path("jobs/estimate", views.EstimateView.as_view()),
     path("jobs/<str:job_id>", views.JobView.as_view()),
     path("jobs/<str:job_id>/images", views.JobImagesView.as_view()),
     path("jobs/<str:job_id>/events", views.JobEventsView.as_view()),

@@ -26,9 +26,11 @@ from renderjobs.grids import grid_ensure, grid_size
 from renderjobs.models import IdempotencyRecord, RenderJob
 from renderjobs.models.jobs import Source
 from renderjobs.selectors import events_of, images_of, job_get, job_progress, jobs_of, jobs_progress, with_tag
-from renderjobs.submission import job_cancel, job_submit
+from renderjobs.submission import job_cancel, job_estimate, job_submit
 
 PROBLEM = OpenApiResponse(wire.ProblemSchema, description="problem+json")
+BUDGET_PROBLEM = OpenApiResponse(wire.BudgetProblemSchema, description="problem+json")
+QUOTA_PROBLEM = OpenApiResponse(wire.QuotaProblemSchema, description="problem+json; with Retry-After where it is known")
 PROBLEMS = dict.fromkeys((401, 403, 404), PROBLEM)
 PAGE_SIZE, MAX_PAGE_SIZE = 100, 1000
 MAX_KEY_LENGTH = 255
@@ -39,7 +41,13 @@ class JobsView(APIView):
         operation_id="jobs_submit",
         request=wire.NewJobSchema,
         parameters=[OpenApiParameter("Idempotency-Key", str, OpenApiParameter.HEADER)],
-        responses={201: wire.JobSchema, **dict.fromkeys((400, 409, 413, 415, 422, 503), PROBLEM), **PROBLEMS},
+        responses={
+            201: wire.JobSchema,
+            402: BUDGET_PROBLEM,
+            429: QUOTA_PROBLEM,
+            **dict.fromkeys((400, 409, 413, 415, 422, 503), PROBLEM),
+            **PROBLEMS,
+        },
     )
     def post(self, request: Request) -> Response:
         """Accept a job. The same Idempotency-Key and body get the same answer for seven days."""
@@ -77,6 +85,24 @@ class JobsView(APIView):
         rows = [wire.job_json(job, progress[job.pk], base=base_of(request)) for job in jobs[:limit]]
         following = next_page(request, before=rows[-1]["id"]) if len(jobs) > limit else None
         return Response({"results": rows, "next": following})
+
+
+class EstimateView(APIView):
+    @extend_schema(
+        operation_id="jobs_estimate",
+        request=wire.NewJobSchema,
+        responses={200: wire.EstimateSchema, **dict.fromkeys((400, 409, 413, 415, 422, 503), PROBLEM), **PROBLEMS},
+    )
+    def post(self, request: Request) -> Response:
+        """What a job would cost and what its budgets have left: the checks of a submission, and nothing is stored."""
+        caller = caller_with(request, Scope.JOBS_WRITE)
+        fields = wire.job_body(request.data)
+        wanted = {name: fields[name] for name in ("request", "lane", "project", "tags")}
+        try:
+            estimate, budgets = job_estimate(caller=caller, **wanted)
+        except InvalidRequestError as error:
+            raise wire.as_written(error, request.data) from error
+        return Response(wire.estimate_json(estimate, budgets))
 
 
 class JobView(APIView):

@@ -19,7 +19,7 @@ from billing.pricing import amount_for
 from billing.ratecards import price_in_force, rate_card_publish
 from common.errors import UnavailableError
 from fleet.models import Pool
-from tests.factories import a_caller, a_job, a_pool, a_rate_card
+from tests.factories import a_caller, a_card_of, a_job, a_pool, a_rate_card
 from tests.renderjobs.test_delivery import begun, deliver
 
 pytestmark = pytest.mark.django_db
@@ -79,7 +79,7 @@ def test_m6_the_newest_card_that_is_valid_is_in_force():
 
 def test_a_pools_own_price_goes_before_the_cards_general_one():
     pool, other = a_pool(), a_pool("other")
-    RatePrice.objects.create(card=a_rate_card(Decimal("1")), pool=pool, per_gpu_second=Decimal("9"))
+    a_card_of(RatePrice(per_gpu_second=Decimal("1")), RatePrice(pool=pool, per_gpu_second=Decimal("9")))
     assert price_in_force(pool_id=pool.pk).per_gpu_second == 9
     assert price_in_force(pool_id=other.pk).per_gpu_second == 1
 
