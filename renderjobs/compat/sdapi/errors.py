@@ -59,7 +59,8 @@ def answer_of(error: Exception) -> HttpResponse:
             return four_keys(error.status, error.error, errors=error.detail)
         case PlatformError():
             response = four_keys(error.status, "HTTPException", detail=error.message)
-            response.headers.update(error.headers())
+            for name, value in error.headers().items():
+                response[name] = value
             return response
         case RequestDataTooBig():
             return four_keys(413, "HTTPException", detail="The request body is too large.")
