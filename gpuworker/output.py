@@ -7,7 +7,7 @@ import hashlib
 from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
 
-from gpuworker.contract import ExtrasRecipe, Picture, Recipe, Rendered
+from gpuworker.contract import DetectRecipe, ExtrasRecipe, Picture, Recipe, Rendered
 from gpuworker.contract.extras import extras_text
 from gpuworker.encoding import Encoded, encoded
 from renderjobs.claims import ClaimedImage
@@ -45,6 +45,8 @@ def texts_of(image: ClaimedImage) -> dict[str, str]:
         case ExtrasRecipe():
             text = extras_text(image.recipe)
             return {"postprocessing": text} if text else {}
+        case DetectRecipe():
+            return {}
 
 
 def key_stem(image: ClaimedImage) -> str:

@@ -11,6 +11,7 @@ class JobKind(models.TextChoices):
     TXT2IMG = "txt2img"
     IMG2IMG = "img2img"
     EXTRAS = "extras"
+    DETECT = "detect"
 
 
 class JobState(models.TextChoices):

@@ -8,12 +8,12 @@ from dataclasses import replace
 from random import Random
 from typing import Any
 
-from gpuworker.contract import AnyRecipe, ExtrasRecipe, Recipe
+from gpuworker.contract import AnyRecipe, DetectRecipe, ExtrasRecipe, Recipe
 from renderjobs.request import RenderRequest
 
 A1111_RANDOM_SEED_MAX = 4294967293
 """A1111 draws random seeds from 0 to this number (modules/processing.py, ``get_fixed_seed``)."""
-KINDS: dict[str, type[Any]] = {kind.kind: kind for kind in (Recipe, ExtrasRecipe)}
+KINDS: dict[str, type[Any]] = {kind.kind: kind for kind in (Recipe, ExtrasRecipe, DetectRecipe)}
 
 
 def seeds_of(request: RenderRequest, random: Random) -> list[tuple[int, int]]:
@@ -45,6 +45,8 @@ def recipe_of(shared: AnyRecipe, request: RenderRequest, *, index: int, seed: in
             return replace(_with_own_picture(shared, request, index), seed=seed, subseed=subseed)
         case ExtrasRecipe():
             return replace(shared, picture=(shared.picture, *request.more_pictures)[index])
+        case DetectRecipe():
+            return request.detect[index]
 
 
 def _with_own_picture(shared: Recipe, request: RenderRequest, index: int) -> Recipe:

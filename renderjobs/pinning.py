@@ -15,11 +15,13 @@ from assets.selectors import (
     asset_find_loosely,
     checkpoint_default,
     checkpoint_find,
+    control_find,
     newest_of,
 )
 from common.errors import FieldError, InvalidRequestError
 from gpuworker.contract import (
     AnyRecipe,
+    ControlUnit,
     EmbeddingUse,
     ExtrasRecipe,
     Hires,
@@ -29,6 +31,8 @@ from gpuworker.contract import (
     Refiner,
     Weights,
 )
+from gpuworker.contract.control_modules import MODULES
+from gpuworker.contract.control_modules import NONE as NO_MODEL
 from gpuworker.contract.prompts import NetworkTag, embedding_names_in, network_tags
 from gpuworker.contract.recipe import LATENT_MODES
 from renderjobs.request import RenderRequest
@@ -36,6 +40,7 @@ from renderjobs.request import RenderRequest
 BUILT_IN_UPSCALERS = ("None", "Lanczos", "Nearest")
 ENCODERS = {"sdxl": 2}
 """Text encoders of a family, where it has not one."""
+MODEL_FREE = frozenset(module.name for module in MODULES if module.model_free)
 NETWORK_KINDS = {"lora": AssetKind.LORA, "hypernet": AssetKind.HYPERNETWORK}
 
 
@@ -81,6 +86,8 @@ class _Pinning:
     def of(self, request: RenderRequest) -> Pinned:
         if request.extras:
             return Pinned(self._extras(request.extras), None, self.assets, self.warnings)
+        if request.detect:
+            return Pinned(request.detect[0], None, self.assets, self.warnings)
         checkpoint = self._checkpoint(request)
         hires = request.hires and self._hires(request.hires, request)
         prompts = " ".join(
@@ -99,6 +106,8 @@ class _Pinning:
             refiner=request.refiner and self._refiner(request.refiner),
             hires=hires,
             img2img=self._img2img(request) if request.img2img else None,
+            notes=tuple(request.notes.items()),
+            control=tuple(self._control(index, unit) for index, unit in enumerate(request.control)),
         )
         return Pinned(recipe, checkpoint, self.assets, self.warnings)
 
@@ -193,6 +202,18 @@ class _Pinning:
         name = request.settings.upscaler_for_img2img
         known = name not in BUILT_IN_UPSCALERS and asset_find(self.caller, AssetKind.UPSCALER, name)
         return replace(request.img2img[0], upscaler=self._used(known) if known else None)
+
+    def _control(self, index: int, asked: ControlUnit) -> ControlUnit:
+        """QUIRK(sd-webui-controlnet 1.1.455): an unknown network is no error; the image is drawn without control."""
+        if asked.model == NO_MODEL or asked.module in MODEL_FREE:
+            return asked
+        asset = control_find(self.caller, asked.model)
+        if asset is None:
+            self.warnings.append(
+                f"ControlNet {asked.model!r} of unit {index} is unknown; the picture is drawn without control."
+            )
+            return asked
+        return replace(asked, weights=self._used(asset))
 
     def _extras(self, asked: ExtrasRecipe) -> ExtrasRecipe:
         return replace(

@@ -18,6 +18,8 @@ from django.conf import settings
 from common.errors import FieldError, InvalidRequestError
 from gpuworker.contract import (
     SETTINGS,
+    ControlUnit,
+    DetectRecipe,
     ExtrasRecipe,
     Hires,
     Img2Img,
@@ -28,12 +30,16 @@ from gpuworker.contract import (
     SoftInpainting,
     Weights,
 )
+from gpuworker.contract.control_modules import AVAILABLE, BY_NAME
 from gpuworker.contract.extras import extras_size
-from gpuworker.contract.recipe import from_plain, hires_canvas, hires_size
+from gpuworker.contract.recipe import from_plain, hires_canvas, hires_size, map_size
 from gpuworker.contract.samplers import SAMPLERS, SCHEDULES
 from renderjobs.choices import JobKind
 
 EMPHASIS_MODES = ("Original", "No norm", "Ignore", "None")
+MOST_UNITS = 10
+"""Of ControlNet; A1111 lets an installation have as many."""
+MOST_RESIDUALS = 13
 SEED_RANGE = (-(2**63), 2**63 - 1)
 
 
@@ -85,17 +91,22 @@ class RenderRequest:
     hires: Hires | None = None
     img2img: tuple[Img2Img, ...] = ()
     """One per picture sent; images take them in turn."""
+    control: tuple[ControlUnit, ...] = ()
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    """Infotext parameters of a script that made this request; no caller sends them."""
     settings: Settings = field(default_factory=Settings)
     extras: ExtrasRecipe | None = None
     """Of a job that enlarges; one image per picture."""
     more_pictures: tuple[InputPicture, ...] = ()
     """Of a job that enlarges: what follows the picture of ``extras``."""
+    detect: tuple[DetectRecipe, ...] = ()
+    """Of a job that makes control maps: one per picture."""
 
     @property
     def images_total(self) -> int:
         if self.extras:
             return 1 + len(self.more_pictures)
-        return self.n_iter * self.batch_size
+        return len(self.detect) or self.n_iter * self.batch_size
 
     @property
     def canvas(self) -> tuple[int, int]:
@@ -105,6 +116,9 @@ class RenderRequest:
             return max(size[0] for size in sizes), max(size[1] for size in sizes)
         if self.extras:
             return extras_size(self.extras, *(picture for picture in self.inputs()))
+        if self.detect:
+            maps = [map_size(recipe) for recipe in self.detect]
+            return max(width for width, _ in maps), max(height for _, height in maps)
         return self.width, self.height
 
     def inputs(self) -> Iterator[InputPicture]:
@@ -112,7 +126,11 @@ class RenderRequest:
         for given in self.img2img:
             yield given.picture
             if given.inpaint:
-                yield given.inpaint.mask
+                yield from given.inpaint.inputs()
+        for unit in self.control:
+            yield from unit.inputs()
+        for recipe in self.detect:
+            yield from recipe.inputs()
         yield from self.extras.inputs() if self.extras else ()
         yield from self.more_pictures
 
@@ -161,12 +179,16 @@ class RenderRequest:
         return request
 
 
+ENLARGING = {"hires": "hires.scale", "extras": "extras.upscaling_resize", "detect": "detect.processor_res"}
+"""Group → the field that decides how large the picture gets."""
+
+
 def cross_checks(request: RenderRequest, names: Mapping[str, str]) -> list[FieldError]:
     """What no single field shows."""
     errors = []
     width, height = request.canvas
     if width * height > settings.MAX_PIXELS:
-        enlarged = "hires.scale" if request.hires else "extras.upscaling_resize" if request.extras else "width"
+        enlarged = next((field for kind, field in ENLARGING.items() if getattr(request, kind)), "width")
         message = f"A picture of {width} x {height} pixels exceeds the limit of {settings.MAX_PIXELS}."
         errors.append(FieldError(names.get(enlarged, enlarged.rpartition(".")[2]), message, width))
     if request.hires and min(width, height) < settings.MIN_SIDE_PX:
@@ -225,6 +247,17 @@ def real(minimum: float, maximum: float) -> Any:
         return float(value)
 
     return check
+
+
+def number(minimum: float, maximum: float) -> Any:
+    """As ``real``; a whole number stays one, as infotexts show it."""
+    check = real(minimum, maximum)
+
+    def checked(value: Any) -> float:
+        check(value)
+        return value  # type: ignore[no-any-return]
+
+    return checked
 
 
 def a_boolean(value: Any) -> bool:
@@ -350,6 +383,7 @@ SOFT_CHECKS = {
 }  # fmt: skip
 INPAINT_CHECKS = {
     "mask": an_input,
+    "latent_mask": an_input,
     "blur_x": whole(0, 256),
     "blur_y": whole(0, 256),
     "round": a_boolean,
@@ -388,6 +422,28 @@ EXTRAS_CHECKS = {
     "gfpgan_visibility": real(0, 1),
     "codeformer_visibility": real(0, 1),
     "codeformer_weight": real(0, 1),
+}
+CONTROL_CHECKS = {
+    "module": one_of(tuple(sorted(name for name, module in BY_NAME.items() if module.name in AVAILABLE))),
+    "model": a_text,
+    "picture": an_input,
+    "mask": an_input,
+    "effective_region_mask": an_input,
+    "weight": real(0, 2),
+    "processor_res": number(0, 2048),
+    "threshold_a": number(0, 360),
+    "threshold_b": number(0, 360),
+    "guidance_start": real(0, 1),
+    "guidance_end": real(0, 1),
+    "advanced_weighting": several(real(-100, 100), MOST_RESIDUALS),
+}
+DETECT_CHECKS = {
+    "picture": an_input,
+    "mask": an_input,
+    "module": one_of(tuple(sorted(AVAILABLE))),
+    "processor_res": number(0, 2048),
+    "threshold_a": number(0, 360),
+    "threshold_b": number(0, 360),
 }
 CHECKS: dict[str, Any] = {
     "kind": one_of(tuple(JobKind.values)),
@@ -428,6 +484,9 @@ CHECKS: dict[str, Any] = {
     "img2img": several(group(Img2Img, IMG2IMG_CHECKS), settings.MAX_BATCH_SIZE),
     "settings": group(Settings, SETTING_CHECKS),
     "extras": group(ExtrasRecipe, EXTRAS_CHECKS),
+    "notes": dict,
+    "control": several(group(ControlUnit, CONTROL_CHECKS), MOST_UNITS),
+    "detect": several(group(DetectRecipe, DETECT_CHECKS), settings.MAX_BATCH_SIZE),
     "more_pictures": several(an_input, settings.MAX_BATCH_SIZE),
 }
 assert set(CHECKS) == {field.name for field in fields(RenderRequest)}

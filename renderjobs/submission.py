@@ -38,6 +38,7 @@ from renderjobs.models import (
     InputFile,
     RenderImage,
     RenderJob,
+    ScriptCall,
     TemplateVersion,
 )
 from renderjobs.pinning import Pinned, pinned
@@ -93,6 +94,7 @@ def job_submit(
     template_version: TemplateVersion | None = None,
     schedule: BatchSchedule | None = None,
     scheduled_for: datetime | None = None,
+    script: tuple[ScriptCall, int] | None = None,
     uploads: Sequence[Upload] = (),
 ) -> Submitted:
     """Accept a job: the job, its images and the idempotency record in one transaction, the wake-up after it.
@@ -100,6 +102,7 @@ def job_submit(
     Args:
         body: What the caller sent, compared when ``idempotency_key`` comes again. A repeated ``task_id`` names the job it
             named before, whatever else is sent: clients repeat a call by it alone.
+        script: The call the job is a part of, and its number there.
         uploads: The pictures the request names; those that are stored already cost nothing.
     Raises:
         InvalidRequestError: Checkpoint, project or tags cannot be used; nothing is stored.
@@ -116,6 +119,7 @@ def job_submit(
     job, pins = accepted.job, accepted.pins
     job.priority, job.task_id = priority, task_id
     job.template_version, job.schedule, job.scheduled_for = template_version, schedule, scheduled_for
+    job.script_call, job.script_cell = script or (None, None)
     pattern = _image_pattern(job, pins.recipe)
     seeds = seeds_of(request, random.SystemRandom())
     input_store(team=caller.team, uploads=uploads)

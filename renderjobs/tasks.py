@@ -7,6 +7,7 @@ from celery import shared_task
 from fleet.models import Pool
 from renderjobs.choices import ImageState
 from renderjobs.claims import leases_expire
+from renderjobs.compat.sdapi.script_calls import script_advance, scripts_to_advance
 from renderjobs.dispatch import wake
 from renderjobs.models import RenderImage
 from renderjobs.schedules import database_now, schedule_run
@@ -29,3 +30,10 @@ def wake_pools() -> None:
 def submit_schedule(schedule_id: int) -> None:
     """Sent by beat. A message that comes late or twice makes one job per planned minute."""
     schedule_run(schedule_id=schedule_id, due=database_now())
+
+
+@shared_task(name="renderjobs.advance_scripts")
+def advance_scripts() -> None:
+    """Go on with scripts whose client has left."""
+    for call_id in scripts_to_advance():
+        script_advance(call_id)

@@ -12,8 +12,9 @@ MOST_STRENGTH = 0.999
 
 
 def pixel_steps(request: RenderRequest) -> int:
-    """Of one image: its first pass and, where it has one, the second; an enlargement is one step over what comes out."""
-    if request.extras:
+    """Of one image: its first pass and, where it has one, the second; an enlargement or a control map is one step over what
+    comes out."""
+    if request.extras or request.detect:
         width, height = request.canvas
         return width * height
     first = request.width * request.height * (partial(request, request.steps) if request.img2img else request.steps)

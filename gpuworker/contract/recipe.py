@@ -135,6 +135,11 @@ class Inpaint:
     padding: int = 0
     invert: bool = False
     soft: SoftInpainting | None = None
+    latent_mask: InputPicture | None = None
+    """What is drawn anew, where that is less than ``mask``, which then says only what is laid over the result."""
+
+    def inputs(self) -> Iterator[InputPicture]:
+        yield from (picture for picture in (self.mask, self.latent_mask) if picture)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,9 +160,11 @@ class ControlUnit:
     """One unit of ControlNet that takes part; field names and words are those of sd-webui-controlnet 1.1.455."""
 
     module: str = "none"
-    """What makes the map of the picture; its plain name, never its label."""
+    """What makes the map of the picture: a name or label of ``control_modules``, as infotexts show it."""
+    model: str = "None"
+    """The network as the caller wrote it, which is how infotexts show it."""
     weights: Weights | None = None
-    """None for modules that need no network (``reference_only`` …)."""
+    """None where that is not known, and for modules that need no network (``reference_only`` …)."""
     picture: InputPicture | None = None
     """None takes the picture of img2img."""
     mask: InputPicture | None = None
@@ -167,10 +174,10 @@ class ControlUnit:
     weight: float = 1.0
     resize_mode: str = "Crop and Resize"
     """``Just Resize``, ``Crop and Resize`` or ``Resize and Fill``."""
-    processor_res: int = 512
-    """Short side in pixels that the module works at."""
-    threshold_a: float = 0.0
-    threshold_b: float = 0.0
+    processor_res: float = 512
+    """Short side in pixels that the module works at; its default where it takes none."""
+    threshold_a: float = 0.5
+    threshold_b: float = 0.5
     guidance_start: float = 0.0
     """Share of the steps, both ends included."""
     guidance_end: float = 1.0
@@ -185,6 +192,9 @@ class ControlUnit:
     advanced_weighting: tuple[float, ...] | None = None
     """A factor per residual; None follows ``control_mode``."""
     save_detected_map: bool = True
+
+    def inputs(self) -> Iterator[InputPicture]:
+        yield from (picture for picture in (self.picture, self.mask, self.effective_region_mask) if picture)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,6 +243,8 @@ class Recipe:
     hires: Hires | None = None
     img2img: Img2Img | None = None
     control: tuple[ControlUnit, ...] = ()
+    notes: tuple[tuple[str, Any], ...] = ()
+    """Infotext parameters of a script that asked for this picture."""
     exact: bool = False
     """Whatever is denoised beside it, the picture is the same to the last bit (on one device and build)."""
     settings: Settings = field(default_factory=Settings)
@@ -277,9 +289,9 @@ class Recipe:
         if self.img2img:
             yield self.img2img.picture
             if self.img2img.inpaint:
-                yield self.img2img.inpaint.mask
+                yield from self.img2img.inpaint.inputs()
         for unit in self.control:
-            yield from (picture for picture in (unit.picture, unit.mask, unit.effective_region_mask) if picture)
+            yield from unit.inputs()
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "settings": self.settings.to_json()}
@@ -338,9 +350,9 @@ class DetectRecipe:
     picture: InputPicture
     mask: InputPicture | None = None
     module: str = "none"
-    processor_res: int = 512
-    threshold_a: float = 0.0
-    threshold_b: float = 0.0
+    processor_res: float = 512
+    threshold_a: float = 0.5
+    threshold_b: float = 0.5
 
     kind: ClassVar[str] = "detect"
 
@@ -368,7 +380,7 @@ AnyRecipe = Recipe | ExtrasRecipe | DetectRecipe
 OWN_FIELDS = frozenset(
     {
         "prompt", "negative_prompt", "seed", "subseed", "subseed_strength", "seed_resize_from_w", "seed_resize_from_h",
-        "cfg_scale", "ensd", "embeddings", "hires", "img2img", "control",
+        "cfg_scale", "ensd", "embeddings", "hires", "img2img", "control", "notes",
     }
 )  # fmt: skip
 """What may differ between the images of one pass; of ``hires``, ``img2img`` and ``control`` a part."""
@@ -376,8 +388,9 @@ _NESTED: dict[str, Any] = {
     "checkpoint": Weights, "vae": Weights, "weights": Weights, "upscaler_weights": Weights,
     "upscaler_1_weights": Weights, "upscaler_2_weights": Weights, "networks": (NetworkUse,), "embeddings": (EmbeddingUse,),
     "refiner": Refiner, "hires": Hires, "img2img": Img2Img, "inpaint": Inpaint, "soft": SoftInpainting,
-    "settings": Settings, "picture": InputPicture, "mask": InputPicture, "effective_region_mask": InputPicture,
-    "control": (ControlUnit,),
+    "settings": Settings, "picture": InputPicture, "mask": InputPicture, "latent_mask": InputPicture,
+    "effective_region_mask": InputPicture,
+    "control": (ControlUnit,), "more_pictures": (InputPicture,), "extras": ExtrasRecipe, "detect": (DetectRecipe,),
 }  # fmt: skip
 """Field → class of its value, or a tuple of one class for a tuple of such values."""
 
@@ -392,11 +405,17 @@ def _value(cls: type[Any], name: str, value: Any) -> Any:
     if isinstance(value, list | tuple):
         kind = _NESTED.get(name)
         kind = kind[0] if isinstance(kind, tuple) else kind
-        return tuple(from_plain(kind, item) if kind else item for item in value)
+        return tuple(from_plain(kind, item) if kind else _frozen(item) for item in value)
     if isinstance(value, Mapping):
+        if name == "notes":
+            return dict(value)
         # The upscaler of an img2img is weights, the upscaler of a hires pass a name.
         return from_plain(Weights if name == "upscaler" else _NESTED[name], value)
     return value
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
 
 
 def _key(kind: str, shared: Any) -> str:
@@ -413,7 +432,10 @@ def _img2img_key(plain: Mapping[str, Any]) -> Any:
     given = plain["img2img"]
     if not given:
         return None
-    inpaint = given["inpaint"] and {**given["inpaint"], "mask": _size(given["inpaint"]["mask"])}
+    inpaint = given["inpaint"]
+    if inpaint:
+        latent_mask = inpaint["latent_mask"] and _size(inpaint["latent_mask"])
+        inpaint = {**inpaint, "mask": _size(inpaint["mask"]), "latent_mask": latent_mask}
     return {**given, "picture": _size(given["picture"]), "inpaint": inpaint}
 
 
@@ -428,6 +450,13 @@ def _size(picture: Mapping[str, Any]) -> list[int]:
 def floored(pixels: float) -> int:
     """The side a picture really gets: a multiple of ``LATENT_FACTOR``."""
     return math.floor(pixels) // LATENT_FACTOR * LATENT_FACTOR
+
+
+def map_size(recipe: DetectRecipe) -> tuple[int, int]:
+    """The largest a control map may become: its picture with the short side at the module's resolution; pixels."""
+    width, height = recipe.picture.width, recipe.picture.height
+    factor = max(1.0, recipe.processor_res / min(width, height))
+    return round(width * factor), round(height * factor)
 
 
 def hires_size(width: int, height: int, hires: Hires) -> tuple[int, int]:

@@ -15,11 +15,13 @@ from math import inf
 import numpy as np
 import torch
 
-from gpuworker.contract import Attachment, Img2Img, NetworkUse, Picture, Recipe, RenderSpec, Weights
+from gpuworker.contract import Attachment, ControlUnit, Img2Img, NetworkUse, Picture, Recipe, RenderSpec, Weights
 from gpuworker.contract.prompts import strip_network_tags
 from gpuworker.contract.recipe import LATENT_FACTOR
 from gpuworker.engine.errors import InvalidPictureError
 from gpuworker.engine.execution_plan import ExecutionPlan, PassPlan
+from gpuworker.engine.images.controlnet.hints import unit_of_pass
+from gpuworker.engine.images.controlnet.units import NoControlError, PreparedUnit, finished_by, prepare_unit, region_of
 from gpuworker.engine.images.init import ORIGINAL, Prepared, prepare
 from gpuworker.engine.images.latents import EDITING_CHANNELS, PictureEncoder, concat_without_picture, given_latents
 from gpuworker.engine.images.resize import Scale, lanczos
@@ -33,16 +35,19 @@ from gpuworker.engine.images.upscale import (
     upscale_latents,
     upscaler_of,
 )
-from gpuworker.engine.images.vae import encoded, pixels_of, previews
+from gpuworker.engine.images.vae import Finish, encoded, pixels_of, previews
+from gpuworker.engine.models.controlnets import ControlNetwork
 from gpuworker.engine.models.loader import Checkpoint
 from gpuworker.engine.models.shelf import LoadedCheckpoint, ModelShelf
 from gpuworker.engine.models.tiling import tiled
 from gpuworker.engine.models.token_merging import token_merging
 from gpuworker.engine.prompts.embeddings import Embedding
 from gpuworker.engine.prompts.encoder import Conditioning, PromptEncoder, PromptRequest
+from gpuworker.engine.sampling.control import ControlledUNet, PassControl, UnitOfPass, pass_control
 from gpuworker.engine.sampling.denoise import Watch, denoise
 from gpuworker.engine.sampling.guidance import (
     Blend,
+    Denoiser,
     GuidedDenoiser,
     LcmPrediction,
     Network,
@@ -97,6 +102,9 @@ class Drawing:
         """Of img2img: what became of each input picture."""
         self._distances: dict[int, np.ndarray] = {}
         """Of soft inpainting: how far each latent moved."""
+        self._ready_units: dict[tuple[ControlUnit, Img2Img | None, int], PreparedUnit] = {}
+        self._units: dict[int, list[PreparedUnit]] = {}
+        """Of control: what each unit shows; images whose units cannot be used have none."""
         self._warnings: dict[int, list[str]] = {}
 
     def load(self) -> None:
@@ -105,6 +113,8 @@ class Drawing:
         for position, recipe in enumerate(self.recipes):
             if recipe.img2img:
                 self._prepare(position, recipe, recipe.img2img)
+            if recipe.control and position not in self.failures:
+                self._prepare_units(position, recipe)
 
     def _prepare(self, position: int, recipe: Recipe, given: Img2Img) -> None:
         try:
@@ -122,6 +132,44 @@ class Drawing:
             return
         ready = self._prepared[position] = self._ready[given]
         self.warn([position], ready.warnings)
+
+    def _prepare_units(self, position: int, recipe: Recipe) -> None:
+        try:
+            self._units[position] = [
+                self._prepared_unit(unit, recipe.img2img, map_seed(recipe) if unit.module == "shuffle" else 0)
+                for unit in recipe.control
+            ]
+        except NoControlError as error:
+            self.drop_control([position], str(error))
+        except InvalidPictureError as error:
+            self.failures[position] = error
+
+    def _prepared_unit(self, unit: ControlUnit, img2img: Img2Img | None, seed: int) -> PreparedUnit:
+        """Images of one job mostly show the same."""
+        key = unit, img2img, seed
+        if key not in self._ready_units:
+            self._ready_units[key] = prepare_unit(
+                unit,
+                path_of=self.spec.path_of,
+                img2img=img2img,
+                canvas=self.plan.first.canvas,
+                hires_canvas=self.plan.second.canvas if self.plan.second else None,
+                seed=seed,
+            )
+        return self._ready_units[key]
+
+    def units(self, group: Sequence[int], index: int) -> list[PreparedUnit]:
+        """What one unit shows for each image of a group; empty where control was dropped."""
+        return [self._units[position][index] for position in group if position in self._units]
+
+    def drop_control(self, group: Sequence[int], reason: str) -> None:
+        for position in group:
+            self._units.pop(position, None)
+        self.warn(group, [reason])
+
+    def finish_of(self, position: int) -> Finish | None:
+        """What control units do to the decoded picture."""
+        return partial(finished_by, units) if (units := self._units.get(position)) else None
 
     def _img2img_scale(self, recipe: Recipe, given: Img2Img) -> Scale:
         """How an input picture that is too small is enlarged."""
@@ -222,10 +270,20 @@ class Drawing:
 
     def finished(self, position: int, pixels: np.ndarray) -> tuple[Picture, list[Attachment]]:
         """What a decoded picture becomes: uint8, shape (height, width, 3)."""
+        maps = [one for unit in self._units.get(position, ()) for one in unit.attachments()]
         if position in self._prepared:
-            return self._prepared[position].finish(pixels, self._distances.get(position))
+            picture, attachments = self._prepared[position].finish(pixels, self._distances.get(position))
+            return picture, [*attachments, *maps]
         height, width, _ = pixels.shape
-        return Picture(width, height, pixels.tobytes()), []
+        return Picture(width, height, pixels.tobytes()), maps
+
+
+def map_seed(recipe: Recipe) -> int:
+    """Of control modules that draw.
+
+    QUIRK(sd-webui-controlnet 1.1.455): the sum of both seeds, of which an unnamed variation's is the image's own.
+    """
+    return (recipe.seed + (recipe.subseed if recipe.subseed_strength else recipe.seed)) & 0xFFFFFFFF
 
 
 def cropped(latents: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -267,6 +325,9 @@ class _Pass:
         self._open = ExitStack()
         self._concat: torch.Tensor | None = None
         self._blend: Blend | None = None
+        self._control: PassControl | None = None
+        self._controlled: LoadedCheckpoint | None = None
+        """What the control was made for: a refiner takes over without it."""
 
     def _range(self) -> Range:
         checkpoint = self.loaded.checkpoint
@@ -343,6 +404,7 @@ class _Pass:
     def _run(self, start: Start, noise: PassNoise) -> _Finished | None:
         with self._open:
             self._install(self.loaded)
+            self._begin_control()
             guided = GuidedDenoiser(
                 self._network(self.loaded), self._conditionings(), self._steering(start), self._refiner_switch()
             )
@@ -357,6 +419,40 @@ class _Pass:
             if latents is not None and self._blend:
                 latents = self._blend(latents, None)
         return None if latents is None else _Finished(latents, self.loaded.checkpoint)
+
+    def _begin_control(self) -> None:
+        """Read every unit's map and keep it for the pass."""
+        checkpoint = self._controlled = self.loaded
+        generators = [torch.Generator("cpu").manual_seed(recipe.seed) for recipe in self.recipes]
+        try:
+            networks = [self._control_network(unit) for unit in self.recipe.control]
+            units = [self._unit_of_pass(index, one, generators) for index, one in enumerate(networks)]
+        except NoControlError as error:
+            self.drawing.drop_control(self.group, str(error))
+            units = []
+        alphas = alphas_for(checkpoint.checkpoint.alphas_cumprod, self.recipe.settings)
+        control = pass_control([unit for unit in units if unit], alphas, generators, checkpoint.checkpoint.unet)
+        self._control = self._open.enter_context(control)
+
+    def _control_network(self, unit: ControlUnit) -> ControlNetwork | None:
+        """Raises: NoControlError: It was made for another family."""
+        if unit.weights is None:
+            return None
+        network = self.drawing.shelf.controlnet(self.drawing.spec, unit.weights, self.loaded)
+        if not network.fits(self.loaded.checkpoint):
+            name = unit.weights.name
+            raise NoControlError(f"ControlNet {name!r} is for another family than the checkpoint; it has no effect.")
+        return network
+
+    def _unit_of_pass(
+        self, index: int, network: ControlNetwork | None, generators: Sequence[torch.Generator]
+    ) -> UnitOfPass | None:
+        prepared = self.drawing.units(self.group, index)
+        if not prepared:
+            return None
+        regions = [region_of(recipe.control[index], self.drawing.spec.path_of) for recipe in self.recipes]
+        checkpoint = self.loaded.checkpoint
+        return unit_of_pass(prepared, regions, network, checkpoint, generators, hires=self.plan.hires)
 
     def _solver_run(self, start: Start, guided: GuidedDenoiser, draws: Noise) -> SolverRun:
         recipe, settings = self.recipe, self.recipe.settings
@@ -379,6 +475,7 @@ class _Pass:
     def _steering(self, start: Start) -> Steering:
         return Steering(
             cfg_scales=tuple(recipe.cfg_scale for recipe in self.recipes),
+            total_steps=start.steps,
             total_calls=start.steps * 2 if self.plan.sampler.second_order else start.steps,
             settings=self.recipe.settings,
             cfg_plus_plus=self.solver.cfg_plus_plus,
@@ -386,6 +483,7 @@ class _Pass:
             concat=self._concat,
             blend=self._blend,
             timesteps=self.solver.prediction == "timestep",
+            on_progress=self._control.move_to if self._control else None,
             rows_per_call=EXACT_ROWS if self.recipe.exact else None,
         )
 
@@ -405,7 +503,10 @@ class _Pass:
 
     def _network(self, loaded: LoadedCheckpoint) -> Network:
         """The checkpoint's UNet in the terms of the solver."""
-        unet, levels = UNet(loaded.checkpoint.unet), self._levels(loaded)
+        unet: Denoiser = UNet(loaded.checkpoint.unet)
+        if self._control and loaded is self._controlled:
+            unet = ControlledUNet(UNet(loaded.checkpoint.unet), self._control)
+        levels = self._levels(loaded)
         match self.solver.prediction:
             case "sigma":
                 return SigmaPrediction(unet, levels, loaded.checkpoint.prediction)

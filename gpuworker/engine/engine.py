@@ -13,6 +13,7 @@ from typing import TypeVar
 import torch
 
 from gpuworker.contract import (
+    DetectRecipe,
     ExtrasRecipe,
     Failed,
     ImageOutcome,
@@ -25,6 +26,7 @@ from gpuworker.contract import (
 from gpuworker.engine.drawing import Drawing, Drawn
 from gpuworker.engine.errors import EngineError, InvalidSpecError, OutOfMemoryError
 from gpuworker.engine.execution_plan import plan_passes
+from gpuworker.engine.images.controlnet.units import control_map
 from gpuworker.engine.images.extras import render_extras
 from gpuworker.engine.images.latents import PictureEncoder
 from gpuworker.engine.images.pictures import open_picture
@@ -100,6 +102,8 @@ class DiffusersRenderer:
                 yield from self._drawn(spec, Watch(on_step, should_stop, on_preview))
             case ExtrasRecipe():
                 yield from self._each(spec, on_step, should_stop, self._enlarged)
+            case DetectRecipe():
+                yield from self._each(spec, on_step, should_stop, self._mapped)
 
     # --- pictures that are drawn -------------------------------------------------------------------------------------
 
@@ -129,7 +133,12 @@ class DiffusersRenderer:
         clock = _Clock(self.device)
         try:
             with torch.inference_mode(), tiled((drawn.checkpoint.vae,), on=drawing.recipes[position].tiling):
-                pixels = decode(drawn.checkpoint.vae, drawn.latents, latent_scale=drawn.checkpoint.latent_scale)
+                pixels = decode(
+                    drawn.checkpoint.vae,
+                    drawn.latents,
+                    latent_scale=drawn.checkpoint.latent_scale,
+                    finish=drawing.finish_of(position),
+                )
             picture, attachments = drawing.finished(position, pixels.numpy())
         except StopSeen:
             return Stopped(position, gpu_us=share_us + clock.lap_us())
@@ -189,6 +198,11 @@ class DiffusersRenderer:
         }
         with torch.inference_mode():
             return render_extras(recipe, open_picture(spec.path_of(recipe.picture)), upscalers)
+
+    def _mapped(self, spec: RenderSpec, position: int, should_stop: Callable[[], bool]) -> Picture:
+        recipe = spec.recipes[position]
+        assert isinstance(recipe, DetectRecipe)
+        return control_map(recipe, spec.path_of)
 
     # --- memory ------------------------------------------------------------------------------------------------------
 

@@ -35,6 +35,11 @@ class PassPlan:
     token_merging_ratio: float = 0.0
 
     @property
+    def canvas(self) -> tuple[int, int]:
+        """Height and width in pixels of what is drawn."""
+        return self.latent_height * LATENT_FACTOR, self.latent_width * LATENT_FACTOR
+
+    @property
     def editing_steps(self) -> int:
         """The total that prompt editing counts against: denoiser calls, so second-order samplers have twice the steps."""
         return self.steps * 2 if self.sampler.second_order else self.steps

@@ -54,6 +54,19 @@ def asset_find_loosely(caller: Caller, kind: str, name: str) -> Asset | None:
     return None
 
 
+def control_find(caller: Caller, name: str) -> Asset | None:
+    """A ControlNet by ``asset_find``, else without regard to case, else the shortest name that holds the text.
+
+    Source: ``find_closest_lora_model_name``, sd-webui-controlnet 1.1.455 ``scripts/controlnet.py``.
+    """
+    exact = asset_find(caller, AssetKind.CONTROLNET, name)
+    wanted = name.lower()
+    if exact is not None or not wanted:
+        return exact
+    holding = [asset for asset in newest_of(caller, AssetKind.CONTROLNET) if wanted in asset.name.lower()]
+    return min(holding, key=lambda asset: len(asset.name), default=None)
+
+
 def checkpoints_of(caller: Caller) -> AssetQuerySet:
     return assets_of(caller, AssetKind.CHECKPOINT)
 

@@ -46,7 +46,7 @@ def exception_handler(error: Exception, context: dict[str, Any]) -> Response | N
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
     """Django's handler of unknown paths: the sdapi's clients expect FastAPI's body, everybody else a problem."""
-    if request.path.startswith("/sdapi/"):
+    if request.path.startswith(("/sdapi/", "/controlnet/")):
         return JsonResponse({"detail": "Not Found"}, status=404)
     return JsonResponse(problem(404, "not_found", "There is no such page."), status=404, content_type=CONTENT_TYPE)
 

@@ -15,7 +15,7 @@ urlpatterns = [
     path("api/v1/", include("assets.urls")),
     path("api/schema/", SpectacularAPIView.as_view(), name="schema"),
     path("api/docs/", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
-    path("sdapi/v1/", include("renderjobs.compat.sdapi.urls")),
+    path("", include("renderjobs.compat.sdapi.urls")),
     path("files/<str:token>", signed_file, name="signed-file"),
     path("healthz", healthz),
     path("readyz", readyz),

@@ -53,6 +53,7 @@ from renderjobs.models import (
     RenderImage,
     RenderJob,
     ScheduledRun,
+    ScriptCall,
 )
 
 ORPHAN_AGE = timedelta(hours=24)
@@ -350,6 +351,18 @@ def j20_versions_of_a_template_are_counted_from_one() -> Iterator[str]:
         yield f"J20 template {template.pk} has {template.n} versions; the newest is number {template.newest_number}."
 
 
+def c3_an_ended_script_has_no_open_job() -> Iterator[str]:
+    open_jobs = RenderJob.objects.filter(state__in=JOB_OPEN, script_call__ended_at__isnull=False)
+    for pk in pks(open_jobs):
+        yield f"C3 job {pk} is open although the script that asked for it has ended."
+
+
+def c3_scripts_have_their_requests() -> Iterator[str]:
+    for pk, key in ScriptCall.objects.values_list("pk", "body_key"):
+        if not default_storage.exists(key):
+            yield f"C3 the request of script call {pk} is missing: {key}."
+
+
 def i2_a_delivered_images_object_has_its_hash() -> Iterator[str]:
     rows = RenderImage.objects.filter(state=ImageState.DELIVERED).values_list("pk", "file_key", "sha256")
     for pk, key, sha256 in rows.iterator():
@@ -381,6 +394,7 @@ def i19_no_old_object_lies_without_a_row() -> Iterator[str]:
     known = set(RenderImage.objects.exclude(file_key="").values_list("file_key", flat=True))
     known |= set(ImageAttachment.objects.values_list("file_key", flat=True))
     known |= set(InputFile.objects.values_list("file_key", flat=True))
+    known |= set(ScriptCall.objects.values_list("body_key", flat=True))
     known |= set(RenderJob.objects.exclude(grid_key="").values_list("grid_key", flat=True))
     for key in walk(""):
         if key not in known and timezone.now() - default_storage.get_modified_time(key) > ORPHAN_AGE:
@@ -472,6 +486,7 @@ ROW_CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
     p2_parts_of_an_upload_follow_one_another,
     j12_a_scheduled_run_is_the_job_of_its_time,
     j20_versions_of_a_template_are_counted_from_one,
+    c3_an_ended_script_has_no_open_job,
 )
 OBJECT_CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
     i2_a_delivered_images_object_has_its_hash,
@@ -479,4 +494,5 @@ OBJECT_CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
     i19_no_old_object_lies_without_a_row,
     p4_usable_assets_have_their_file,
     p2_parts_of_an_upload_have_their_objects,
+    c3_scripts_have_their_requests,
 )

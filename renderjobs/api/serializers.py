@@ -18,7 +18,8 @@ from common.errors import FieldError, InvalidRequestError
 from gpuworker.contract import SETTINGS
 from gpuworker.contract.samplers import SCHEDULES, UnknownSamplerError, resolve_sampler
 from renderjobs.choices import JobKind, JobState, Lane
-from renderjobs.compat.sdapi import wire
+from renderjobs.compat.sdapi import controlnet, wire
+from renderjobs.compat.sdapi.control_units import OPTIONS as CONTROLNET_OPTIONS
 from renderjobs.compat.sdapi.errors import HandlerError, WireError
 from renderjobs.compat.sdapi.pictures import batch_extras
 from renderjobs.compat.sdapi.profile import default_options
@@ -48,6 +49,7 @@ FIELDS: dict[str, Mapping[str, wire.Field]] = {
     JobKind.TXT2IMG: wire.TXT2IMG,
     JobKind.IMG2IMG: wire.IMG2IMG,
     JobKind.EXTRAS: wire.EXTRAS_BATCH,
+    JobKind.DETECT: wire.DETECT,
 }
 """Kind → the fields of A1111's call of that kind."""
 REQUEST_FIELDS = {*SAME_NAME, "sampler_name", "sampler_index", "scheduler", "sd_model_checkpoint", "override_settings"}
@@ -98,13 +100,16 @@ def unknown_options(overrides: Any) -> list[FieldError]:
         return []
     if not isinstance(overrides, Mapping):
         return [FieldError("request.override_settings", "override_settings must be an object.")]
-    return unknown_fields(overrides, {*default_options(), *SETTINGS}, "request.override_settings")
+    known = {*default_options(), *SETTINGS, *CONTROLNET_OPTIONS}
+    return unknown_fields(overrides, known, "request.override_settings")
 
 
 def translated(kind: str, body: Mapping[str, Any]) -> Translation:
     values = wire.parsed(body, {**FIELDS[kind], **OURS})
     if kind == JobKind.EXTRAS:
         return batch_extras(values)
+    if kind == JobKind.DETECT:
+        return controlnet.detect(values)
     if "steps" not in body:
         values["steps"] = None  # our own default, not A1111's 50
     return to_request(values, options=default_options(), kind=kind)

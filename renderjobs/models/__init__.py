@@ -2,6 +2,7 @@ from renderjobs.models.images import Attempt, Claim, RenderImage
 from renderjobs.models.inputs import ImageAttachment, InputFile
 from renderjobs.models.jobs import IdempotencyRecord, JobEvent, RenderJob
 from renderjobs.models.schedules import BatchSchedule, BatchTemplate, ScheduledRun, TemplateVersion
+from renderjobs.models.scripts import ScriptCall
 
 __all__ = [
     "Attempt",
@@ -15,5 +16,6 @@ __all__ = [
     "RenderImage",
     "RenderJob",
     "ScheduledRun",
+    "ScriptCall",
     "TemplateVersion",
 ]

@@ -73,6 +73,10 @@ class RenderJob(models.Model):
     template_version = models.ForeignKey(
         "renderjobs.TemplateVersion", null=True, blank=True, on_delete=models.SET_NULL, related_name="jobs"
     )
+    script_call = models.ForeignKey(
+        "renderjobs.ScriptCall", null=True, blank=True, on_delete=models.PROTECT, related_name="jobs"
+    )
+    script_cell = models.PositiveIntegerField(null=True, blank=True, help_text="Which request of the script it is.")
     created_at = models.DateTimeField(db_index=True)
     started_at = models.DateTimeField(null=True, blank=True)
     finished_at = models.DateTimeField(null=True, blank=True)
@@ -89,6 +93,7 @@ class RenderJob(models.Model):
                 condition=Q(scheduled_for__isnull=False),
                 name="one_job_per_schedule_and_time",
             ),
+            models.UniqueConstraint(fields=["script_call", "script_cell"], name="one_job_per_script_cell"),
             models.CheckConstraint(condition=Q(state__in=JobState.values), name="job_state_is_known"),
         ]
 

@@ -216,7 +216,7 @@ def test_g2_all_wrong_fields_are_named_at_once(api):
     ("field", "value"),
     [("tags", {"a": "\x00"}), ("tags", {"a\x00": "b"}), ("tags", [1]), ("tags", {"a": 1}), ("project", "\x00"),
      ("project", "nope"), ("project", 5), ("lane", {}), ("lane", "fast"), ("priority", 10**400), ("priority", True),
-     ("priority", False), ("kind", "detect"), ("kind", "video"), ("kind", []), ("kind", None), ("request", [])],
+     ("priority", False), ("kind", "video"), ("kind", []), ("kind", None), ("request", [])],
 )  # fmt: skip
 def test_g2_a_wrong_field_beside_the_request_is_named_and_nothing_is_stored(api, field, value):
     answer = post(api, {**GOOD, field: value})
@@ -227,7 +227,7 @@ def test_g2_a_wrong_field_beside_the_request_is_named_and_nothing_is_stored(api,
 
 def test_g2_a_kind_that_is_not_supported_is_told_what_is(api):
     (error,) = post(api, {**GOOD, "kind": "video"}).json()["errors"]
-    assert error["detail"] == "kind is 'video'; accepted are txt2img, img2img, extras."
+    assert error["detail"] == "kind is 'video'; accepted are txt2img, img2img, extras, detect."
 
 
 def test_the_older_name_of_the_sampler_is_understood(api):

@@ -27,12 +27,14 @@ from PIL import Image
 
 from gpuworker.contract import (
     SETTINGS,
+    ControlUnit,
     EmbeddingUse,
     Hires,
     Img2Img,
     Inpaint,
     InputPicture,
     NetworkUse,
+    Picture,
     Recipe,
     Refiner,
     RenderSpec,
@@ -41,6 +43,7 @@ from gpuworker.contract import (
     Weights,
     WeightsFile,
 )
+from gpuworker.contract.control_modules import BY_NAME
 from gpuworker.contract.samplers import resolve_sampler
 
 REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "reference"
@@ -54,10 +57,6 @@ RECIPE_OPTIONS = {
     "CLIP_stop_at_last_layers": "clip_skip",
     "emphasis": "emphasis",
     "eta_noise_seed_delta": "ensd",
-    "s_churn": "s_churn",
-    "s_tmin": "s_tmin",
-    "s_tmax": "s_tmax",
-    "s_noise": "s_noise",
 }
 """A1111's options that are fields of a recipe."""
 RECIPE_FIELDS = (
@@ -205,9 +204,15 @@ def distance(case: Case, outcomes: list[Any]) -> int:
         picture = getattr(outcome, "picture", None)
         if picture is None or (picture.height, picture.width) != recorded.shape[:2]:
             return 256
-        found = np.frombuffer(picture.pixels, np.uint8).reshape(recorded.shape).astype(np.int16)
+        found = array_of(picture).reshape(recorded.shape)
         worst = max(worst, int(np.abs(found - recorded).max()))
     return worst
+
+
+def array_of(picture: Picture) -> np.ndarray:
+    """int16, shape (height, width, channels)."""
+    values = np.frombuffer(picture.pixels, np.uint8).astype(np.int16)
+    return values.reshape(picture.height, picture.width, len(picture.mode))
 
 
 def _array(path: Path) -> np.ndarray:
@@ -257,6 +262,7 @@ def _recipes(body: dict[str, Any], info: dict[str, Any], inputs: dict[str, Path]
             networks=networks_in(prompt),
             embeddings=tuple(_embeddings(f"{prompt} {negative} {body.get('hr_prompt', '')}", checkpoint)),
             img2img=_img2img(body, options, pictures[index % len(pictures)], inputs) if pictures else None,
+            control=tuple(_units(body, options, inputs)),
             **common,
         )
 
@@ -336,6 +342,47 @@ def _img2img(body: dict[str, Any], options: dict[str, Any], picture: InputPictur
         noise_multiplier=1.0 if multiplier is None else multiplier,
         upscaler=_optional(options.get("upscaler_for_img2img", "")),
     )
+
+
+def _units(body: dict[str, Any], options: dict[str, Any], inputs: dict[str, Path]) -> Iterator[ControlUnit]:
+    scripts = {name.lower(): script for name, script in (body.get("alwayson_scripts") or {}).items()}
+    for unit in scripts.get("controlnet", {}).get("args", []):
+        if not unit.get("enabled"):
+            continue
+        module = BY_NAME[unit.get("module", "none")]
+        numbers = (unit.get(name, -1) for name in ("processor_res", "threshold_a", "threshold_b"))
+        resolution, a, b = module.values(
+            *(number if index == 0 else float(number) for index, number in enumerate(numbers))
+        )
+        image = unit.get("image", unit.get("input_image"))
+        image = image if isinstance(image, dict) else {"image": image, "mask": unit.get("mask", unit.get("mask_image"))}
+        region = unit.get("effective_region_mask")
+        model = unit.get("model", "None")
+        path = weights_path(model.split(" [")[0].lower())
+        yield ControlUnit(
+            module=unit.get("module", "none"),
+            model=model,
+            weights=weights_of(path) if path else None,
+            picture=_input(image["image"], inputs) if image["image"] else None,
+            mask=_input(image["mask"], inputs) if image.get("mask") else None,
+            effective_region_mask=_input(region, inputs) if region else None,
+            weight=float(unit.get("weight", 1.0)),
+            resize_mode=RESIZE_LABELS.get(unit.get("resize_mode", ""), unit.get("resize_mode", "Crop and Resize")),
+            processor_res=resolution,
+            threshold_a=a,
+            threshold_b=b,
+            guidance_start=float(unit.get("guidance_start", 0.0)),
+            guidance_end=float(unit.get("guidance_end", unit.get("guidance", 1.0))),
+            pixel_perfect=unit.get("pixel_perfect", False),
+            control_mode=unit.get("control_mode", "Balanced"),
+            hr_option=unit.get("hr_option", "Both"),
+            inpaint_crop_input_image=unit.get("inpaint_crop_input_image", True),
+            advanced_weighting=tuple(unit["advanced_weighting"]) if unit.get("advanced_weighting") else None,
+            save_detected_map=unit.get("save_detected_map", True) and not options.get("control_net_no_detectmap"),
+        )
+
+
+RESIZE_LABELS = {"Scale to Fit (Inner Fit)": "Crop and Resize"}
 
 
 def _inpaint(body: dict[str, Any], inputs: dict[str, Path]) -> Inpaint:

@@ -10,20 +10,21 @@ import re
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gpuworker.engine import DiffusersRenderer
-from tests.engine.recordings import A1111, MORE, case_folder, case_of, distance, needs_recordings
+from tests.engine.recordings import A1111, MORE, array_of, case_folder, case_of, distance, needs_recordings
 
 pytestmark = needs_recordings
 
 TABLE = Path(__file__).resolve().parents[2] / "docs" / "recorded-cases.md"
 ROW = re.compile(r"^\| `(\w+)/(\w+)` \| (\d+) \|", re.MULTILINE)
-GROUPS = ("a1111", "inpaint_model", "networks", "sd2", "sdxl", "upscalers")
+GROUPS = ("a1111", "controlnet", "inpaint_model", "networks", "sd2", "sdxl", "upscalers")
 
 
 def recorded_cases() -> list[tuple[str, str]]:
-    """Every answered generation request but those of ControlNet and of selectable scripts."""
+    """Every answered generation request but those of selectable scripts."""
     if not A1111.is_dir():
         return []
     found = []
@@ -55,6 +56,11 @@ def test_recorded_picture_is_met(recorded_renderer, group, name):
     case = case_of(group, name)
     outcomes = list(recorded_renderer.render(case.spec, on_step=lambda *_: None, should_stop=lambda: False))
     assert distance(case, outcomes) <= allowed().get((group, name), 1), outcomes
+    if group == "controlnet":
+        maps = [array_of(one.picture) for one in outcomes[0].attachments if one.role == "control_map"]
+        recorded = [one if one.ndim == 3 else one[:, :, None] for one in case.others]
+        assert [one.shape for one in maps] == [one.shape for one in recorded]
+        assert all(np.abs(one - other).max() <= 1 for one, other in zip(maps, recorded, strict=True))
 
 
 def test_table_names_no_case_that_is_not_there():

@@ -33,6 +33,7 @@ from renderjobs.models import (
     RenderImage,
     RenderJob,
     ScheduledRun,
+    ScriptCall,
     TemplateVersion,
 )
 from renderjobs.submission import job_cancel
@@ -69,7 +70,11 @@ def delivered_job() -> RenderJob:
     upload_append(upload=upload, offset=0, part=io.BytesIO(b"part"))
     schedule = a_schedule(job.user, job.team)
     planned = timezone.now()
-    RenderJob.objects.update(schedule=schedule, scheduled_for=planned)
+    body = default_storage.save("script.json", ContentFile(b"{}"))
+    call = ScriptCall.objects.create(
+        team=job.team, user=job.user, tab="txt2img", body_key=body, random_seed=1, created_at=planned
+    )
+    RenderJob.objects.update(schedule=schedule, scheduled_for=planned, script_call=call, script_cell=0)
     ScheduledRun.objects.create(schedule=schedule, planned_for=planned, outcome="submitted", job=job)
     job.refresh_from_db()
     return job
@@ -198,6 +203,8 @@ BREAKAGES = {
     "P2 object": lambda job: storages["assets"].delete(UploadPart.objects.get().key),
     "J12 time": lambda job: RenderJob.objects.filter(schedule__isnull=False).update(scheduled_for=timezone.now()),
     "J20 gap": lambda job: TemplateVersion.objects.update(number=2),
+    "C3 open": lambda job: ScriptCall.objects.update(ended_at=timezone.now()),
+    "C3 request": lambda job: default_storage.delete(ScriptCall.objects.get().body_key),
     "P4 file": lambda job: Asset.objects.update(size_bytes=2),
 }
 

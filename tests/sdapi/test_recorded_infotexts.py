@@ -12,8 +12,6 @@ from tests.engine.test_recorded_pictures import recorded_cases
 
 pytestmark = needs_recordings
 KNOWN_TO_DIFFER = {
-    # A1111 writes these only when they come from options, and a recipe does not say where they came from.
-    ("a1111", "s_churn_options"),
     # An embedding that comes inside a LoRA file is found by the engine, after the text is written.
     ("networks", "bundled_embedding"),
     # The recorded body holds a whole number that the door makes decimal before a recipe sees it; an option would stay whole.

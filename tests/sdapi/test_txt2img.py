@@ -187,10 +187,10 @@ def test_png_info_of_no_picture_is_refused_as_a1111_does(door):
 HANDLED = {
     "unknown checkpoint": ({"override_settings": {"sd_model_checkpoint": "nope"}}, 404, "model 'nope' not found"),
     "unknown option": ({"override_settings": {"nope": 1}}, 500, "'nope'"),
-    "a control unit": (
-        {"alwayson_scripts": {"ControlNet": {"args": [{"module": "canny"}]}}},
+    "a control module that needs weights": (
+        {"alwayson_scripts": {"ControlNet": {"args": [{"module": "depth_midas"}]}}},
         422,
-        "ControlNet units are not supported by this version; send enabled: false or none.",
+        "Module 'depth_midas' needs weights that are not installed here; send its map with module 'none'.",
     ),
     "unknown script": ({"alwayson_scripts": {"nope": {"args": []}}}, 422, "Script 'nope' not found"),
 }
@@ -394,5 +394,6 @@ def test_the_whole_of_the_options_can_be_posted_back(door):
 
 
 def test_webuiapi_lists_scripts_and_refreshes(door):
-    assert door.get("/sdapi/v1/scripts").json() == {"txt2img": [], "img2img": []}
+    assert "x/y/z plot" in door.get("/sdapi/v1/scripts").json()["txt2img"]
+    assert {"x/y/z plot", "loopback"} <= {script["name"] for script in door.get("/sdapi/v1/script-info").json()}
     assert door.post("/sdapi/v1/refresh-checkpoints").json() is None

@@ -41,6 +41,8 @@ class Prepared:
     height: int
     settings: Settings
     scale: Scale
+    redrawn: Image.Image | None = None
+    """What is drawn anew, where that is not the mask; of any size."""
     mask: Image.Image | None = None
     """``L``, of the pass' size: white is drawn anew. None where there is none, or a blank one."""
     latent_mask: np.ndarray | None = None
@@ -106,6 +108,8 @@ def prepare(
     if given.inpaint is None:
         return _with_colours(_resized(plain, given))
     mask = mask_from(open_picture(path_of(given.inpaint.mask)), given.inpaint)
+    if given.inpaint.latent_mask:
+        plain = replace(plain, redrawn=open_picture(path_of(given.inpaint.latent_mask)).convert("L"))
     if not given.inpaint.full_res:
         return _with_colours(_inpainted(plain, given, given.inpaint, mask))
     region = masked_region(mask, given.inpaint.padding, width, height)
@@ -148,14 +152,14 @@ def _masked_part(plain: Prepared, given: Img2Img, inpaint: Inpaint, mask: Image.
 
 def _masked(ready: Prepared, inpaint: Inpaint, mask: Image.Image, overlay: Overlay) -> Prepared:
     rounds = inpaint.round and inpaint.soft is None
-    picture = ready.picture
+    picture, redrawn = ready.picture, ready.redrawn or mask
     if inpaint.fill != ORIGINAL:
-        picture = filled(picture, _of_size(mask, picture.size, FILL))
+        picture = filled(picture, _of_size(redrawn, picture.size, FILL))
     return replace(
         ready,
         picture=picture,
         mask=mask,
-        latent_mask=latent_mask(mask, ready.width // LATENT_FACTOR, ready.height // LATENT_FACTOR, rounds=rounds),
+        latent_mask=latent_mask(redrawn, ready.width // LATENT_FACTOR, ready.height // LATENT_FACTOR, rounds=rounds),
         rounds=rounds,
         overlay=overlay,
         soft=inpaint.soft,

@@ -21,21 +21,26 @@ class FlatPictureError(Exception):
     """The decoder gave no picture, in full precision neither."""
 
 
-def decode(vae: Any, latents: torch.Tensor, *, latent_scale: float) -> torch.Tensor:
+Finish = Callable[[np.ndarray], np.ndarray]
+"""float32 of 0…1, shape (height, width, 3), to the same."""
+
+
+def decode(vae: Any, latents: torch.Tensor, *, latent_scale: float, finish: Finish | None = None) -> torch.Tensor:
     """Decode one image's latents.
 
     Args:
         vae: ``AutoencoderKL``.
         latents: float32, shape (channels, height, width).
+        finish: Done to the picture before its values become bytes.
     Returns:
         uint8 on the CPU, shape (height, width, 3). Values are cut off, not rounded, as A1111 does.
     Raises:
         FlatPictureError: Every pixel has one value, or some have none.
     """
     scaled = latents.unsqueeze(0) / latent_scale
-    pixels = _pixels(vae, scaled)
+    pixels = _pixels(vae, scaled, finish)
     if pixels is None and vae.dtype != torch.float32:
-        pixels = _in_full_precision(vae, lambda: _pixels(vae, scaled))
+        pixels = _in_full_precision(vae, lambda: _pixels(vae, scaled, finish))
     if pixels is None:
         raise FlatPictureError("The decoded picture is a single colour or holds values that are no numbers.")
     return pixels
@@ -77,6 +82,20 @@ def _mode(vae: Any, values: torch.Tensor) -> torch.Tensor:
     return vae.encode(values.unsqueeze(0).to(vae.device, vae.dtype)).latent_dist.mode()[0].float()
 
 
+def posterior_sample(vae: Any, values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """As ``posterior_mode``, but one draw, as A1111 takes it where a seed decides."""
+
+    def sample() -> torch.Tensor:
+        found = vae.encode(values.unsqueeze(0).to(vae.device, vae.dtype)).latent_dist
+        noise = torch.randn(found.mean.shape, generator=generator)
+        return (found.mean + found.std * noise.to(found.mean))[0].float()
+
+    drawn = sample()
+    if vae.dtype != torch.float32 and not bool(torch.isfinite(drawn).all()):
+        return _in_full_precision(vae, sample)
+    return drawn
+
+
 def previews(vae: Any, latents: torch.Tensor, *, latent_scale: float) -> list[Picture]:
     """Small pictures of what the images of a pass are becoming.
 
@@ -90,17 +109,19 @@ def previews(vae: Any, latents: torch.Tensor, *, latent_scale: float) -> list[Pi
     return [Picture(pixels.shape[1], pixels.shape[0], pixels.numpy().tobytes()) for pixels in pictures]
 
 
-def _as_bytes(decoded: torch.Tensor) -> torch.Tensor:
+def _as_bytes(decoded: torch.Tensor, finish: Finish | None = None) -> torch.Tensor:
     """-1…1 of shape (3, height, width) as uint8 of shape (height, width, 3) on the CPU, cut off as A1111 does."""
-    unit = torch.clamp((decoded + 1.0) / 2.0, min=0.0, max=1.0)
-    return (255.0 * unit.permute(1, 2, 0)).to(torch.uint8).cpu().contiguous()
+    unit = torch.clamp((decoded + 1.0) / 2.0, min=0.0, max=1.0).permute(1, 2, 0)
+    if finish:
+        unit = torch.from_numpy(np.ascontiguousarray(finish(unit.cpu().numpy())))
+    return (255.0 * unit).to(torch.uint8).cpu().contiguous()
 
 
-def _pixels(vae: Any, scaled: torch.Tensor) -> torch.Tensor | None:
+def _pixels(vae: Any, scaled: torch.Tensor, finish: Finish | None) -> torch.Tensor | None:
     decoded = vae.decode(scaled.to(vae.dtype), return_dict=False)[0][0].float()
     if not bool(torch.isfinite(decoded).all()):
         return None
-    pixels = _as_bytes(decoded)
+    pixels = _as_bytes(decoded, finish)
     return None if bool((pixels == pixels[0, 0]).all()) else pixels
 
 

@@ -130,7 +130,7 @@ def _vae_in_diffusers_names(
     """Of the shape of the checkpoint's own."""
     with torch.device("meta"):
         vae: Any = AutoencoderKL(**like.vae.config)
-    _fill(vae, {name.removeprefix(VAE): tensor for name, tensor in tensors.items()}, "VAE", like.family, device, dtype)
+    fill(vae, {name.removeprefix(VAE): tensor for name, tensor in tensors.items()}, "VAE", like.family, device, dtype)
     return vae
 
 
@@ -170,7 +170,7 @@ def _unet(tensors: Tensors, plan: Architecture, device: torch.device, dtype: tor
     with torch.device("meta"):
         unet: Any = UNet2DConditionModel(**plan.unet)
     weights = convert_ldm_unet_checkpoint(_under(tensors, UNET), unet.config)
-    _fill(unet, weights, "UNet", plan.family, device, dtype)
+    fill(unet, weights, "UNet", plan.family, device, dtype)
     _resize_after_upsampling(unet)
     return unet
 
@@ -179,7 +179,7 @@ def _vae(tensors: Tensors, config: dict[str, Any], family: str, device: torch.de
     with torch.device("meta"):
         vae: Any = AutoencoderKL(**config)
     weights = convert_ldm_vae_checkpoint(tensors, vae.config)
-    _fill(vae, weights, "VAE", family, device, dtype)
+    fill(vae, weights, "VAE", family, device, dtype)
     return vae
 
 
@@ -202,7 +202,7 @@ def _text_tower(
     # Files differ in whether the names carry text_model, and so do versions of transformers.
     body = "text_model." if any(name.startswith("text_model.") for name in model.state_dict()) else ""
     named = {name if name.startswith("text_projection") else body + name: weight for name, weight in weights.items()}
-    _fill(model, named, "text encoder", family, device, dtype)
+    fill(model, named, "text encoder", family, device, dtype)
     return TextTower(kind, model.to(device))
 
 
@@ -258,7 +258,7 @@ def _under(tensors: Tensors, prefix: str) -> Tensors:
     return {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _fill(
+def fill(
     network: torch.nn.Module, weights: Tensors, part: str, family: str, device: torch.device, dtype: torch.dtype
 ) -> None:
     """Give a network its weights; every parameter must have one, and of its shape."""

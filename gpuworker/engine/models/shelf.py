@@ -14,6 +14,7 @@ import torch
 
 from gpuworker.contract import NetworkUse, RenderSpec, Weights, WeightsFile
 from gpuworker.engine.models.cache import ByteCache
+from gpuworker.engine.models.controlnets import ControlNetwork, load_controlnet
 from gpuworker.engine.models.loader import Checkpoint, load_checkpoint, load_vae
 from gpuworker.engine.models.networks import ActiveNetwork, NetworkMerger, load_network
 from gpuworker.engine.models.upscalers import UpscalerNetwork, load_upscaler
@@ -74,6 +75,15 @@ class ModelShelf:
             return load(file.path)
 
         return self._kept.get_or_make((kind, weights.sha256), loaded)
+
+    def controlnet(self, spec: RenderSpec, weights: Weights, like: LoadedCheckpoint) -> ControlNetwork:
+        """Raises: CheckpointError: The file is no ControlNet."""
+
+        def load(path: Path) -> ControlNetwork:
+            return load_controlnet(path, like=like.checkpoint, device=self.device, dtype=self.dtype)
+
+        # How many attention heads it has is the checkpoint's to say.
+        return self.model(f"controlnet {like.checkpoint.unet.config.attention_head_dim}", spec, weights, load)
 
     def upscaler(self, spec: RenderSpec, weights: Weights) -> UpscalerNetwork:
         """Full precision on any device, as A1111 runs them."""

@@ -122,7 +122,8 @@ def _places(height: int, width: int, device: torch.device) -> tuple[torch.Tensor
     is_fixed = torch.zeros(height, width, dtype=torch.bool)
     is_fixed[: height // WINDOW * WINDOW : WINDOW, : width // WINDOW * WINDOW : WINDOW] = True
     is_fixed = is_fixed.flatten()
-    return tuple(places.nonzero().squeeze(1).to(device, non_blocking=True) for places in (is_fixed, ~is_fixed))
+    fixed, free = is_fixed.nonzero().squeeze(1), (~is_fixed).nonzero().squeeze(1)
+    return fixed.to(device, non_blocking=True), free.to(device, non_blocking=True)
 
 
 def _at(tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

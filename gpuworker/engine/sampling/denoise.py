@@ -47,6 +47,7 @@ def denoise(
         run = replace(run, noise=prepared(run.noise, ways))
     steps = solver.steps(run)
     while not watch.should_stop():
+        guided.begin_step(finished)
         step = next(steps, None)
         if step is None:
             return latents

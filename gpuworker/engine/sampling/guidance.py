@@ -68,21 +68,29 @@ class UNet:
     unet: Any
     """``UNet2DConditionModel``."""
 
-    def __call__(self, latents: torch.Tensor, timestep: Level, rows: Rows) -> torch.Tensor:
+    def __call__(self, latents: torch.Tensor, timestep: Level, rows: Rows, **added: Any) -> torch.Tensor:
+        """``added``: residuals, as ``UNet2DConditionModel`` names them."""
         # new_full writes a number the device is told, where a tensor made here would be a copy it must wait for.
         timesteps = latents.new_full((len(latents),), float(timestep))
         dtype = self.unet.dtype
         inputs = latents if rows.concat is None else torch.cat([latents, rows.concat.to(latents.dtype)], dim=1)
-        more: dict[str, Any] = {} if rows.vector is None else {"class_labels": rows.vector.to(dtype)}
-        predicted = self.unet(inputs.to(dtype), timesteps, rows.context.to(dtype), return_dict=False, **more)[0]
+        if rows.vector is not None:
+            added["class_labels"] = rows.vector.to(dtype)
+        predicted = self.unet(inputs.to(dtype), timesteps, rows.context.to(dtype), return_dict=False, **added)[0]
         return predicted.to(latents.dtype)
+
+
+class Denoiser(Protocol):
+    """``UNet``, or what stands in its place."""
+
+    def __call__(self, latents: torch.Tensor, timestep: Level, rows: Rows) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
 class NoisePrediction:
     """Level is a timestep; the prediction is the noise."""
 
-    network: UNet
+    network: Denoiser
     levels: NoiseLevels
     predicts: Literal["eps", "v"] = "eps"
 
@@ -98,7 +106,7 @@ class NoisePrediction:
 class SigmaPrediction:
     """Level is a sigma; the prediction is the picture without noise. Timesteps are fractional."""
 
-    network: UNet
+    network: Denoiser
     levels: NoiseLevels
     predicts: Literal["eps", "v"] = "eps"
 
@@ -117,7 +125,7 @@ class LcmPrediction:
     QUIRK(A1111 1.10): what a velocity checkpoint predicts is taken for noise.
     """
 
-    network: UNet
+    network: Denoiser
     levels: LcmNoiseLevels
 
     def __call__(self, latents: torch.Tensor, level: Level, rows: Rows) -> torch.Tensor:
@@ -151,6 +159,8 @@ class Steering:
 
     cfg_scales: tuple[float, ...]
     """One per image."""
+    total_steps: int
+    """Steps of the solver."""
     total_calls: int
     """Denoiser calls as A1111 counts them: steps, twice as many for second-order samplers."""
     settings: Settings = field(default_factory=Settings)
@@ -162,6 +172,8 @@ class Steering:
     blend: Blend | None = None
     timesteps: bool = False
     """Levels are timesteps."""
+    on_progress: Callable[[float], None] | None = None
+    """Told before every call the share of the steps that lie behind, as A1111's progress bar counts them."""
     rows_per_call: int | None = None
     """Every network call holds exactly so many rows, padded at the end: then a row's result cannot depend on its companions."""
 
@@ -210,23 +222,36 @@ class GuidedDenoiser:
         self._scales = [scale / divisor for scale in steering.cfg_scales]
         self._edits = steering.image_cfg_scale is not None and steering.image_cfg_scale != 1.0
         self._calls = 0
+        self._step = 0
+        self._calls_in_step = 0
         self._batch: _Batch | None = None
         self.last_unconditional = torch.empty(0)
         """The unguided prediction of the last call, which CFG++ steps along; empty where guidance needed none."""
         self.last_prediction = torch.empty(0)
         """Of the last call; previews are made of it."""
 
+    def begin_step(self, step: int) -> None:
+        self._step, self._calls_in_step = step, 0
+
     def __call__(self, latents: torch.Tensor, level: Level) -> torch.Tensor:
         self._refine(level)
         steering = self._steering
+        if steering.on_progress:
+            steering.on_progress(self._shown_step / steering.total_steps)
         if steering.blend and steering.blend.before:
             latents = steering.blend(latents, level)
         prediction = self._guided(latents, level)
         if steering.blend and not steering.blend.before:
             prediction = steering.blend(prediction, level)
         self._calls += 1
+        self._calls_in_step += 1
         self.last_prediction = prediction
         return prediction
+
+    @property
+    def _shown_step(self) -> int:
+        """QUIRK(A1111 1.10): the bar moves to a step after that step's first call."""
+        return max(self._step - (self._calls_in_step == 0), 0)
 
     def _refine(self, level: Level) -> None:
         refiner = self._refiner

@@ -31,6 +31,7 @@ CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
 CELERY_BEAT_MAX_LOOP_INTERVAL = 5
 CELERY_BEAT_SCHEDULE = {
     "expire leases": {"task": "renderjobs.expire_leases", "schedule": 5.0, "options": {"expires": 5}},
+    "advance scripts": {"task": "renderjobs.advance_scripts", "schedule": 5.0, "options": {"expires": 5}},
     "resume intakes": {"task": "assets.resume", "schedule": 300.0, "options": {"expires": 300}},
     "wake pools": {"task": "renderjobs.wake_pools", "schedule": 5.0, "options": {"expires": 5}},
 }

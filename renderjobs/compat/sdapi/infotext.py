@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from gpuworker.contract import EmbeddingUse, Recipe, Settings
+from gpuworker.contract import ControlUnit, EmbeddingUse, Recipe, Settings
 from gpuworker.contract.samplers import AUTOMATIC, SAMPLERS_BY_NAME, effective_schedule, schedule_named
 
 VERSION = "v1.10.1"
@@ -102,6 +102,8 @@ def extra_parameters_of(recipe: Recipe) -> dict[str, Any]:
     What A1111 keeps as a function there is None here.
     """
     return {
+        **dict(recipe.notes),
+        **control_parameters(recipe),
         **soft_parameters(recipe),
         **picture_parameters(recipe),
         **hires_parameters(recipe),
@@ -110,6 +112,27 @@ def extra_parameters_of(recipe: Recipe) -> dict[str, Any]:
         **sampling_parameters(recipe),
         **refiner_parameters(recipe),
     }
+
+
+def control_parameters(recipe: Recipe) -> dict[str, Any]:
+    return {f"ControlNet {index}": unit_text(unit) for index, unit in enumerate(recipe.control)}
+
+
+def unit_text(unit: ControlUnit) -> str:
+    values = {
+        "Module": unit.module,
+        "Model": unit.model,
+        "Weight": unit.weight,
+        "Resize Mode": unit.resize_mode,
+        "Processor Res": unit.processor_res,
+        "Threshold A": unit.threshold_a,
+        "Threshold B": unit.threshold_b,
+        "Guidance Start": unit.guidance_start,
+        "Guidance End": unit.guidance_end,
+        "Pixel Perfect": unit.pixel_perfect,
+        "Control Mode": unit.control_mode,
+    }
+    return ", ".join(f"{name}: {value}" for name, value in values.items())
 
 
 def soft_parameters(recipe: Recipe) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from typing import Any
 from gpuworker.contract import SETTINGS
 from gpuworker.contract.samplers import resolve_sampler
 from renderjobs.choices import JobKind
+from renderjobs.compat.sdapi.control_units import DEFAULT_UNITS, NO_MAPS, units_of
+from renderjobs.compat.sdapi.control_units import OPTIONS as CONTROLNET_OPTIONS
 from renderjobs.compat.sdapi.errors import HandlerError, WireError, field_detail
-from renderjobs.compat.sdapi.wire import FALSE
 from renderjobs.inputs import UnreadablePictureError, Upload, picture_from_text
 from renderjobs.request import RenderRequest
 
@@ -123,6 +124,12 @@ def to_request(values: Mapping[str, Any], *, options: Mapping[str, Any], kind: s
         add_hires(made, values)
     else:
         add_pictures(made, values)
+    made.canonical["control"] = units_of(
+        arguments_of(scripts_of(values).get(CONTROLNET)),
+        made.picture,
+        save_maps=not overrides.get(NO_MAPS),
+        most=DEFAULT_UNITS,
+    )
     return made
 
 
@@ -227,6 +234,8 @@ def apply_options(
     """Put options into the request; a field of the request itself wins over the option of its name."""
     for option, value in overrides.items():
         place = f"{where}.{option}"
+        if option in CONTROLNET_OPTIONS:
+            continue  # read where the units are
         if option not in options and option not in SETTINGS:
             raise HandlerError(500, repr(option), error="KeyError")
         if name := OPTIONS.get(option):
@@ -277,10 +286,6 @@ def refuse_unsupported(values: Mapping[str, Any]) -> None:
         for name, neutral in NEUTRAL.items()
         if values[name] not in neutral
     ]
-    if any(is_enabled(unit) for unit in arguments_of(scripts_of(values).get(CONTROLNET))):
-        raise HandlerError(422, "ControlNet units are not supported by this version; send enabled: false or none.")
-    if values["script_name"]:
-        raise HandlerError(422, f"Script '{values['script_name']}' not found")
     known = (*HOSTED_OPTIONS, *HOSTED_IGNORED, *INERT_SCRIPTS, CONTROLNET, SOFT_INPAINTING)
     for name in scripts_of(values):
         if name == "":
@@ -289,11 +294,6 @@ def refuse_unsupported(values: Mapping[str, Any]) -> None:
             raise HandlerError(422, f"Script '{name}' not found")
     if details:
         raise WireError(*details)
-
-
-def is_enabled(unit: Any) -> bool:
-    """A unit that does not say so is: the extension's default was that before May 2024, and old clients rely on it."""
-    return isinstance(unit, Mapping) and unit.get("enabled", True) not in FALSE
 
 
 def hosted_options(scripts: Mapping[str, Any]) -> dict[str, str]:

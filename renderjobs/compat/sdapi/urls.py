@@ -1,4 +1,4 @@
-"""`/sdapi/v1/…`; a known path with a slash at its end is sent to the one without."""
+"""`/sdapi/v1/…` and `/controlnet/…`; a known path with a slash at its end is sent to the one without."""
 
 from __future__ import annotations
 
@@ -27,12 +27,24 @@ ROUTES = {
     "loras": views.loras,
     "prompt-styles": views.prompt_styles,
     "embeddings": views.embeddings,
-    "scripts": views.no_scripts,
-    "script-info": views.nothing_yet,
+    "scripts": views.scripts,
+    "script-info": views.script_info,
     "refresh-checkpoints": views.refresh,
     "refresh-embeddings": views.refresh,
     "refresh-vae": views.refresh,
     "refresh-loras": views.refresh,
 }
-urlpatterns = [path(name, view) for name, view in ROUTES.items()]
-urlpatterns += [path(f"{name}/", views.without_slash) for name in ROUTES]
+CONTROLNET_ROUTES = {
+    "version": views.controlnet_version,
+    "settings": views.controlnet_settings,
+    "model_list": views.model_list,
+    "module_list": views.module_list,
+    "control_types": views.control_types,
+    "detect": views.detect,
+}
+urlpatterns = [
+    path(f"{prefix}/{name}{slash}", views.without_slash if slash else view)
+    for prefix, routes in (("sdapi/v1", ROUTES), ("controlnet", CONTROLNET_ROUTES))
+    for name, view in routes.items()
+    for slash in ("", "/")
+]

@@ -7,7 +7,8 @@ import json
 import math
 import re
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from asgiref.sync import sync_to_async
@@ -16,6 +17,7 @@ from django.core.files.storage import default_storage
 from django.db.models.functions import Now
 from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
+from django.utils import timezone
 
 from accounts.authentication import Caller, caller_of
 from accounts.models import Scope
@@ -26,17 +28,28 @@ from common.errors import FieldError, InvalidRequestError
 from gpuworker.contract import Recipe
 from gpuworker.contract.extras import extras_html
 from renderjobs.choices import IMAGE_HELD, JOB_OPEN, ImageState, JobKind, JobState, Lane
-from renderjobs.compat.sdapi import catalogue, infotext_parser, wire
+from renderjobs.compat.sdapi import catalogue, controlnet, infotext_parser, wire
 from renderjobs.compat.sdapi.errors import HandlerError, four_keys, speaks_sdapi
 from renderjobs.compat.sdapi.infotext import INPAINTING, VERSION, extra_parameters_of
 from renderjobs.compat.sdapi.infotext_fields import with_infotext
 from renderjobs.compat.sdapi.pictures import batch_extras, single_extras
-from renderjobs.compat.sdapi.profile import options_of
+from renderjobs.compat.sdapi.profile import default_options, options_of
+from renderjobs.compat.sdapi.script_calls import (
+    Progressed,
+    jobs_of_call,
+    png,
+    script_advance,
+    script_begin,
+    script_interrupt,
+)
+from renderjobs.compat.sdapi.scripts.base import Shown
+from renderjobs.compat.sdapi.scripts.info import script_info as scripts_described
+from renderjobs.compat.sdapi.scripts.info import scripts_listed
 from renderjobs.compat.sdapi.translate import grid_wanted, ignored_fields, to_request
 from renderjobs.expansion import recipe_from
 from renderjobs.grids import grid_ensure
 from renderjobs.inputs import UnreadablePictureError, Upload, picture_from_text
-from renderjobs.models import RenderImage, RenderJob
+from renderjobs.models import RenderImage, RenderJob, ScriptCall
 from renderjobs.models.jobs import Source
 from renderjobs.pinning import UnknownNameError
 from renderjobs.request import RenderRequest
@@ -45,6 +58,8 @@ from renderjobs.submission import Submitted, job_cancel, job_submit
 from renderjobs.waiting import job_wait, release_request_thread
 
 PLAIN = re.compile(r"[\x21-\x7e][\x20-\x7e]*")
+CONTROL_MAP = "control_map"
+"""Role of an attachment."""
 MAX_KEY_LENGTH, MAX_TASK_ID_LENGTH = 255, 120
 
 
@@ -56,6 +71,8 @@ def generation(kind: str, fields: Mapping[str, wire.Field]) -> Any:
         sent = wire.body_of(request.body)
         body = await sync_to_async(filled)(caller, sent, kind)
         values = wire.parsed(body, {**fields, **wire.OURS})
+        if values["script_name"]:
+            return await scripted(request, caller, body, values, kind, fields)
         submitted = await sync_to_async(generation_submit)(request, caller, body, values, kind)
         await job_wait(submitted.job.pk)
         echo = {name: values[name] for name in fields}
@@ -68,6 +85,25 @@ def generation(kind: str, fields: Mapping[str, wire.Field]) -> Any:
         return response
 
     return view
+
+
+async def scripted(
+    request: HttpRequest,
+    caller: Caller,
+    body: dict[str, Any],
+    values: dict[str, Any],
+    kind: str,
+    fields: Mapping[str, wire.Field],
+) -> HttpResponseBase:
+    """Run a selectable script: wait for the jobs of each step, and answer with what it makes of them."""
+    call = await sync_to_async(script_submit)(request, caller, body, values, kind)
+    while (made := await sync_to_async(script_advance)(call.pk)).answer is None:
+        for job_id in made.waiting:
+            await job_wait(job_id)
+    echo = {name: values[name] for name in fields}
+    response = await sync_to_async(script_answer)(call, made, values, echo)
+    await release_request_thread()
+    return response
 
 
 txt2img = generation(JobKind.TXT2IMG, wire.TXT2IMG)
@@ -102,8 +138,20 @@ def all_pictures(texts: list[str], job: RenderJob) -> dict[str, Any]:
     return {"html_info": extras_html(texts[-1] if texts else ""), "images": PICTURES}
 
 
+def detected_maps(texts: list[str], job: RenderJob) -> dict[str, Any]:
+    return {"info": "Success", "images": PICTURES}
+
+
+detect = made_picture(wire.DETECT, controlnet.detect, detected_maps)
 extra_single_image = made_picture(wire.EXTRAS_SINGLE, single_extras, one_picture)
 extra_batch_images = made_picture(wire.EXTRAS_BATCH, batch_extras, all_pictures)
+
+
+@speaks_sdapi("GET")
+async def module_list(request: HttpRequest) -> HttpResponse:
+    await sync_to_async(authenticated)(request)
+    labels = request.GET.get("alias_names", "").lower() in wire.TRUE
+    return JsonResponse(controlnet.module_list(labels=labels))
 
 
 @speaks_sdapi("POST")
@@ -212,8 +260,17 @@ embeddings = listing(catalogue.embeddings)
 prompt_styles = listing(catalogue.prompt_styles)
 face_restorers = listing(lambda _: catalogue.face_restorers())
 latent_upscale_modes = listing(lambda _: catalogue.latent_upscale_modes())
-nothing_yet = listing(lambda _: [])
-no_scripts = listing(lambda _: {"txt2img": [], "img2img": []})
+controlnet_version = listing(lambda _: controlnet.version())
+controlnet_settings = listing(lambda _: controlnet.settings())
+model_list = listing(controlnet.model_list)
+control_types = listing(controlnet.control_types)
+scripts = listing(lambda _: scripts_listed())
+script_info = listing(
+    lambda caller: scripts_described(
+        checkpoints=[row["title"] for row in catalogue.sd_models(caller)],
+        upscalers=[row["name"] for row in catalogue.upscalers(caller)],
+    )
+)
 
 
 def authenticated(request: HttpRequest) -> Caller:
@@ -240,6 +297,57 @@ def generation_submit(
         raise InvalidRequestError([FieldError("n_iter", message)])
     task_id = name_given("force_task_id", values["force_task_id"], MAX_TASK_ID_LENGTH)
     return submit(request, caller, body, render, made.uploads, task_id=task_id)
+
+
+def script_submit(
+    request: HttpRequest, caller: Caller, body: dict[str, Any], values: dict[str, Any], kind: str
+) -> ScriptCall:
+    try:
+        return script_begin(
+            caller=caller,
+            body=body,
+            tab=kind,
+            most_images=settings.MAX_SYNC_IMAGES,
+            task_id=name_given("force_task_id", values["force_task_id"], MAX_TASK_ID_LENGTH),
+            idempotency_key=name_given("Idempotency-Key", request.headers.get("Idempotency-Key"), MAX_KEY_LENGTH),
+        )
+    except UnknownNameError as error:
+        raise unknown_name(error) from error
+
+
+def script_answer(call: ScriptCall, made: Progressed, values: dict[str, Any], echo: dict[str, Any]) -> HttpResponseBase:
+    """A script's pictures in its own order; ``info`` describes one of its requests where it does not say itself."""
+    jobs = list(jobs_of_call(call))
+    images = [delivered_images(job) for job in jobs]
+    if call_error := ScriptCall.objects.values_list("error", flat=True).get(pk=call.pk):
+        return four_keys(500, "RuntimeError", errors=call_error)
+    if failed := next((job for job in jobs if job.state == JobState.FAILED), None):
+        return four_keys(500, "RuntimeError", errors=failed.error_message or "The job failed.")
+    answer = made.answer
+    assert answer is not None
+    files: list[Stored] = []
+    for shown in answer.shown:
+        if not isinstance(shown, Shown):
+            files.append(png(shown))
+        elif shown.number is None:
+            files += files_of(images[shown.cell])
+        else:
+            image = images[shown.cell][shown.number]
+            files.append((image.file_key, image.size_bytes))
+    number, asked = answer.described or 0, dict(made.described)
+    if jobs:
+        info = info_of(jobs[number], images[number], asked, with_grid=False)
+    else:
+        request = to_request({**asked, "script_name": None}, options=default_options(), kind=call.tab).build()
+        info = info_of_request(request, asked, timezone.now())
+    info |= answer.info
+    if "init_images" in echo and not values["include_init_images"]:
+        echo |= {"init_images": None, "mask": None}
+    rest = {"images": PICTURES, "parameters": echo, "info": json.dumps(info)}
+    response = pictures_answer(files if values["send_images"] else [], rest)
+    if jobs:
+        response["X-Job-Id"] = str(jobs[number].pk)
+    return response
 
 
 def pictures_submit(
@@ -317,12 +425,13 @@ def delivered_images(job: RenderJob) -> list[RenderImage]:
 
 
 def files_of(images: list[RenderImage]) -> list[tuple[str, int]]:
-    """In A1111's order: every picture followed by its masks."""
+    """In A1111's order: every picture followed by its masks, then the control maps, which all images share."""
     files = []
     for image in images:
         files.append((image.file_key, image.size_bytes))
-        files += [(attachment.file_key, attachment.size_bytes) for attachment in image.attachments.all()]
-    return files
+        files += [(one.file_key, one.size_bytes) for one in image.attachments.all() if one.role != CONTROL_MAP]
+    maps = images[0].attachments.all() if images else ()
+    return files + [(one.file_key, one.size_bytes) for one in maps if one.role == CONTROL_MAP]
 
 
 def pictures_made(job_id: uuid.UUID, shape: Any) -> HttpResponseBase:
@@ -337,11 +446,15 @@ PICTURE, PICTURES = "the picture", "the pictures"
 """Stand in a body for what is put there while the answer is sent."""
 
 
-def pictures_answer(files: list[tuple[str, int]], body: dict[str, Any]) -> HttpResponseBase:
+Stored = tuple[str, int] | bytes
+"""A picture's storage key and size in bytes, or a picture that is not stored."""
+
+
+def pictures_answer(files: Sequence[Stored], body: dict[str, Any]) -> HttpResponseBase:
     """An answer that reads its pictures while it is sent, so that only one of them is in memory at a time.
 
     Args:
-        files: Storage keys and sizes in bytes. The sizes make the Content-Length, by which a client notices a cut answer.
+        files: The sizes make the Content-Length, by which a client notices a cut answer.
         body: With ``PICTURE`` or ``PICTURES`` as the value of a key.
     """
     several = PICTURES in body.values()
@@ -352,13 +465,17 @@ def pictures_answer(files: list[tuple[str, int]], body: dict[str, Any]) -> HttpR
 
     async def parts() -> AsyncIterator[bytes]:
         yield head.encode()
-        for number, (key, _) in enumerate(files):
+        for number, file in enumerate(files):
             yield (between if number else b"") + b'"'
-            yield await sync_to_async(encoded, thread_sensitive=False)(key)
+            if isinstance(file, bytes):
+                yield base64.b64encode(file)
+            else:
+                yield await sync_to_async(encoded, thread_sensitive=False)(file[0])
             yield b'"'
         yield tail.encode()
 
-    pictures = sum(len('""') + base64_length(size) for _, size in files) + len(between) * max(0, len(files) - 1)
+    sizes = [len(file) if isinstance(file, bytes) else file[1] for file in files]
+    pictures = sum(len('""') + base64_length(size) for size in sizes) + len(between) * max(0, len(files) - 1)
     length = len(head) + pictures + len(tail)
     return StreamingHttpResponse(parts(), content_type="application/json", headers={"Content-Length": str(length)})
 
@@ -383,15 +500,36 @@ def info_of(job: RenderJob, images: list[RenderImage], values: dict[str, Any], *
     infotexts = [image.infotext for image in images]
     if with_grid:
         infotexts.insert(0, infotexts[0])
-    return {
-        "prompt": request.prompt,
+    return info_of_request(request, values, job.created_at) | {
         "all_prompts": [request.prompt] * count,
-        "negative_prompt": request.negative_prompt,
         "all_negative_prompts": [request.negative_prompt] * count,
         "seed": seeds[0][0],
         "all_seeds": [seed for seed, _ in seeds],
         "subseed": seeds[0][1],
         "all_subseeds": [subseed for _, subseed in seeds],
+        "restore_faces": False,
+        "sd_model_name": checkpoint.name,
+        "sd_model_hash": checkpoint.short_hash,
+        "sd_vae_name": f"{vae.name}.safetensors" if vae else None,
+        "sd_vae_hash": vae.short_hash if vae else None,
+        "extra_generation_params": extra_parameters_of(recipe),
+        "index_of_first_image": int(with_grid),
+        "infotexts": infotexts,
+        "is_using_inpainting_conditioning": checkpoint.input_channels == INPAINTING,
+    }
+
+
+def info_of_request(request: RenderRequest, values: dict[str, Any], created_at: datetime) -> dict[str, Any]:
+    """What can be said of a request of which nothing was drawn."""
+    return {
+        "prompt": request.prompt,
+        "all_prompts": [request.prompt],
+        "negative_prompt": request.negative_prompt,
+        "all_negative_prompts": [request.negative_prompt],
+        "seed": -1,
+        "all_seeds": [-1],
+        "subseed": -1,
+        "all_subseeds": [-1],
         "subseed_strength": values["subseed_strength"] or 0,
         "width": request.width,
         "height": request.height,
@@ -399,22 +537,22 @@ def info_of(job: RenderJob, images: list[RenderImage], values: dict[str, Any], *
         "cfg_scale": float(request.cfg_scale),
         "steps": request.steps,
         "batch_size": request.batch_size,
-        "restore_faces": False,
+        "restore_faces": None,
         "face_restoration_model": None,
-        "sd_model_name": checkpoint.name,
-        "sd_model_hash": checkpoint.short_hash,
-        "sd_vae_name": f"{vae.name}.safetensors" if vae else None,
-        "sd_vae_hash": vae.short_hash if vae else None,
+        "sd_model_name": None,
+        "sd_model_hash": None,
+        "sd_vae_name": None,
+        "sd_vae_hash": None,
         "seed_resize_from_w": request.seed_resize_from_w,
         "seed_resize_from_h": request.seed_resize_from_h,
         "denoising_strength": values["denoising_strength"],
-        "extra_generation_params": extra_parameters_of(recipe),
-        "index_of_first_image": int(with_grid),
-        "infotexts": infotexts,
+        "extra_generation_params": {},
+        "index_of_first_image": 0,
+        "infotexts": [],
         "styles": values["styles"] or [],
-        "job_timestamp": f"{job.created_at:%Y%m%d%H%M%S}",
+        "job_timestamp": f"{created_at:%Y%m%d%H%M%S}",
         "clip_skip": request.clip_skip,
-        "is_using_inpainting_conditioning": checkpoint.input_channels == INPAINTING,
+        "is_using_inpainting_conditioning": False,
         "version": VERSION,
     }
 
@@ -465,7 +603,9 @@ def progress_of(request: HttpRequest) -> dict[str, Any]:
 
 def interrupt_own(request: HttpRequest) -> None:
     job = own_job(authenticated(request))
-    if job is not None:
+    if job is not None and job.script_call is not None:
+        script_interrupt(job.script_call, cause="interrupted by the caller")
+    elif job is not None:
         job_cancel(job=job, cause="interrupted by the caller")
 
 

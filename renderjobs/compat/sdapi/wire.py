@@ -239,6 +239,15 @@ EXTRAS = {
     "upscale_first": Field(boolean, False),
 }
 PNG_INFO = {"image": Field(text, nullable=False, required=True)}
+DETECT = {
+    "controlnet_module": Field(text, "none", nullable=False),
+    "controlnet_input_images": Field(texts, (), nullable=False),
+    "controlnet_processor_res": Field(integer, -1, nullable=False),
+    "controlnet_threshold_a": Field(number, -1, nullable=False),
+    "controlnet_threshold_b": Field(number, -1, nullable=False),
+    "controlnet_masks": Field(texts, (), nullable=False),
+    "low_vram": Field(boolean, False, nullable=False),
+}
 EXTRAS_SINGLE = {**EXTRAS, "image": Field(text, "")}
 EXTRAS_BATCH = {**EXTRAS, "imageList": Field(named_pictures, nullable=False, required=True)}
 
