@@ -61,6 +61,7 @@ EVENTS_SHOWN = 50
 RUNS_SHOWN = 20
 RUN_ROW = '<tr><td>{}</td><td>{}</td><td>{}</td><td class="rk-figure">{}</td></tr>'
 JOB_COLOURS = {
+    JobState.HELD: "warning",
     JobState.QUEUED: "info",
     JobState.RUNNING: "primary",
     JobState.SUCCEEDED: "success",

@@ -74,7 +74,7 @@ class ClaimedBatch:
 
 def waiting_in(pool_id: int) -> QuerySet[RenderImage]:
     """The pool's queue, in order: lane, priority, then submission."""
-    waiting = RenderImage.objects.filter(pool_id=pool_id, state=ImageState.WAITING)
+    waiting = RenderImage.objects.filter(pool_id=pool_id, state=ImageState.WAITING, held=False)
     return waiting.order_by("lane", "-priority", "pk")
 
 

@@ -82,7 +82,7 @@ def _progress(job: RenderJob, passes: Sequence[tuple[int, int, int]]) -> JobProg
     """``passes`` has (images held, step, steps) of every micro-batch with images of the job."""
     if job.state not in JOB_OPEN:
         return JobProgress(1.0 if job.state == JobState.SUCCEEDED else job.images_ended / job.images_total, 0.0)
-    if job.state == JobState.QUEUED:
+    if job.state in (JobState.HELD, JobState.QUEUED):
         return JobProgress(0.0, None)
     done, furthest = float(job.images_ended), (0, 0)
     for held, step, steps in passes:

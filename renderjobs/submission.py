@@ -26,7 +26,7 @@ from common.database import insert_rows, now_plus
 from common.errors import ConflictError, FieldError, ForbiddenError, InvalidRequestError
 from fleet.services import pool_for_new_jobs
 from gpuworker.contract import AnyRecipe
-from renderjobs.choices import IMAGE_HELD, JOB_OPEN, AttemptOutcome, ImageState, Lane
+from renderjobs.choices import IMAGE_HELD, JOB_OPEN, AttemptOutcome, ImageState, JobState, Lane
 from renderjobs.claims import claim_close
 from renderjobs.dispatch import wake_on_commit
 from renderjobs.expansion import lock_of, pass_digest, seeds_of
@@ -36,11 +36,13 @@ from renderjobs.models import (
     BatchSchedule,
     IdempotencyRecord,
     InputFile,
+    JobApproval,
     RenderImage,
     RenderJob,
     ScriptCall,
     TemplateVersion,
 )
+from renderjobs.models.jobs import Source
 from renderjobs.pinning import Pinned, pinned
 from renderjobs.request import RenderRequest
 from renderjobs.rollup import job_settle
@@ -126,8 +128,14 @@ def job_submit(
     try:
         with transaction.atomic():
             quotas_check(subject=accepted.subject, images=job.images_total)
-            hold_place(subject=accepted.subject, estimate=accepted.estimate)
+            placed = hold_place(subject=accepted.subject, estimate=accepted.estimate)
+            if placed.approval and source == Source.SDAPI:
+                raise placed.approval  # its callers wait for the pictures with the line open
+            if placed.approval:
+                job.state, pattern.held = JobState.HELD, True
             job.save(force_insert=True)
+            if placed.approval:
+                JobApproval.objects.create(job=job, budget=placed.approval.account.budget, asked_at=Now())
             job.assets.set(pins.assets.values())
             job.inputs.set(InputFile.objects.filter(team=caller.team, sha256__in=_hashes(request)))
             job_created(job, cause=f"submitted through {source}")

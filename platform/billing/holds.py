@@ -16,7 +16,7 @@ from typing import Any
 from django.db.models import Q
 from django.db.models.functions import Now
 
-from billing.errors import BudgetExceededError
+from billing.errors import ApprovalNeededError, BudgetExceededError
 from billing.estimates import Estimate
 from billing.models import (
     BillingProfile,
@@ -43,7 +43,7 @@ class Placed:
     """``refusal`` is what a door says that cannot wait for the approval; None when none is needed."""
 
     hold: Hold
-    approval: BudgetExceededError | None
+    approval: ApprovalNeededError | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +200,7 @@ def blocked_above(budget: Budget) -> Decimal | None:
     return min((found.amount(budget.limit) for found in _with(budget, ThresholdAction.BLOCK)), default=None)
 
 
-def approval_needed(accounts: Sequence[BudgetPeriod], asked: Decimal) -> BudgetExceededError | None:
+def approval_needed(accounts: Sequence[BudgetPeriod], asked: Decimal) -> ApprovalNeededError | None:
     """``accounts`` have the hold on them already."""
     for account in accounts:
         for threshold in _with(account.budget, ThresholdAction.APPROVAL):
@@ -209,7 +209,7 @@ def approval_needed(accounts: Sequence[BudgetPeriod], asked: Decimal) -> BudgetE
                 before = BudgetPeriod(
                     budget=account.budget, period=account.period, spent=account.spent, held=account.held - asked
                 )
-                return BudgetExceededError(before, most=most, asked=asked)
+                return ApprovalNeededError(before, most=most, asked=asked)
     return None
 
 

@@ -41,6 +41,7 @@ from renderjobs.choices import (
     JOB_TERMINAL,
     AttemptOutcome,
     ImageState,
+    JobState,
     RunOutcome,
 )
 from renderjobs.models import (
@@ -49,6 +50,7 @@ from renderjobs.models import (
     Claim,
     ImageAttachment,
     InputFile,
+    JobApproval,
     JobEvent,
     RenderImage,
     RenderJob,
@@ -225,6 +227,17 @@ def i4_no_budget_is_exceeded() -> Iterator[str]:
 def m9_a_notice_is_of_its_own_budget() -> Iterator[str]:
     for pk in pks(BudgetNotice.objects.exclude(threshold__budget=F("period__budget"))):
         yield f"M9 budget notice {pk} names a threshold of another budget."
+
+
+def m9_a_held_job_waits_for_an_approval() -> Iterator[str]:
+    asked = JobApproval.objects.filter(job=OuterRef("pk"), approved=None)
+    for pk in pks(RenderJob.objects.filter(state=JobState.HELD).exclude(Exists(asked))):
+        yield f"M9 job {pk} is held and nobody is asked about it."
+    for pk in pks(JobApproval.objects.filter(approved=None, job__state__in=[JobState.QUEUED, JobState.RUNNING])):
+        yield f"M9 approval {pk} is open and its job goes on."
+    waiting = RenderImage.objects.filter(state=ImageState.WAITING, held=True)
+    for pk in pks(waiting.exclude(job__state=JobState.HELD)):
+        yield f"M9 image {pk} is held and its job is not, so it is never claimed."
 
 
 def m12_a_quota_of_a_token_names_the_tokens_own_team_and_user() -> Iterator[str]:
@@ -475,6 +488,7 @@ ROW_CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
     i4_no_budget_is_exceeded,
     m7_a_failed_attempt_on_the_ledger_is_in_the_usage,
     m9_a_notice_is_of_its_own_budget,
+    m9_a_held_job_waits_for_an_approval,
     m12_a_quota_of_a_token_names_the_tokens_own_team_and_user,
     i6_a_held_image_has_one_running_attempt,
     i7_a_held_image_has_one_open_claim,

@@ -54,6 +54,7 @@ FIELDS: dict[str, Mapping[str, wire.Field]] = {
 """Kind → the fields of A1111's call of that kind."""
 REQUEST_FIELDS = {*SAME_NAME, "sampler_name", "sampler_index", "scheduler", "sd_model_checkpoint", "override_settings"}
 JOB_FIELDS = {"kind", "request", "lane", "project", "tags", "priority"}
+MAX_NOTE_LENGTH = 500
 LANES = {lane.name.lower(): lane for lane in Lane}
 SPELLINGS = {spelling for schedule in SCHEDULES for spelling in schedule.spellings}
 
@@ -221,6 +222,18 @@ def job_body(body: Any) -> dict[str, Any]:
         "project": project,
         "tags": tags,
     }
+
+
+def note_of(body: Any) -> str:
+    """Of a decision's body, which may be empty. Raises: InvalidRequestError: It is anything else."""
+    if not isinstance(body, Mapping):
+        raise InvalidRequestError([FieldError("", "The body must be a JSON object.")])
+    errors, note = unknown_fields(body, {"note"}, ""), given(body, "note", "")
+    if not isinstance(note, str) or len(note) > MAX_NOTE_LENGTH or "\x00" in note:
+        errors.append(FieldError("note", f"note must be a text of at most {MAX_NOTE_LENGTH} characters."))
+    if errors:
+        raise InvalidRequestError(errors)
+    return str(note)
 
 
 def as_written(error: InvalidRequestError, body: Mapping[str, Any]) -> InvalidRequestError:
@@ -483,6 +496,10 @@ class EstimateSchema(serializers.Serializer):
     fits = serializers.BooleanField(help_text="Whether every budget would take the hold now.")
     free = serializers.CharField(allow_null=True, help_text="Of the tightest budget; null where none blocks.")
     budgets = BudgetLeftSchema(many=True)
+
+
+class DecisionSchema(serializers.Serializer):
+    note = serializers.CharField(required=False, max_length=MAX_NOTE_LENGTH)
 
 
 class GridSchema(serializers.Serializer):

@@ -12,6 +12,8 @@ urlpatterns = [
     path("jobs/<str:job_id>", views.JobView.as_view()),
     path("jobs/<str:job_id>/images", views.JobImagesView.as_view()),
     path("jobs/<str:job_id>/events", views.JobEventsView.as_view()),
+    path("jobs/<str:job_id>/approve", views.JobApproveView.as_view()),
+    path("jobs/<str:job_id>/decline", views.JobDeclineView.as_view()),
     path("jobs/<str:job_id>/cancel", views.JobCancelView.as_view()),
     path("jobs/<str:job_id>/grid", views.JobGridView.as_view()),
     path("usage", views.UsageView.as_view()),

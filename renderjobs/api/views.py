@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from datetime import UTC, datetime, time
 from typing import Any
 from urllib.parse import urlencode
@@ -20,6 +21,7 @@ from accounts.models import Scope
 from billing.reports import DIMENSIONS, usage_by
 from common.errors import ConflictError, FieldError, InvalidRequestError
 from renderjobs.api import serializers as wire
+from renderjobs.approvals import job_approve, job_decline
 from renderjobs.choices import JobState
 from renderjobs.files import base_of, file_url
 from renderjobs.grids import grid_ensure, grid_size
@@ -119,6 +121,37 @@ class JobCancelView(APIView):
         caller = caller_with(request, Scope.JOBS_CANCEL)
         job_cancel(job=job_get(caller, job_id))
         return Response(shown(request, job_get(caller, job_id)))
+
+
+class JobDecisionView(APIView):
+    """What the two calls about a held job have in common."""
+
+    def decided(self, request: Request, job_id: str, decide: Callable[..., None]) -> Response:
+        caller = caller_with(request, Scope.JOBS_WRITE)
+        decide(job=job_get(caller, job_id), user=caller.user, note=wire.note_of(request.data))
+        return Response(shown(request, job_get(caller, job_id)))
+
+
+class JobApproveView(JobDecisionView):
+    @extend_schema(
+        operation_id="jobs_approve",
+        request=wire.DecisionSchema,
+        responses={200: wire.JobSchema, **dict.fromkeys((409, 422), PROBLEM), **PROBLEMS},
+    )
+    def post(self, request: Request, job_id: str) -> Response:
+        """Let a held job into the queue. For the team's leads; for a budget of all teams, who runs the platform."""
+        return self.decided(request, job_id, job_approve)
+
+
+class JobDeclineView(JobDecisionView):
+    @extend_schema(
+        operation_id="jobs_decline",
+        request=wire.DecisionSchema,
+        responses={200: wire.JobSchema, **dict.fromkeys((409, 422), PROBLEM), **PROBLEMS},
+    )
+    def post(self, request: Request, job_id: str) -> Response:
+        """Refuse a held job: it is cancelled, and what was held for it is free again."""
+        return self.decided(request, job_id, job_decline)
 
 
 class JobImagesView(APIView):

@@ -1,3 +1,4 @@
+from renderjobs.models.approvals import JobApproval
 from renderjobs.models.images import Attempt, Claim, RenderImage
 from renderjobs.models.inputs import ImageAttachment, InputFile
 from renderjobs.models.jobs import IdempotencyRecord, JobEvent, RenderJob
@@ -12,6 +13,7 @@ __all__ = [
     "IdempotencyRecord",
     "ImageAttachment",
     "InputFile",
+    "JobApproval",
     "JobEvent",
     "RenderImage",
     "RenderJob",

@@ -29,6 +29,7 @@ from renderjobs.models import (
     Claim,
     ImageAttachment,
     InputFile,
+    JobApproval,
     JobEvent,
     RenderImage,
     RenderJob,
@@ -161,6 +162,11 @@ BREAKAGES = {
     "I4 held": lambda job: BudgetPeriod.objects.update(held=0),
     "I4 exceeded": lambda job: BudgetPeriod.objects.update(most=Decimal("0.01")),
     "M7 usage": an_unknown_failure,
+    "M9 held": lambda job: RenderJob.objects.filter(pk=job.pk).update(state="held"),
+    "M9 open": lambda job: JobApproval.objects.create(
+        job=job, budget=BudgetPeriod.objects.get().budget, asked_at=timezone.now()
+    ),
+    "M9 image": lambda job: image(job, "rendering").update(state="waiting", held=True),
     "M9 notice": a_notice_of_another_budget,
     "M12 token": lambda job: Quota.objects.update(team=a_caller("team-b", "bob").team),
     "I6 attempt": lambda job: Attempt.objects.filter(ended_at=None).update(fence=99),

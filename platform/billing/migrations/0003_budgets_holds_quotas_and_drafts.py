@@ -115,7 +115,7 @@ class Migration(migrations.Migration):
                 (
                     "action",
                     models.CharField(
-                        choices=[("notify", "Notify"), ("approval", "Ask for approval"), ("block", "Block")],
+                        choices=[("notify", "Notify"), ("approval", "Approval"), ("block", "Block")],
                         default="block",
                         max_length=8,
                     ),
@@ -155,10 +155,10 @@ class Migration(migrations.Migration):
                     "measure",
                     models.CharField(
                         choices=[
-                            ("images_per_day", "Images accepted per day (UTC)"),
-                            ("gpu_seconds_per_day", "GPU-seconds used per day (UTC)"),
-                            ("waiting_jobs", "Jobs waiting at a time"),
-                            ("open_jobs", "Jobs waiting or running at a time"),
+                            ("images_per_day", "Images Per Day"),
+                            ("gpu_seconds_per_day", "Gpu Seconds Per Day"),
+                            ("waiting_jobs", "Waiting Jobs"),
+                            ("open_jobs", "Open Jobs"),
                         ],
                         max_length=24,
                     ),
@@ -192,10 +192,11 @@ class Migration(migrations.Migration):
             name="placement",
             field=models.CharField(
                 choices=[
-                    ("pool", "The pool's overhead"),
-                    ("causer", "Beside the team that caused it"),
-                    ("proportional", "Spread over the teams by what they spent"),
+                    ("pool", "Pool"),
+                    ("causer", "Causer"),
+                    ("proportional", "Proportional"),
                 ],
+                db_default="pool",
                 default="pool",
                 max_length=16,
             ),
@@ -210,10 +211,11 @@ class Migration(migrations.Migration):
             name="placement",
             field=models.CharField(
                 choices=[
-                    ("pool", "The pool's overhead"),
-                    ("causer", "Beside the team that caused it"),
-                    ("proportional", "Spread over the teams by what they spent"),
+                    ("pool", "Pool"),
+                    ("causer", "Causer"),
+                    ("proportional", "Proportional"),
                 ],
+                db_default="pool",
                 default="pool",
                 help_text="Where failed attempts, checkpoint loads and idle time are shown. They are never on a team's bill.",
                 max_length=16,
@@ -246,7 +248,7 @@ class Migration(migrations.Migration):
             model_name="usagerecord",
             name="pixel_steps",
             field=models.BigIntegerField(
-                default=0, help_text="Pixels times denoiser steps: what estimates learn from."
+                db_default=0, default=0, help_text="Pixels times denoiser steps: what estimates learn from."
             ),
         ),
         migrations.AddField(

@@ -78,7 +78,7 @@ class Budget(models.Model):
 
 class ThresholdAction(models.TextChoices):
     NOTIFY = "notify"
-    APPROVAL = "approval", "Ask for approval"
+    APPROVAL = "approval"
     BLOCK = "block"
 
 

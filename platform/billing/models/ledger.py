@@ -48,7 +48,7 @@ class LedgerTransaction(models.Model):
     occurred_at = models.DateTimeField(db_index=True)
     currency = models.CharField(max_length=3)
     rate_card_id = models.BigIntegerField()
-    placement = models.CharField(max_length=16, choices=Placement, default=Placement.POOL)
+    placement = models.CharField(max_length=16, choices=Placement, default=Placement.POOL, db_default=Placement.POOL)
     team = models.ForeignKey(Team, null=True, on_delete=models.PROTECT, related_name="+")
     project = models.ForeignKey(Project, null=True, on_delete=models.PROTECT, related_name="+")
     user = models.ForeignKey(User, null=True, on_delete=models.PROTECT, related_name="+")

@@ -8,10 +8,13 @@ from accounts.models import ApiToken, Team, User
 
 
 class Measure(models.TextChoices):
-    IMAGES_PER_DAY = "images_per_day", "Images accepted per day (UTC)"
-    GPU_SECONDS_PER_DAY = "gpu_seconds_per_day", "GPU-seconds used per day (UTC)"
-    WAITING_JOBS = "waiting_jobs", "Jobs waiting at a time"
-    OPEN_JOBS = "open_jobs", "Jobs waiting or running at a time"
+    IMAGES_PER_DAY = "images_per_day"
+    """Accepted since midnight, UTC."""
+    GPU_SECONDS_PER_DAY = "gpu_seconds_per_day"
+    """Of delivered images since midnight, UTC."""
+    WAITING_JOBS = "waiting_jobs"
+    OPEN_JOBS = "open_jobs"
+    """Waiting or running at a time."""
 
 
 class QuotaQuerySet(models.QuerySet["Quota"]):

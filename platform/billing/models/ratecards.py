@@ -17,9 +17,12 @@ from fleet.models import Pool
 class Placement(models.TextChoices):
     """Where the report shows the cost of work that no team is charged for."""
 
-    POOL = "pool", "The pool's overhead"
-    CAUSER = "causer", "Beside the team that caused it"
-    PROPORTIONAL = "proportional", "Spread over the teams by what they spent"
+    POOL = "pool"
+    """The pool's overhead."""
+    CAUSER = "causer"
+    """Beside the team that caused it."""
+    PROPORTIONAL = "proportional"
+    """Spread over the teams by what they spent."""
 
 
 class RateCard(models.Model):
@@ -30,6 +33,7 @@ class RateCard(models.Model):
         max_length=16,
         choices=Placement,
         default=Placement.POOL,
+        db_default=Placement.POOL,
         help_text="Where failed attempts, checkpoint loads and idle time are shown. They are never on a team's bill.",
     )
     published_at = models.DateTimeField(null=True, blank=True, editable=False, help_text="Empty for a draft.")

@@ -19,7 +19,9 @@ class UsageRecord(models.Model):
     pool = models.ForeignKey(Pool, on_delete=models.PROTECT, related_name="+")
     checkpoint_sha256 = models.CharField(max_length=64, blank=True)
     checkpoint_name = models.CharField(max_length=200, blank=True)
-    pixel_steps = models.BigIntegerField(default=0, help_text="Pixels times denoiser steps: what estimates learn from.")
+    pixel_steps = models.BigIntegerField(
+        default=0, db_default=0, help_text="Pixels times denoiser steps: what estimates learn from."
+    )
     gpu_us = models.BigIntegerField()
     charged = models.BooleanField(help_text="A delivered image's attempt; false is waste.")
     outcome = models.CharField(max_length=16)
