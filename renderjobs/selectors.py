@@ -6,12 +6,12 @@ import uuid
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from django.db.models import Count, F, Func, QuerySet, TextField, Value
+from django.db.models import Count, F, QuerySet
 from django.db.models.functions import Now
 
 from accounts.authentication import Caller
+from common.database import ValueOfKey
 from common.errors import NotFoundError
 from renderjobs.choices import IMAGE_HELD, JOB_OPEN, JobState
 from renderjobs.models import Claim, JobEvent, RenderImage, RenderJob
@@ -29,23 +29,12 @@ class JobProgress:
     steps: int = 0
 
 
-class ValueOfKey(Func):
-    """A JSON object's text at a key, whatever the key looks like: Django's transform takes digits for a list's index."""
-
-    template, arg_joiner = "(%(expressions)s)", " ->> "
-    output_field = TextField()
-
-    def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> Any:
-        rows = "(SELECT value FROM json_each(%(expressions)s))"
-        return self.as_sql(compiler, connection, template=rows, arg_joiner=") WHERE key = (", **context)
-
-
 def jobs_of(caller: Caller) -> QuerySet[RenderJob]:
     return RenderJob.objects.filter(team=caller.team).select_related("project").order_by("-pk")
 
 
 def with_tag(jobs: QuerySet[RenderJob], key: str, value: str) -> QuerySet[RenderJob]:
-    return jobs.alias(tag_value=ValueOfKey("tags", Value(key))).filter(tag_value=value)
+    return jobs.alias(tag_value=ValueOfKey("tags", key)).filter(tag_value=value)
 
 
 def job_get(caller: Caller, job_id: str | uuid.UUID) -> RenderJob:

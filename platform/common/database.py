@@ -155,3 +155,17 @@ def database_now() -> datetime:
 
 
 _clock = {"sqlite": "SELECT strftime('%Y-%m-%dT%H:%M:%f+00:00', 'now')", "postgresql": "SELECT CURRENT_TIMESTAMP"}
+
+
+class ValueOfKey(models.Func):
+    """A JSON object's text at a key, whatever the key looks like: Django's transform takes digits for a list's index."""
+
+    template, arg_joiner = "(%(expressions)s)", " ->> "
+    output_field = models.TextField()
+
+    def __init__(self, column: str, key: str, **extra: Any):
+        super().__init__(column, models.Value(key), **extra)
+
+    def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        rows = "(SELECT value FROM json_each(%(expressions)s))"
+        return self.as_sql(compiler, connection, template=rows, arg_joiner=") WHERE key = (", **context)

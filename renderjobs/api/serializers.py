@@ -13,7 +13,7 @@ from rest_framework import serializers
 from billing.errors import budget_members
 from billing.estimates import Estimate
 from billing.holds import Free
-from billing.models import BudgetScope, Measure
+from billing.models import UNALLOCATED, BudgetScope, Measure
 from common.errors import FieldError, InvalidRequestError
 from gpuworker.contract import SETTINGS
 from gpuworker.contract.samplers import SCHEDULES, UnknownSamplerError, resolve_sampler
@@ -514,6 +514,22 @@ class UsageRowSchema(serializers.Serializer):
     gpu_seconds = serializers.FloatField()
     amount = serializers.CharField()
     currency = serializers.CharField()
+
+
+class UnallocatedRowSchema(serializers.Serializer):
+    cost = serializers.ChoiceField([account.value for account in UNALLOCATED])
+    team = serializers.CharField(allow_null=True)
+    pool = serializers.CharField()
+    events = serializers.IntegerField()
+    gpu_seconds = serializers.FloatField()
+    amount = serializers.CharField()
+    currency = serializers.CharField()
+
+
+class UsageSchema(serializers.Serializer):
+    results = UsageRowSchema(many=True)
+    unallocated = UnallocatedRowSchema(many=True, help_text="On nobody's bill; what is placed beside the team.")
+    next = serializers.URLField(allow_null=True)
 
 
 class ProblemItemSchema(serializers.Serializer):

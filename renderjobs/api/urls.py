@@ -16,5 +16,6 @@ urlpatterns = [
     path("jobs/<str:job_id>/decline", views.JobDeclineView.as_view()),
     path("jobs/<str:job_id>/cancel", views.JobCancelView.as_view()),
     path("jobs/<str:job_id>/grid", views.JobGridView.as_view()),
+    path("usage.csv", views.UsageFileView.as_view()),
     path("usage", views.UsageView.as_view()),
 ]

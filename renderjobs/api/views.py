@@ -10,6 +10,7 @@ from urllib.parse import urlencode
 
 from django.db.models import QuerySet
 from django.db.models.functions import Now
+from django.http import StreamingHttpResponse
 from django.utils.dateparse import parse_date, parse_datetime
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
 from rest_framework.request import Request
@@ -18,7 +19,8 @@ from rest_framework.views import APIView
 
 from accounts.authentication import Caller
 from accounts.models import Scope
-from billing.reports import DIMENSIONS, usage_by
+from billing.exports import csv_lines, report_lines
+from billing.reports import DIMENSIONS, Period, is_dimension, unallocated, usage_rows
 from common.errors import ConflictError, FieldError, InvalidRequestError
 from renderjobs.api import serializers as wire
 from renderjobs.approvals import job_approve, job_decline
@@ -203,32 +205,64 @@ class JobGridView(APIView):
         return Response({"url": url, "images": job.images_delivered, "width": width, "height": height})
 
 
+USAGE_PARAMETERS = [
+    OpenApiParameter("group_by", str, description=f"Comma-separated: {', '.join(DIMENSIONS)}, tag:KEY."),
+    OpenApiParameter("from", str, description="First day, or moment; default: this month's first."),
+    OpenApiParameter("to", str, description="First day after the period, or moment; default: now."),
+]
+
+
 class UsageView(APIView):
     @extend_schema(
         operation_id="usage",
         parameters=[
-            OpenApiParameter("group_by", str, description=f"Comma-separated: {', '.join(DIMENSIONS)}."),
-            OpenApiParameter("from", str, description="First day, or moment; default: this month's first."),
-            OpenApiParameter("to", str, description="First day after the period, or moment; default: now."),
+            *USAGE_PARAMETERS,
+            OpenApiParameter("limit", int, description="Rows of a page; 1000 unless told."),
+            OpenApiParameter("after", int, description="How many rows came before."),
         ],
-        responses={200: wire.page_of("Usage", wire.UsageRowSchema), 422: PROBLEM, **PROBLEMS},
+        responses={200: wire.UsageSchema, 422: PROBLEM, **PROBLEMS},
     )
     def get(self, request: Request) -> Response:
-        """What the team has used: the numbers of the reports."""
-        caller = caller_with(request, Scope.USAGE_READ)
-        dimensions = [name for name in dict.fromkeys(request.query_params.get("group_by", "team").split(",")) if name]
-        if wrong := [name for name in dimensions if name not in DIMENSIONS]:
-            message = f"group_by is {wrong[0]!r}; accepted are {', '.join(DIMENSIONS)}."
-            raise InvalidRequestError([FieldError("group_by", message)])
-        now = datetime.now(UTC)
-        month = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-        rows = usage_by(
-            dimensions,
-            start=moment(request, "from") or month,
-            end=moment(request, "to") or now,
-            team_ids=[caller.team.pk],
+        """What the team has used, and what of the unallocated costs is placed beside it: the numbers of the reports."""
+        dimensions, period = usage_wanted(request)
+        limit = page_size(request, MAX_PAGE_SIZE)
+        after = whole_number(request, "after", 0, minimum=0, maximum=2**31 - 1)
+        rows = list(usage_rows(dimensions, period, offset=after, limit=limit + 1))
+        following = next_page(request, after=after + limit) if len(rows) > limit else None
+        return Response(
+            {
+                "results": [wire.usage_json(row) for row in rows[:limit]],
+                "unallocated": [wire.usage_json(row) for row in unallocated(period)],
+                "next": following,
+            }
         )
-        return Response({"results": [wire.usage_json(row) for row in rows], "next": None})
+
+
+class UsageFileView(APIView):
+    @extend_schema(
+        operation_id="usage_csv",
+        parameters=USAGE_PARAMETERS,
+        responses={(200, "text/csv"): str, 422: PROBLEM, **PROBLEMS},
+    )
+    def get(self, request: Request) -> StreamingHttpResponse:
+        """The same report as one CSV file, whatever its length."""
+        dimensions, period = usage_wanted(request)
+        pieces = csv_lines(dimensions, report_lines(dimensions, period))
+        headers = {"Content-Disposition": 'attachment; filename="usage.csv"'}
+        return StreamingHttpResponse(pieces, content_type="text/csv; charset=utf-8", headers=headers)
+
+
+def usage_wanted(request: Request) -> tuple[list[str], Period]:
+    """Raises: InvalidRequestError, ForbiddenError."""
+    caller = caller_with(request, Scope.USAGE_READ)
+    dimensions = [name for name in dict.fromkeys(request.query_params.get("group_by", "team").split(",")) if name]
+    if wrong := [name for name in dimensions if not is_dimension(name)]:
+        message = f"group_by is {wrong[0][:80]!r}; accepted are {', '.join(DIMENSIONS)}, tag:KEY."
+        raise InvalidRequestError([FieldError("group_by", message)])
+    now = datetime.now(UTC)
+    month = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    start, end = moment(request, "from") or month, moment(request, "to") or now
+    return dimensions, Period(start=start, end=end, team_ids=[caller.team.pk])
 
 
 def caller_with(request: Request, scope: str) -> Caller:
@@ -290,8 +324,8 @@ def filtered(jobs: QuerySet[RenderJob], request: Request) -> QuerySet[RenderJob]
     return jobs
 
 
-def page_size(request: Request) -> int:
-    return whole_number(request, "limit", PAGE_SIZE, minimum=1, maximum=MAX_PAGE_SIZE)
+def page_size(request: Request, default: int = PAGE_SIZE) -> int:
+    return whole_number(request, "limit", default, minimum=1, maximum=MAX_PAGE_SIZE)
 
 
 def whole_number(request: Request, name: str, default: int, *, minimum: int, maximum: int) -> int:

@@ -33,6 +33,7 @@ def test_u4_the_document_validates_and_names_every_call(document):
         "/api/v1/jobs/{job_id}/decline",
         "/api/v1/jobs/{job_id}/grid",
         "/api/v1/usage",
+        "/api/v1/usage.csv",
         "/api/v1/uploads",
         "/api/v1/uploads/{upload_id}",
     }

@@ -6,6 +6,7 @@ import hashlib
 import io
 import threading
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 
 import pytest
 from django.core.files.base import ContentFile
@@ -49,10 +50,13 @@ def test_every_image_is_stored_with_its_recipe_and_charged():
     job = a_job(n_iter=3)
     renderer = PatternRenderer()
     renderer.step_seconds = 0.005
+    renderer.load_us = 5_000_000
     a_runner(renderer).run_until_empty()
     job.refresh_from_db()
     images = list(job.images.all())
-    assert job.state == "succeeded" and LedgerTransaction.objects.count() == 3
+    assert job.state == "succeeded" and LedgerTransaction.objects.filter(kind="charge").count() == 3
+    load = LedgerTransaction.objects.get(kind="overhead")  # of no image: what the renderer spent on loading (M7)
+    assert load.gpu_us == 5_000_000 and load.lines.get(account="model_loads").amount == Decimal("0.005")
     for image in images:
         data = default_storage.open(image.file_key).read()
         assert hashlib.sha256(data).hexdigest() == image.sha256
@@ -123,7 +127,8 @@ def test_i17_a_cancel_stops_the_pass_at_the_next_step_and_keeps_nothing():
     runner = a_runner(Cancelled())
     runner.run_until_empty()
     assert set(RenderImage.objects.values_list("state", flat=True)) == {"cancelled"}
-    assert not LedgerTransaction.objects.exists() and not UsageRecord.objects.filter(charged=True).exists()
+    assert not LedgerTransaction.objects.filter(kind="charge").exists()
+    assert not UsageRecord.objects.filter(charged=True).exists()
 
 
 def test_a_loser_of_a_race_removes_its_own_object(monkeypatch, tmp_path):
@@ -142,7 +147,7 @@ def test_a_loser_of_a_race_removes_its_own_object(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "picture_store", store_then_cancel)
     runner.run_until_empty()
     assert not [path for path in (tmp_path / "pictures").rglob("*") if path.is_file()]
-    assert not LedgerTransaction.objects.exists()
+    assert not LedgerTransaction.objects.filter(kind="charge").exists()
 
 
 def test_i10_nothing_is_on_its_way_while_a_suspect_image_renders():
