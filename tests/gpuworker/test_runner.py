@@ -6,11 +6,13 @@ import hashlib
 import io
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from decimal import Decimal
 
 import pytest
 from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage, storages
+from django.db import connections
 from PIL import Image
 
 from assets.models import Asset
@@ -41,9 +43,30 @@ def checkpoint(settings, tmp_path) -> Asset:
 def a_runner(renderer: PatternRenderer | None = None) -> Runner:
     worker = worker_register(name="w1", pool=a_pool(), device="pattern")
     heartbeat = Heartbeat(worker_id=worker.pk)
-    return Runner(
+    runner = Runner(
         worker=worker, renderer=renderer or PatternRenderer(), heartbeat=heartbeat, draining=threading.Event()
     )
+    RUNNERS.append(runner)
+    return runner
+
+
+RUNNERS: list[Runner] = []
+
+
+@pytest.fixture(autouse=True)
+def delivery_threads_end() -> Iterator[None]:
+    """Each keeps a connection of the database's pool, which has fewer than these tests have threads."""
+    yield
+    while RUNNERS:
+        deliveries = RUNNERS.pop()._deliveries
+        all_here = threading.Barrier(max(1, len(deliveries._threads)))
+
+        def end(all_here: threading.Barrier = all_here) -> None:
+            all_here.wait(10)
+            connections.close_all()
+
+        wait([deliveries.submit(end) for _ in range(all_here.parties)])
+        deliveries.shutdown()
 
 
 def test_every_image_is_stored_with_its_recipe_and_charged():
