@@ -7,10 +7,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from django.db.models import Count, F, QuerySet
+from django.db.models import Count, F, OuterRef, QuerySet, Subquery
 from django.db.models.functions import Now
 
 from accounts.authentication import Caller
+from billing.models import Hold
 from common.database import ValueOfKey
 from common.errors import NotFoundError
 from renderjobs.choices import IMAGE_HELD, JOB_OPEN, JobState
@@ -30,7 +31,11 @@ class JobProgress:
 
 
 def jobs_of(caller: Caller) -> QuerySet[RenderJob]:
-    return RenderJob.objects.filter(team=caller.team).select_related("project").order_by("-pk")
+    """With what is held for each, and its rate card."""
+    hold = Hold.objects.filter(job_id=OuterRef("pk"))
+    columns = {"hold_amount": "amount", "hold_remaining": "remaining", "rate_card": "price__card__name"}
+    money = {name: Subquery(hold.values(column)) for name, column in columns.items()}
+    return RenderJob.objects.filter(team=caller.team).select_related("project").annotate(**money).order_by("-pk")
 
 
 def with_tag(jobs: QuerySet[RenderJob], key: str, value: str) -> QuerySet[RenderJob]:

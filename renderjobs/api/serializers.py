@@ -271,6 +271,7 @@ def job_json(job: RenderJob, progress: JobProgress, *, base: str) -> dict[str, A
         "eta_seconds": progress.eta_seconds,
         "gpu_seconds": seconds(job.gpu_us),
         "cost": {"amount": f"{job.cost_amount:.6f}", "currency": job.currency},
+        "hold": hold_json(job),
         "created_at": job.created_at.isoformat(),
         "started_at": job.started_at.isoformat() if job.started_at else None,
         "finished_at": job.finished_at.isoformat() if job.finished_at else None,
@@ -286,7 +287,8 @@ def job_json(job: RenderJob, progress: JobProgress, *, base: str) -> dict[str, A
     }
 
 
-def image_json(image: RenderImage, *, currency: str, base: str) -> dict[str, Any]:
+def image_json(image: RenderImage, job: Any, *, base: str) -> dict[str, Any]:
+    """``job`` comes from ``jobs_of``."""
     error = {"code": image.error_code, "message": image.error_message} if image.error_code else None
     return {
         "index": image.index,
@@ -300,9 +302,20 @@ def image_json(image: RenderImage, *, currency: str, base: str) -> dict[str, Any
         "infotext": image.infotext or None,
         "attempts": image.attempts,
         "gpu_seconds": seconds(image.gpu_us),
-        "cost": {"amount": f"{image.cost_amount:.6f}", "currency": currency},
+        "cost": {"amount": f"{image.cost_amount:.6f}", "currency": job.currency, "rate_card": job.rate_card},
         "delivered_at": image.delivered_at.isoformat() if image.delivered_at else None,
         "error": error,
+    }
+
+
+def hold_json(job: Any) -> dict[str, Any] | None:
+    """What was set aside at submission, and what of it still is; ``job`` comes from ``jobs_of``."""
+    if job.hold_amount is None:
+        return None
+    return {
+        "amount": money_text(job.hold_amount),
+        "remaining": money_text(job.hold_remaining),
+        "currency": job.currency,
     }
 
 
@@ -367,6 +380,14 @@ class MoneySchema(serializers.Serializer):
     currency = serializers.CharField()
 
 
+class ImageMoneySchema(MoneySchema):
+    rate_card = serializers.CharField(allow_null=True)
+
+
+class HoldSchema(MoneySchema):
+    remaining = serializers.CharField(help_text="Shrinks with each delivered image; 0 once the job has ended.")
+
+
 class ErrorSchema(serializers.Serializer):
     code = serializers.CharField()
     message = serializers.CharField()
@@ -397,6 +418,7 @@ class JobSchema(serializers.Serializer):
     eta_seconds = serializers.FloatField(allow_null=True)
     gpu_seconds = serializers.FloatField()
     cost = MoneySchema()
+    hold = HoldSchema(allow_null=True)
     created_at = serializers.DateTimeField()
     started_at = serializers.DateTimeField(allow_null=True)
     finished_at = serializers.DateTimeField(allow_null=True)
@@ -417,7 +439,7 @@ class ImageSchema(serializers.Serializer):
     infotext = serializers.CharField(allow_null=True)
     attempts = serializers.IntegerField()
     gpu_seconds = serializers.FloatField()
-    cost = MoneySchema()
+    cost = ImageMoneySchema()
     delivered_at = serializers.DateTimeField(allow_null=True)
     error = ErrorSchema(allow_null=True)
 

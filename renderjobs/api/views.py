@@ -170,7 +170,7 @@ class JobImagesView(APIView):
         job = job_get(caller_with(request, Scope.JOBS_READ), job_id)
         limit, after = page_size(request), whole_number(request, "after", -1, minimum=-1, maximum=2**31 - 1)
         images = list(images_of(job, after=after)[: limit + 1])
-        rows = [wire.image_json(image, currency=job.currency, base=base_of(request)) for image in images[:limit]]
+        rows = [wire.image_json(image, job, base=base_of(request)) for image in images[:limit]]
         following = next_page(request, after=rows[-1]["index"]) if len(images) > limit else None
         return Response({"results": rows, "next": following})
 

@@ -222,3 +222,14 @@ def test_i3_a_hold_cannot_be_overdrawn_in_the_database():
     a_job()
     with pytest.raises(IntegrityError), transaction.atomic():
         Hold.objects.update(remaining=Decimal("-0.000001"))
+
+
+def test_the_job_api_shows_what_is_held_and_the_rate_card():
+    caller = a_caller()
+    job = a_job(caller, n_iter=2)
+    deliver(begun())
+    client = Client(headers={"Authorization": f"Bearer {caller.token.text}"})
+    shown = client.get(f"/api/v1/jobs/{job.pk}").json()["hold"]
+    assert shown == {"amount": "0.060000", "remaining": "0.058000", "currency": "USD"}
+    images = client.get(f"/api/v1/jobs/{job.pk}/images").json()["results"]
+    assert images[0]["cost"] == {"amount": "0.002000", "currency": "USD", "rate_card": "v1"}

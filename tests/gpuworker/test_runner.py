@@ -16,7 +16,7 @@ from django.db import connections
 from PIL import Image
 
 from assets.models import Asset
-from billing.models import LedgerTransaction, UsageRecord
+from billing.models import BillingProfile, LedgerTransaction, UsageRecord
 from fleet.services import worker_register
 from gpuworker.contract import ImageOutcome, RenderSpec
 from gpuworker.engine.errors import OutOfMemoryError
@@ -83,7 +83,11 @@ def test_every_image_is_stored_with_its_recipe_and_charged():
     for image in images:
         data = default_storage.open(image.file_key).read()
         assert hashlib.sha256(data).hexdigest() == image.sha256
-        assert Image.open(io.BytesIO(data)).info["parameters"] == image.infotext
+        texts = Image.open(io.BytesIO(data)).info
+        assert texts["parameters"] == image.infotext
+        assert texts["cost"] == (
+            f"GPU seconds: {image.gpu_us / 1e6:.6f}, Amount: {image.cost_amount:.6f} USD, Rate card: v1"
+        )
         assert f"Seed: {image.seed}" in image.infotext
     assert job.gpu_us == sum(image.gpu_us for image in images) and job.cost_amount > 0
 
@@ -190,3 +194,14 @@ def test_i10_nothing_is_on_its_way_while_a_suspect_image_renders():
     RenderImage.objects.update(run_alone=True)
     a_runner(renderer).run_until_empty()
     assert renderer.delivered_at_start == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("reason", ["the team does not want it", "exact mode"])
+def test_m8_a_file_without_its_cost_is_the_same_however_long_it_took(reason, settings):
+    settings.MAX_MICROBATCH = 1  # the pattern shows its place in the pass
+    caller, exact = a_caller(), reason == "exact mode"
+    BillingProfile.objects.create(team=caller.team, cost_in_files=exact)
+    jobs = [a_job(caller, exact=exact) for _ in range(2)]
+    a_runner().run_until_empty()
+    files = [default_storage.open(job.images.get().file_key).read() for job in jobs]
+    assert files[0] == files[1] and "cost" not in Image.open(io.BytesIO(files[0])).info
