@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Collection
 
 from django.conf import settings
 from django.db import Error as DatabaseError
@@ -16,6 +17,7 @@ from django.db import close_old_connections
 
 from fleet.services import worker_seen
 from renderjobs.claims import lease_renew
+from renderjobs.previews import previews_asked
 
 logger = logging.getLogger(__name__)
 WORKER_SEEN_SECONDS = 5
@@ -24,8 +26,11 @@ WORKER_SEEN_SECONDS = 5
 class Lease:
     """One claim's shared flags between the rendering thread and the heartbeat."""
 
-    def __init__(self, claim_id: int):
+    def __init__(self, claim_id: int, image_ids: Collection[int] = ()):
         self.claim_id = claim_id
+        self.image_ids = image_ids
+        self.looked_at: frozenset[int] = frozenset()
+        """Images somebody wants to see a preview of."""
         self.step = self.steps = 0
         self.stop = False
         self.last_progress = time.monotonic()
@@ -51,9 +56,9 @@ class Heartbeat(threading.Thread):
         self._leases: dict[int, Lease] = {}
         self._lock = threading.Lock()
 
-    def keep(self, claim_id: int) -> Lease:
+    def keep(self, claim_id: int, image_ids: Collection[int] = ()) -> Lease:
         """Begin to renew; end with ``drop``."""
-        lease = Lease(claim_id)
+        lease = Lease(claim_id, image_ids)
         with self._lock:
             self._leases[claim_id] = lease
         return lease
@@ -85,3 +90,4 @@ class Heartbeat(threading.Thread):
     def renew(self, lease: Lease) -> None:
         if lease.stalled or not lease_renew(claim_id=lease.claim_id, step=lease.step, steps=lease.steps):
             lease.stop = True
+        lease.looked_at = frozenset(previews_asked(lease.image_ids))

@@ -9,8 +9,8 @@ from gpuworker.contract import ImageOutcome, Picture, RenderSpec
 
 StepCallback = Callable[[int, int], None]
 """Called once per denoiser step with (finished steps, all steps of the pass); must return at once."""
-PreviewCallback = Callable[[Sequence[Picture]], None]
-"""Called every few steps with a small picture of what each image of the pass is becoming; must return at once."""
+PreviewCallback = Callable[[Callable[[], Sequence[Picture]]], None]
+"""Called every few steps with what makes a small picture of what each image of the pass is becoming, which takes time."""
 
 
 class Renderer(Protocol):

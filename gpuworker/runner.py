@@ -9,15 +9,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from typing import Any, Protocol
 
 from django.core.files.storage import default_storage
 from django.db import InterfaceError, OperationalError, close_old_connections
 
 from fleet.models import Worker
-from gpuworker.contract import Failed, ImageOutcome, Rendered, RenderSpec, Stopped
+from gpuworker.contract import Failed, ImageOutcome, Picture, Rendered, RenderSpec, Stopped
+from gpuworker.encoding import png_of
 from gpuworker.engine.errors import EngineError, OutOfMemoryError
 from gpuworker.heartbeat import Heartbeat, Lease
 from gpuworker.model_files import MissingFileError, WrongHashError, files_of
@@ -32,6 +34,7 @@ from renderjobs.claims import (
     rendering_begin,
 )
 from renderjobs.delivery import StoredPicture, image_deliver, image_fail, image_waste, load_record
+from renderjobs.previews import preview_put
 
 logger = logging.getLogger(__name__)
 DELIVERY_THREADS = 4
@@ -80,7 +83,7 @@ class Runner:
 
     def run(self, batch: ClaimedBatch) -> list[Future[None]]:
         """Render one micro-batch; returns its deliveries, which go on in other threads."""
-        lease = self.heartbeat.keep(batch.claim_id)
+        lease = self.heartbeat.keep(batch.claim_id, [image.image_id for image in batch.images])
         futures: list[Future[None]] = []
         try:
             rendering_begin(claim_id=batch.claim_id)
@@ -163,7 +166,13 @@ class Runner:
             spec = spec_of(tuple(batch.images[position].recipe for position in part))
             exhausted = False
             try:
-                for outcome in self.renderer.render(spec, on_step=lease.on_step, should_stop=lease.should_stop):
+                rendered = self.renderer.render(
+                    spec,
+                    on_step=lease.on_step,
+                    should_stop=lease.should_stop,
+                    on_preview=partial(self._preview, [batch.images[position].image_id for position in part], lease),
+                )
+                for outcome in rendered:
                     yield part[outcome.position], outcome
             except OutOfMemoryError:
                 if len(part) == 1:
@@ -175,6 +184,14 @@ class Runner:
                 logger.warning("A pass of %s pictures did not fit; trying %s", len(part), len(part) // 2)
             else:
                 todo = todo[len(part) :]
+
+    def _preview(self, image_ids: list[int], lease: Lease, make: Callable[[], Sequence[Picture]]) -> None:
+        """Only what somebody looks at is made, and put where they look in another thread."""
+        if lease.looked_at.isdisjoint(image_ids):
+            return
+        for image_id, picture in zip(image_ids, make(), strict=True):
+            if image_id in lease.looked_at:
+                self._deliveries.submit(_preview_store, image_id, picture)
 
     def _deliver(self, batch: ClaimedBatch, image: ClaimedImage, outcome: ImageOutcome, lease: Lease) -> None:
         try:
@@ -219,6 +236,10 @@ class Runner:
             for key in (picture.key, *(attachment.key for attachment in picture.attachments)):
                 default_storage.delete(key)
             raise
+
+
+def _preview_store(image_id: int, picture: Picture) -> None:
+    preview_put(image_id, png_of(picture, {}))
 
 
 def retried(

@@ -44,6 +44,7 @@ from renderjobs.choices import (
     JobState,
     RunOutcome,
 )
+from renderjobs.compat.sdapi.profile import default_options
 from renderjobs.models import (
     Attempt,
     BatchTemplate,
@@ -52,6 +53,7 @@ from renderjobs.models import (
     InputFile,
     JobApproval,
     JobEvent,
+    OptionProfile,
     RenderImage,
     RenderJob,
     ScheduledRun,
@@ -370,6 +372,13 @@ def c3_an_ended_script_has_no_open_job() -> Iterator[str]:
         yield f"C3 job {pk} is open although the script that asked for it has ended."
 
 
+def c3_kept_options_are_known() -> Iterator[str]:
+    known = default_options().keys()
+    for pk, values in OptionProfile.objects.values_list("pk", "values"):
+        if unknown := values.keys() - known:
+            yield f"C3 option profile {pk} holds {', '.join(sorted(unknown))}, which no call knows."
+
+
 def c3_scripts_have_their_requests() -> Iterator[str]:
     for pk, key in ScriptCall.objects.values_list("pk", "body_key"):
         if not default_storage.exists(key):
@@ -501,6 +510,7 @@ ROW_CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
     j12_a_scheduled_run_is_the_job_of_its_time,
     j20_versions_of_a_template_are_counted_from_one,
     c3_an_ended_script_has_no_open_job,
+    c3_kept_options_are_known,
 )
 OBJECT_CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
     i2_a_delivered_images_object_has_its_hash,

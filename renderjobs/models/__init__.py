@@ -2,6 +2,7 @@ from renderjobs.models.approvals import JobApproval
 from renderjobs.models.images import Attempt, Claim, RenderImage
 from renderjobs.models.inputs import ImageAttachment, InputFile
 from renderjobs.models.jobs import IdempotencyRecord, JobEvent, RenderJob
+from renderjobs.models.profiles import OptionProfile
 from renderjobs.models.schedules import BatchSchedule, BatchTemplate, ScheduledRun, TemplateVersion
 from renderjobs.models.scripts import ScriptCall
 
@@ -15,6 +16,7 @@ __all__ = [
     "InputFile",
     "JobApproval",
     "JobEvent",
+    "OptionProfile",
     "RenderImage",
     "RenderJob",
     "ScheduledRun",

@@ -190,7 +190,11 @@ def test_x1_image_in_exact_mode_has_the_same_bytes_alone_and_in_any_company(rend
 def test_previews_come_while_the_pass_runs(renderer, checkpoint, recipe_of):
     previews = []
     spec = RenderSpec((recipe_of(steps=20), recipe_of(steps=20, seed=8)), checkpoint)
-    list(renderer.render(spec, on_step=lambda *_: None, should_stop=lambda: False, on_preview=previews.append))
+    list(
+        renderer.render(
+            spec, on_step=lambda *_: None, should_stop=lambda: False, on_preview=lambda make: previews.append(make())
+        )
+    )
     assert [[(picture.width, picture.height) for picture in shown] for shown in previews] == [[(64, 64)] * 2] * 2
 
 

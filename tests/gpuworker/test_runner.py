@@ -106,7 +106,7 @@ def test_i11_out_of_memory_halves_the_pass_and_the_limit_is_remembered():
         passes: list[int] = []
 
         def render(
-            self, spec: RenderSpec, *, on_step: Callable[[int, int], None], should_stop: Callable[[], bool]
+            self, spec: RenderSpec, *, on_step: Callable[[int, int], None], should_stop: Callable[[], bool], **_: object
         ) -> Iterator[ImageOutcome]:
             self.passes.append(len(spec.recipes))
             if len(spec.recipes) > 2:
@@ -144,7 +144,7 @@ def test_s22_weights_with_another_hash_are_not_rendered(checkpoint):
 def test_i17_a_cancel_stops_the_pass_at_the_next_step_and_keeps_nothing():
     class Cancelled(PatternRenderer):
         def render(
-            self, spec: RenderSpec, *, on_step: Callable[[int, int], None], should_stop: Callable[[], bool]
+            self, spec: RenderSpec, *, on_step: Callable[[int, int], None], should_stop: Callable[[], bool], **_: object
         ) -> Iterator[ImageOutcome]:
             job_cancel(job=job)
             runner.heartbeat.renew(runner.heartbeat.kept()[0])
@@ -184,7 +184,7 @@ def test_i10_nothing_is_on_its_way_while_a_suspect_image_renders():
         delivered_at_start: list[int] = []
 
         def render(
-            self, spec: RenderSpec, *, on_step: Callable[[int, int], None], should_stop: Callable[[], bool]
+            self, spec: RenderSpec, *, on_step: Callable[[int, int], None], should_stop: Callable[[], bool], **_: object
         ) -> Iterator[ImageOutcome]:
             self.delivered_at_start.append(RenderImage.objects.filter(state="delivered").count())
             yield from super().render(spec, on_step=on_step, should_stop=should_stop)

@@ -31,6 +31,7 @@ from renderjobs.models import (
     InputFile,
     JobApproval,
     JobEvent,
+    OptionProfile,
     RenderImage,
     RenderJob,
     ScheduledRun,
@@ -75,6 +76,7 @@ def delivered_job() -> RenderJob:
     call = ScriptCall.objects.create(
         team=job.team, user=job.user, tab="txt2img", body_key=body, random_seed=1, created_at=planned
     )
+    OptionProfile.objects.create(team=job.team, user=job.user)
     RenderJob.objects.update(schedule=schedule, scheduled_for=planned, script_call=call, script_cell=0)
     ScheduledRun.objects.create(schedule=schedule, planned_for=planned, outcome="submitted", job=job)
     job.refresh_from_db()
@@ -210,6 +212,7 @@ BREAKAGES = {
     "J12 time": lambda job: RenderJob.objects.filter(schedule__isnull=False).update(scheduled_for=timezone.now()),
     "J20 gap": lambda job: TemplateVersion.objects.update(number=2),
     "C3 open": lambda job: ScriptCall.objects.update(ended_at=timezone.now()),
+    "C3 option": lambda job: OptionProfile.objects.update(values={"nope": 1}),
     "C3 request": lambda job: default_storage.delete(ScriptCall.objects.get().body_key),
     "P4 file": lambda job: Asset.objects.update(size_bytes=2),
 }

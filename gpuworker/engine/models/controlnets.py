@@ -16,7 +16,8 @@ from diffusers import ControlNetModel
 from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 
 from gpuworker.engine.errors import CheckpointError
-from gpuworker.engine.models.loader import Checkpoint, Tensors, fill, read_safetensors
+from gpuworker.engine.models.loader import Checkpoint, Place, fill
+from gpuworker.engine.models.tensor_files import Tensors, read_safetensors
 
 ORIGINAL_PREFIX = "control_model."
 ORIGINAL_MARK = "input_hint_block.0.weight"
@@ -64,7 +65,8 @@ def load_controlnet(path: Path, *, like: Checkpoint, device: torch.device, dtype
         raise CheckpointError(f"{path.name} is no complete ControlNet: {error}.", family="controlnet") from error
     with torch.device("meta"):
         model: Any = ControlNetModel(**config)
-    fill(model, tensors, "ControlNet", "controlnet", device, dtype)
+    names = {name: name for name in model.state_dict()}
+    fill(model, tensors, names, "ControlNet", "controlnet", Place(device, dtype))
     encoder, model.controlnet_cond_embedding = model.controlnet_cond_embedding, torch.nn.Identity()
     return ControlNetwork(model, encoder)
 

@@ -1,23 +1,21 @@
 """From the tensors of a checkpoint to the configurations diffusers and transformers build networks from.
 
-The structure is read off the shapes; what shapes cannot tell (attention heads) comes from an LDM-style YAML beside the file, or
-from the rules of the family. A file's name says nothing. No weights are loaded here.
+The structure is read off the shapes, in the original layout; what shapes cannot tell (attention heads, what is predicted) comes
+from what lies ``beside`` the file, or from the rules of the family. A file's name says nothing. No weights are loaded here.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import gcd
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import yaml
-
-from gpuworker.contract.families import TEXT_PREFIXES, UNET, VAE, Recognition, Shapes, recognise
+from gpuworker.contract.families import FAMILY_NAMES, TEXT_PREFIXES, Recognition, recognise
+from gpuworker.contract.layouts import UNET, VAE, Shapes
 from gpuworker.engine.errors import CheckpointError
+from gpuworker.engine.models.beside import Beside, TextBeside
 
 SD1_UNET_HEADS = 8
 MAX_NORM_GROUPS = 32
@@ -29,91 +27,94 @@ SIZED_FAMILIES = ("sdxl", "sdxl-refiner")
 SD_LATENT_SCALE = 0.18215
 SDXL_LATENT_SCALE = 0.13025
 SD_BETAS = (0.00085, 0.012)
-FAMILY_NAMES = {
-    "sd1": "Stable Diffusion 1",
-    "sd2": "Stable Diffusion 2",
-    "sdxl": "SDXL",
-    "sdxl-refiner": "the SDXL refiner",
-    "sd3": "Stable Diffusion 3",
-    "flux": "Flux",
-    "lora": "a LoRA",
-    "vae": "a separate VAE",
-    "embedding": "a textual inversion",
-    "controlnet": "a ControlNet",
-    "upscaler": "an upscaler",
-}
+V_PREDICTION_MARK = "v_pred"
+"""An empty tensor that says what an SDXL checkpoint predicts; ``ZERO_SNR_MARK`` says what noise schedule it was trained with."""
+ZERO_SNR_MARK = "ztsnr"
+
+TextKind = Literal["clip", "open_clip"]
+
+
+@dataclass(frozen=True, slots=True)
+class TextPlan:
+    """One text encoder."""
+
+    prefix: str
+    """Of its tensors."""
+    kind: TextKind
+    config: dict[str, Any]
+    lacks_last_layer: bool = False
+    """SD 2 in diffusers layout is stored without the layer that nothing reads; ``config`` counts it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """Constructor arguments of the three networks, and the numbers of the noise schedule."""
+    """Constructor arguments of the networks, and the numbers of the noise schedule."""
 
     family: str
     unet: dict[str, Any]
     vae: dict[str, Any]
-    text: tuple[dict[str, Any], ...]
-    """One per text encoder, in the order of ``TEXT_PREFIXES``."""
+    text: tuple[TextPlan, ...]
+    """In the order of ``TEXT_PREFIXES``."""
     latent_scale: float
     beta_range: tuple[float, float]
     """First and last beta of the scaled-linear schedule of 1000 steps."""
     prediction: str | None = None
-    """``eps`` or ``v``; None has to be found out by running the network (SD 2 without a YAML)."""
+    """``eps`` or ``v``; None has to be found out by running the network (SD 2 with nothing beside it)."""
+    zero_terminal_snr: bool = False
     size_embedding_width: int | None = None
     """Values each number of SDXL's size conditioning is embedded with; None where there is none."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Yaml:
-    """The few lines of an LDM-style YAML that shapes cannot tell."""
-
-    model: Mapping[str, Any] = field(default_factory=dict)
-    unet: Mapping[str, Any] = field(default_factory=dict)
-    text_config: Mapping[str, Any] = field(default_factory=dict)
-    """The ``config.json`` of the text encoder the YAML names, where that folder lies beside it."""
-    names_text_encoder: bool = False
-
-
-def architecture_of(shapes: Shapes, *, config_path: Path | None = None) -> Architecture:
+def architecture_of(shapes: Shapes, beside: Beside | None = None) -> Architecture:
     """Infer the networks of a checkpoint.
 
+    Args:
+        shapes: Under their names in the original layout.
     Raises:
         CheckpointError: The file is of another family, is incomplete, or asks for something the engine cannot do.
     """
     family = _renderable(recognise(shapes))
-    config = _read_yaml(config_path)
+    told = beside or Beside()
+    default_scale = SDXL_LATENT_SCALE if family in SIZED_FAMILIES else SD_LATENT_SCALE
     try:
-        unet = _unet_config(_under(shapes, UNET), config.unet, family)
-        text = tuple(_text_config(_under(shapes, prefix), prefix, config) for prefix in TEXT_PREFIXES[family])
-        default_scale = SDXL_LATENT_SCALE if family in SIZED_FAMILIES else SD_LATENT_SCALE
+        unet = _unet_config(_under(shapes, UNET), told, family)
+        text = tuple(
+            _text_plan(_under(shapes, prefix), prefix, told.text_at(place))
+            for place, prefix in enumerate(TEXT_PREFIXES[family])
+        )
         return Architecture(
             family=family,
             unet=unet,
-            vae=vae_config(_under(shapes, VAE)),
+            vae=vae_config(_under(shapes, VAE), groups=told.vae_groups),
             text=text,
-            prediction=_prediction(config, family),
-            size_embedding_width=_size_embedding_width(unet, text[-1], family),
-            latent_scale=float(config.model.get("scale_factor", default_scale)),
-            beta_range=(
-                float(config.model.get("linear_start", SD_BETAS[0])),
-                float(config.model.get("linear_end", SD_BETAS[1])),
-            ),
+            prediction=told.prediction or _untold_prediction(shapes, family, unet, is_told=beside is not None),
+            zero_terminal_snr=told.zero_terminal_snr or ZERO_SNR_MARK in shapes,
+            size_embedding_width=_size_embedding_width(unet, text[-1].config, family, told),
+            latent_scale=told.latent_scale or default_scale,
+            beta_range=(told.first_beta or SD_BETAS[0], told.last_beta or SD_BETAS[1]),
         )
-    except (KeyError, IndexError) as error:
-        raise CheckpointError(f"The checkpoint lacks the tensor {error}.", family="sd1") from error
+    except (KeyError, IndexError, StopIteration) as error:
+        raise CheckpointError(f"The checkpoint lacks the tensor {error}.", family=family) from error
 
 
-def _prediction(config: _Yaml, family: str) -> str | None:
-    if asked := config.model.get("parameterization"):
-        return str(asked)
-    return None if family == "sd2" else "eps"
+def _untold_prediction(shapes: Shapes, family: str, unet: dict[str, Any], *, is_told: bool) -> str | None:
+    """SD 2 comes in both kinds without a mark of which it is; of its inpainting there is one kind.
+
+    A1111 1.10 renders a marked SDXL checkpoint as eps unless a YAML says v; nobody can want that picture.
+    """
+    if V_PREDICTION_MARK in shapes:
+        return "v"
+    return None if family == "sd2" and not is_told and unet["in_channels"] == 4 else "eps"
 
 
-def _size_embedding_width(unet: Mapping[str, Any], text: Mapping[str, Any], family: str) -> int | None:
+def _size_embedding_width(unet: dict[str, Any], text: dict[str, Any], family: str, told: Beside) -> int | None:
     """What is left of the vector beside the pooled text is six numbers for SDXL, five for its refiner."""
     if family not in SIZED_FAMILIES:
         return None
     numbers = 6 if family == "sdxl" else 5
-    return int((unet["projection_class_embeddings_input_dim"] - text["projection_dim"]) // numbers)
+    return (
+        told.size_embedding_width or (unet["projection_class_embeddings_input_dim"] - text["projection_dim"]) // numbers
+    )
 
 
 def _renderable(recognition: Recognition) -> str:
@@ -146,37 +147,43 @@ def _under(shapes: Shapes, prefix: str) -> dict[str, tuple[int, ...]]:
 
 @dataclass(slots=True)
 class _Level:
+    """Transformer blocks behind each residual block, on the way down and on the way up; 0 where there is no attention."""
+
     channels: int
-    attention: list[bool] = field(default_factory=list)
-    """One entry per residual block."""
-    depth: int = 0
-    """Transformer blocks of each attention."""
+    down: list[int] = field(default_factory=list)
+    up: list[int] = field(default_factory=list)
+
+    @property
+    def attends(self) -> bool:
+        return self.down[0] > 0
+
+    @property
+    def is_one_kind(self) -> bool:
+        """diffusers' blocks have attention everywhere or nowhere."""
+        return all(bool(depth) == self.attends for depth in self.down + self.up)
 
 
-def _unet_config(shapes: Shapes, config: Mapping[str, Any], family: str) -> dict[str, Any]:
+def _unet_config(shapes: Shapes, told: Beside, family: str) -> dict[str, Any]:
     levels = _unet_levels(shapes)
-    middle = _count(shapes, r"middle_block\.1\.transformer_blocks\.(\d+)\.")
-    attention_at = [any(level.attention) for level in levels]
     channels = [level.channels for level in levels]
+    attentive = [level.attends for level in levels]
     context = next(name for name in shapes if name.endswith("attn2.to_k.weight"))
     projection = next(name for name in shapes if name.endswith(".proj_in.weight"))
     return {
         "in_channels": shapes["input_blocks.0.0.weight"][1],
         "out_channels": shapes["out.2.weight"][0],
         "block_out_channels": channels,
-        "layers_per_block": len(levels[0].attention),
-        "down_block_types": ["CrossAttnDownBlock2D" if here else "DownBlock2D" for here in attention_at],
-        "up_block_types": ["CrossAttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attention_at)],
+        "layers_per_block": len(levels[0].down),
+        "down_block_types": ["CrossAttnDownBlock2D" if here else "DownBlock2D" for here in attentive],
+        "up_block_types": ["CrossAttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attentive)],
         "cross_attention_dim": shapes[context][1],
         # diffusers calls the number of heads attention_head_dim here.
-        "attention_head_dim": _unet_heads(channels, config, family),
-        # The middle is as deep as the last entry says, whether its level has attention or not.
-        "transformer_layers_per_block": [level.depth or middle for level in levels],
+        "attention_head_dim": _unet_heads(channels, told, family),
+        **_depths_config(shapes, levels),
         **_vector_config(shapes),
         "use_linear_projection": len(shapes[projection]) == 2,
-        "norm_num_groups": _norm_groups(
-            shapes, (".in_layers.0.weight", ".out_layers.0.weight", ".norm.weight", "out.0.weight")
-        ),
+        "norm_num_groups": told.unet_groups
+        or _norm_groups(shapes, (".in_layers.0.weight", ".out_layers.0.weight", ".norm.weight", "out.0.weight")),
     }
 
 
@@ -189,7 +196,7 @@ def _vector_config(shapes: Shapes) -> dict[str, Any]:
 
 
 def _unet_levels(shapes: Shapes) -> list[_Level]:
-    """Walk the input blocks: a downsampler ends a level."""
+    """Walk the input blocks, where a downsampler ends a level, and the output blocks, of which each level has one more."""
     levels: list[_Level] = []
     new_level = True
     for index in range(1, _count(shapes, r"input_blocks\.(\d+)\.")):
@@ -200,29 +207,51 @@ def _unet_levels(shapes: Shapes) -> list[_Level]:
         if new_level:
             levels.append(_Level(channels=shapes[f"{block}.0.out_layers.3.weight"][0]))
             new_level = False
-        levels[-1].attention.append(f"{block}.1.proj_in.weight" in shapes)
-        levels[-1].depth = _count(shapes, rf"input_blocks\.{index}\.1\.transformer_blocks\.(\d+)\.")
-    if len({tuple(level.attention[:1] * len(level.attention)) == tuple(level.attention) for level in levels}) != 1 or (
-        len({len(level.attention) for level in levels}) != 1
-    ):
-        raise CheckpointError("The levels of the UNet differ in a way no Stable Diffusion 1 does.", family="sd1")
+        levels[-1].down.append(_depth(shapes, block))
+    blocks = len(levels[0].down) + 1
+    for index in range(_count(shapes, r"output_blocks\.(\d+)\.")):
+        levels[-1 - index // blocks].up.append(_depth(shapes, f"output_blocks.{index}"))
+    if any((len(level.down), len(level.up)) != (blocks - 1, blocks) or not level.is_one_kind for level in levels):
+        raise CheckpointError("The levels of the UNet differ in a way no Stable Diffusion's do.")
     return levels
 
 
-def _unet_heads(channels: list[int], config: Mapping[str, Any], family: str) -> int | list[int]:
-    head_channels = int(config.get("num_head_channels", -1))
-    heads = int(config.get("num_heads", -1))
-    if head_channels <= 0 and heads <= 0 and family != "sd1":
-        head_channels = HEAD_CHANNELS
-    if head_channels > 0:
-        return [max(1, count // head_channels) for count in channels]
-    return heads if heads > 0 else SD1_UNET_HEADS
+def _depth(shapes: Shapes, block: str) -> int:
+    return _count(shapes, re.escape(block) + r"\.1\.transformer_blocks\.(\d+)\.")
+
+
+def _depths_config(shapes: Shapes, levels: Sequence[_Level]) -> dict[str, Any]:
+    """How deep the transformers are: a number per level, or per residual block where they differ (SSD-1B, a thinned SDXL)."""
+    middle = _depth(shapes, "middle_block")
+    if middle and levels[-1].attends and set(levels[-1].down) != {middle}:
+        raise CheckpointError(f"The middle of the UNet is {middle} deep, its last level {levels[-1].down[0]}.")
+    config: dict[str, Any] = {} if middle else {"mid_block_type": "UNetMidBlock2D"}
+    # A level without attention needs some number, and the middle is as deep as the last one says.
+    unused = middle or 1
+    if all(len({*level.down, *level.up}) == 1 for level in levels):
+        return {**config, "transformer_layers_per_block": [level.down[0] or unused for level in levels]}
+    return {
+        **config,
+        "transformer_layers_per_block": [level.down if level.attends else unused for level in levels],
+        "reverse_transformer_layers_per_block": [level.up if level.attends else unused for level in reversed(levels)],
+    }
+
+
+def _unet_heads(channels: Sequence[int], told: Beside, family: str) -> int | list[int]:
+    if told.head_channels:
+        return [max(1, count // told.head_channels) for count in channels]
+    if told.heads:
+        return told.heads if isinstance(told.heads, int) else list(told.heads)
+    if family == "sd1":
+        return SD1_UNET_HEADS
+    return [max(1, count // HEAD_CHANNELS) for count in channels]
 
 
 # --- VAE and text encoder --------------------------------------------------------------------------------------------
 
 
-def vae_config(shapes: Shapes) -> dict[str, Any]:
+def vae_config(shapes: Shapes, *, groups: int | None = None) -> dict[str, Any]:
+    """Args: shapes: Under their original names without prefix."""
     levels = _count(shapes, r"decoder\.up\.(\d+)\.")
     return {
         "block_out_channels": [shapes[f"decoder.up.{level}.block.0.conv2.weight"][0] for level in range(levels)],
@@ -231,17 +260,29 @@ def vae_config(shapes: Shapes) -> dict[str, Any]:
         # The decoder has one block more per level than the encoder.
         "layers_per_block": _count(shapes, r"decoder\.up\.0\.block\.(\d+)\.") - 1,
         "latent_channels": shapes["decoder.conv_in.weight"][1],
-        "norm_num_groups": _norm_groups(shapes, (".norm1.weight", ".norm2.weight", ".norm.weight", ".norm_out.weight")),
+        "mid_block_add_attention": "decoder.mid.attn_1.q.weight" in shapes,
+        "norm_num_groups": groups
+        or _norm_groups(shapes, (".norm1.weight", ".norm2.weight", ".norm.weight", ".norm_out.weight")),
     }
 
 
-def _text_config(shapes: Shapes, prefix: str, config: _Yaml) -> dict[str, Any]:
-    return _clip_config(shapes, config) if prefix.endswith("transformer.") else _open_clip_config(shapes)
+def _text_plan(shapes: Shapes, prefix: str, told: TextBeside) -> TextPlan:
+    is_clip = prefix.endswith("transformer.")
+    bare = {name.removeprefix("text_model."): shape for name, shape in shapes.items()}
+    if "transformer.resblocks.0.ln_1.weight" in bare:
+        return TextPlan(prefix, "open_clip", _open_clip_config(bare, told))
+    config = _clip_config(bare, told, is_clip=is_clip)
+    # diffusers keeps what SD 2 reads of its encoder: all but the last layer.
+    cut = not is_clip and "text_projection.weight" not in bare
+    config["num_hidden_layers"] += cut
+    return TextPlan(prefix, "clip" if is_clip else "open_clip", config, lacks_last_layer=cut)
 
 
-def _open_clip_config(shapes: Shapes) -> dict[str, Any]:
+def _open_clip_config(shapes: Shapes, told: TextBeside) -> dict[str, Any]:
+    """In OpenCLIP's own names."""
     vocabulary, width = shapes["token_embedding.weight"]
-    projection = shapes.get("text_projection", shapes.get("text_projection.weight", (width, width)))
+    # A bare parameter has its inputs first, a linear layer its outputs.
+    projection = shapes.get("text_projection", shapes.get("text_projection.weight", (width, width))[::-1])
     return {
         "vocab_size": vocabulary,
         "hidden_size": width,
@@ -249,39 +290,38 @@ def _open_clip_config(shapes: Shapes) -> dict[str, Any]:
         "intermediate_size": shapes["transformer.resblocks.0.mlp.c_fc.weight"][0],
         "num_hidden_layers": _count(shapes, r"transformer\.resblocks\.(\d+)\."),
         "max_position_embeddings": shapes["positional_embedding"][0],
-        # Below 64 channels only test miniatures exist; those have heads of 8 by convention.
-        "num_attention_heads": max(1, width // (SMALL_HEAD_CHANNELS if width < HEAD_CHANNELS else HEAD_CHANNELS)),
-        "hidden_act": "gelu",
+        "num_attention_heads": told.heads or _text_heads(width, is_small=True),
+        "hidden_act": told.activation or "gelu",
         "layer_norm_eps": 1e-5,
     }
 
 
-def _clip_config(shapes: Shapes, config: _Yaml) -> dict[str, Any]:
-    bare = {name.removeprefix("text_model."): shape for name, shape in shapes.items()}
-    vocabulary, width = bare["embeddings.token_embedding.weight"]
+def _clip_config(shapes: Shapes, told: TextBeside, *, is_clip: bool) -> dict[str, Any]:
+    """In the names of transformers."""
+    vocabulary, width = shapes["embeddings.token_embedding.weight"]
     return {
         "vocab_size": vocabulary,
         "hidden_size": width,
-        "projection_dim": width,
-        "intermediate_size": bare["encoder.layers.0.mlp.fc1.weight"][0],
-        "num_hidden_layers": _count(bare, r"encoder\.layers\.(\d+)\."),
-        "max_position_embeddings": bare["embeddings.position_embedding.weight"][0],
-        "num_attention_heads": int(config.text_config.get("num_attention_heads", _text_heads(width, config))),
-        "hidden_act": config.text_config.get("hidden_act", "quick_gelu"),
-        "layer_norm_eps": float(config.text_config.get("layer_norm_eps", 1e-5)),
+        "projection_dim": shapes.get("text_projection.weight", (width, width))[0],
+        "intermediate_size": shapes["encoder.layers.0.mlp.fc1.weight"][0],
+        "num_hidden_layers": _count(shapes, r"encoder\.layers\.(\d+)\."),
+        "max_position_embeddings": shapes["embeddings.position_embedding.weight"][0],
+        "num_attention_heads": told.heads or _text_heads(width, is_small=told.is_named or not is_clip),
+        "hidden_act": told.activation or ("quick_gelu" if is_clip else "gelu"),
+        "layer_norm_eps": told.norm_epsilon or 1e-5,
     }
 
 
-def _text_heads(width: int, config: _Yaml) -> int:
-    """Heads of 64 channels, as in every CLIP.
+def _text_heads(width: int, *, is_small: bool) -> int:
+    """Heads of 64 channels, as in every CLIP; below 64 channels only miniatures exist, which have heads of 8 by convention.
 
-    A YAML that names an encoder of its own means a test miniature; below 64 channels those have heads of 8 by convention.
+    Args:
+        is_small: Whether that convention counts: for any OpenCLIP, and for a CLIP whose YAML names an encoder of its own.
     """
-    is_small = config.names_text_encoder and width < HEAD_CHANNELS
-    return max(1, width // (SMALL_HEAD_CHANNELS if is_small else HEAD_CHANNELS))
+    return max(1, width // (SMALL_HEAD_CHANNELS if is_small and width < HEAD_CHANNELS else HEAD_CHANNELS))
 
 
-# --- shapes and YAML -------------------------------------------------------------------------------------------------
+# --- shapes ----------------------------------------------------------------------------------------------------------
 
 
 def _count(names: Iterable[str], pattern: str) -> int:
@@ -290,41 +330,9 @@ def _count(names: Iterable[str], pattern: str) -> int:
 
 
 def _norm_groups(shapes: Shapes, endings: tuple[str, ...]) -> int:
-    """The largest power of two, 32 at most, that divides every normalised channel count: 32 in every real SD 1.x."""
+    """The largest power of two, 32 at most, that divides every normalised channel count: 32 in every real checkpoint."""
     common = 0
     for name, shape in shapes.items():
         if name.endswith(endings) and len(shape) == 1:
             common = gcd(common, shape[0])
     return gcd(common, MAX_NORM_GROUPS)
-
-
-def _read_yaml(path: Path | None) -> _Yaml:
-    if path is None:
-        return _Yaml()
-    try:
-        model = yaml.safe_load(path.read_text())["model"]["params"]
-        text = model.get("cond_stage_config", {}).get("params") or _first_embedder(model)
-        version = str(text.get("version", ""))
-        network = model.get("unet_config") or model.get("network_config") or {}
-        return _Yaml(
-            model=model,
-            unet=network.get("params") or {},
-            text_config=_neighbour_config(path, version),
-            names_text_encoder=bool(version),
-        )
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise CheckpointError(f"The configuration {path.name} is not an LDM-style YAML: {error}.") from error
-
-
-def _first_embedder(model: Mapping[str, Any]) -> Mapping[str, Any]:
-    """SDXL lists its encoders."""
-    embedders = model.get("conditioner_config", {}).get("params", {}).get("emb_models") or [{}]
-    return embedders[0].get("params") or {}
-
-
-def _neighbour_config(path: Path, version: str) -> Mapping[str, Any]:
-    """The ``config.json`` in a folder of that name beside the YAML; a name with a path in it is no neighbour."""
-    if not version or Path(version).name != version:
-        return {}
-    config = path.parent / version / "config.json"
-    return json.loads(config.read_text()) if config.is_file() else {}

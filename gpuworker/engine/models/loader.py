@@ -1,12 +1,11 @@
-"""From a single-file checkpoint in the original (LDM) key layout to networks on the device.
+"""From the weights of a checkpoint to networks on the device: one file in the original layout or in that of diffusers, or a folder.
 
-Reads files and fills networks; which networks is decided in ``families``.
+Fills networks; which networks is decided in ``families``, how files are read in ``tensor_files``.
 """
 
 from __future__ import annotations
 
-import json
-import struct
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,37 +13,46 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from diffusers.models.upsampling import Upsample2D
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from gpuworker.contract.families import TEXT_PREFIXES, UNET, VAE, Shapes
+from gpuworker.contract.layouts import (
+    DIFFUSERS_SECOND_TEXT,
+    DIFFUSERS_TEXT,
+    DIFFUSERS_UNET,
+    DIFFUSERS_VAE,
+    UNET,
+    VAE,
+    original_names,
+    unet_names,
+    vae_names,
+)
 from gpuworker.engine.errors import CheckpointError
-from gpuworker.engine.models.families import Architecture, architecture_of, vae_config
+from gpuworker.engine.models.beside import Beside, beside_of_folder, beside_of_yaml
+from gpuworker.engine.models.families import (
+    SIZED_FAMILIES,
+    Architecture,
+    TextKind,
+    TextPlan,
+    architecture_of,
+    vae_config,
+)
+from gpuworker.engine.models.tensor_files import Tensors, read_folder, read_separately
 
 TRAINING_STEPS = 1000
-_TENSOR_TYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+FOLDER_PARTS = {
+    "unet": DIFFUSERS_UNET,
+    "vae": DIFFUSERS_VAE,
+    "text_encoder": DIFFUSERS_TEXT,
+    "text_encoder_2": DIFFUSERS_SECOND_TEXT,
 }
-Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class TextTower:
     """One text encoder."""
 
-    kind: Literal["clip", "open_clip"]
+    kind: TextKind
     model: Any
     """``CLIPTextModel`` or ``CLIPTextModelWithProjection``."""
 
@@ -70,6 +78,8 @@ class Checkpoint:
     prediction: Literal["eps", "v"] = "eps"
     size_embedding_width: int | None = None
     """Values each number of SDXL's size conditioning is embedded with; None where there is none."""
+    zero_terminal_snr: bool = False
+    """Trained with a noise schedule rescaled so that nothing of the picture is left at its end."""
 
     @property
     def size_bytes(self) -> int:
@@ -80,131 +90,121 @@ class Checkpoint:
 def load_checkpoint(
     path: Path, *, config_path: Path | None = None, device: torch.device, dtype: torch.dtype
 ) -> Checkpoint:
-    """Load a checkpoint of one file. Tensors go to the device in the file's type and are cast there.
+    """Load a checkpoint. Tensors go to the device in the file's type and are cast there; each leaves memory as soon as it has.
 
+    Args:
+        path: A file, or a folder in diffusers layout; such a folder's own configuration counts then.
+        config_path: An LDM-style YAML.
     Raises:
         CheckpointError: The file is damaged, incomplete or of another family.
     """
-    tensors = read_safetensors(path)
-    shapes: Shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    plan = architecture_of(shapes, config_path=config_path)
-    unet = _unet(tensors, plan, device, dtype)
+    is_folder = path.is_dir()
+    tensors = read_folder(path, FOLDER_PARTS) if is_folder else read_separately(path)
+    beside = beside_of_folder(path) if is_folder else beside_of_yaml(config_path) if config_path else None
+    return _checkpoint(_in_original_layout(tensors), beside, Place(device, dtype))
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where networks go."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+
+def _in_original_layout(tensors: Tensors) -> Tensors:
+    """The caller's dictionary is empty afterwards, as it would keep alive what is taken out of the new one."""
+    names = original_names(_shapes(tensors))
+    return {names[name]: tensors.pop(name) for name in list(tensors)}
+
+
+def _shapes(tensors: Tensors) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _checkpoint(tensors: Tensors, beside: Beside | None, place: Place) -> Checkpoint:
+    plan = architecture_of(_shapes(tensors), beside)
+    alphas_cumprod = _alphas_cumprod(tensors, plan)
+    unet = _unet(_taken(tensors, UNET), plan, place)
     return Checkpoint(
         family=plan.family,
         unet=unet,
-        vae=_vae(_under(tensors, VAE), plan.vae, plan.family, device, dtype),
-        text=tuple(
-            _text_tower(tensors, prefix, config, plan.family, device, dtype)
-            for prefix, config in zip(TEXT_PREFIXES[plan.family], plan.text, strict=True)
-        ),
-        alphas_cumprod=_alphas_cumprod(tensors, plan.beta_range),
+        vae=_vae(_taken(tensors, VAE), plan.vae, plan.family, place),
+        text=tuple(_text_tower(_taken(tensors, text.prefix), text, plan.family, place) for text in plan.text),
+        alphas_cumprod=alphas_cumprod,
         latent_scale=plan.latent_scale,
         prediction="v" if (plan.prediction or _found_prediction(unet)) == "v" else "eps",
         size_embedding_width=plan.size_embedding_width,
+        zero_terminal_snr=plan.zero_terminal_snr,
     )
 
 
-def load_vae(path: Path, *, like: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
-    """Load a VAE of its own, keys with or without the prefix they have inside a checkpoint, or of diffusers.
-
-    Args:
-        like: The checkpoint it is to decode for; its latents must have as many channels.
-    Raises:
-        CheckpointError: The file is damaged, no VAE, or one for other latents.
-    """
-    tensors = read_safetensors(path)
-    plain = {VAE + name.removeprefix(VAE): tensor for name, tensor in tensors.items()}
-    shapes = {name.removeprefix(VAE): tuple(tensor.shape) for name, tensor in plain.items()}
-    if "decoder.mid_block.resnets.0.conv1.weight" in shapes:
-        return _vae_in_diffusers_names(plain, shapes, like, device, dtype)
-    if "decoder.conv_in.weight" not in shapes or "decoder.up.0.block.0.conv2.weight" not in shapes:
-        raise CheckpointError(f"{path.name} holds no VAE.")
-    if shapes["decoder.conv_in.weight"][1] != like.vae.config.latent_channels:
-        raise CheckpointError(f"{path.name} is a VAE for latents of {shapes['decoder.conv_in.weight'][1]} channels.")
-    return _vae(plain, vae_config(shapes), like.family, device, dtype)
+def _taken(tensors: Tensors, prefix: str) -> Tensors:
+    """A part of a checkpoint without its prefix; the checkpoint no longer holds it."""
+    return {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
 
 
-def _vae_in_diffusers_names(
-    tensors: Tensors, shapes: Shapes, like: Checkpoint, device: torch.device, dtype: torch.dtype
-) -> Any:
-    """Of the shape of the checkpoint's own."""
-    with torch.device("meta"):
-        vae: Any = AutoencoderKL(**like.vae.config)
-    fill(vae, {name.removeprefix(VAE): tensor for name, tensor in tensors.items()}, "VAE", like.family, device, dtype)
-    return vae
+# --- UNet and VAE ----------------------------------------------------------------------------------------------------
 
 
-def read_safetensors(path: Path) -> Tensors:
-    """Read a whole file front to back into one buffer; the tensors are views of it.
-
-    Mapped reads fetch a cold file page by page, which is several times slower than one pass over it.
-
-    Raises:
-        CheckpointError: The file is not a complete safetensors file.
-    """
-    try:
-        with path.open("rb") as file:
-            (header_bytes,) = struct.unpack("<Q", file.read(8))
-            size_bytes = path.stat().st_size - 8 - header_bytes
-            if size_bytes < 0:
-                raise ValueError("its header is longer than the file")
-            header: dict[str, Any] = json.loads(file.read(header_bytes))
-            data = torch.empty(size_bytes, dtype=torch.uint8)
-            if file.readinto(data.numpy().data) != size_bytes:
-                raise ValueError("it ends early")
-        return {name: _view(data, entry) for name, entry in header.items() if name != "__metadata__"}
-    except (struct.error, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"{path.name} is not a complete safetensors file: {error}.") from error
-
-
-def _view(data: torch.Tensor, entry: dict[str, Any]) -> torch.Tensor:
-    begin, end = entry["data_offsets"]
-    if not 0 <= begin <= end <= data.numel():
-        raise ValueError("a tensor lies outside the file")
-    dtype, raw = _TENSOR_TYPES[entry["dtype"]], data[begin:end]
-    aligned = raw if begin % dtype.itemsize == 0 else raw.clone()
-    return aligned.view(dtype).view(entry["shape"])
-
-
-def _unet(tensors: Tensors, plan: Architecture, device: torch.device, dtype: torch.dtype) -> Any:
+def _unet(tensors: Tensors, plan: Architecture, place: Place) -> Any:
     with torch.device("meta"):
         unet: Any = UNet2DConditionModel(**plan.unet)
-    weights = convert_ldm_unet_checkpoint(_under(tensors, UNET), unet.config)
-    fill(unet, weights, "UNet", plan.family, device, dtype)
+    fill(unet, tensors, unet_names(unet.state_dict()), "UNet of the checkpoint", plan.family, place)
     _resize_after_upsampling(unet)
     return unet
 
 
-def _vae(tensors: Tensors, config: dict[str, Any], family: str, device: torch.device, dtype: torch.dtype) -> Any:
+def _vae(tensors: Tensors, config: dict[str, Any], family: str | None, place: Place) -> Any:
     with torch.device("meta"):
         vae: Any = AutoencoderKL(**config)
-    weights = convert_ldm_vae_checkpoint(tensors, vae.config)
-    fill(vae, weights, "VAE", family, device, dtype)
+    fill(vae, tensors, vae_names(vae.state_dict()), "VAE", family, place)
     return vae
 
 
-def _text_tower(
-    tensors: Tensors, prefix: str, config: dict[str, Any], family: str, device: torch.device, dtype: torch.dtype
-) -> TextTower:
-    found = {name.removeprefix(prefix): tensor for name, tensor in _under(tensors, prefix).items()}
-    if prefix.endswith("transformer."):
-        model: Any = CLIPTextModel(CLIPTextConfig(**config))
-        weights = {
-            name.removeprefix("text_model."): tensor
-            for name, tensor in found.items()
-            if not name.endswith("position_ids")
-        }
-        kind: Literal["clip", "open_clip"] = "clip"
-    else:
-        model = CLIPTextModelWithProjection(CLIPTextConfig(**config))
-        weights = _open_clip_weights(found)
-        kind = "open_clip"
-    # Files differ in whether the names carry text_model, and so do versions of transformers.
-    body = "text_model." if any(name.startswith("text_model.") for name in model.state_dict()) else ""
-    named = {name if name.startswith("text_projection") else body + name: weight for name, weight in weights.items()}
-    fill(model, named, "text encoder", family, device, dtype)
-    return TextTower(kind, model.to(device))
+def load_vae(path: Path, *, like: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
+    """Load a VAE of its own: original names with or without the prefix they have inside a checkpoint, or those of diffusers.
 
+    Args:
+        path: A file, or a folder of diffusers.
+        like: The checkpoint it is to decode for; its latents must have as many channels.
+    Raises:
+        CheckpointError: The file is damaged, no VAE, or one for other latents.
+    """
+    tensors = _vae_tensors(read_folder(path, {"": ""}) if path.is_dir() else read_separately(path))
+    shapes = _shapes(tensors)
+    try:
+        config = vae_config(shapes)
+    except (KeyError, IndexError) as error:
+        raise CheckpointError(f"{path.name} holds no VAE: it lacks the tensor {error}.") from error
+    if config["latent_channels"] != like.vae.config.latent_channels:
+        raise CheckpointError(
+            f"{path.name} is a VAE for latents of {config['latent_channels']} channels.", family="vae"
+        )
+    return _vae(tensors, config, "vae", Place(device, dtype))
+
+
+def _vae_tensors(tensors: Tensors) -> Tensors:
+    """Under their original names without prefix."""
+    for prefix in (VAE, DIFFUSERS_VAE):
+        tensors = _taken(tensors, prefix) or tensors
+    names = vae_names(tensors)
+    return {names[name]: tensor for name, tensor in tensors.items()}
+
+
+@torch.inference_mode()
+def _found_prediction(unet: Any) -> str:
+    """Whether a network without a configuration predicts velocities: at full noise those point away from it.
+
+    Source: ``is_using_v_parameterization_for_sd2``, A1111 1.10.1 ``modules/sd_models_config.py``.
+    """
+    given = torch.full((1, unet.config.in_channels, 8, 8), 0.5, device=unet.device, dtype=unet.dtype)
+    context = torch.full((1, 2, unet.config.cross_attention_dim), 0.5, device=unet.device, dtype=unet.dtype)
+    answer = unet(given, TRAINING_STEPS - 1, context, return_dict=False)[0]
+    return "v" if float((answer - given).float().mean()) < -1 else "eps"
+
+
+# --- text encoders ---------------------------------------------------------------------------------------------------
 
 OPEN_CLIP_NAMES = (
     ("token_embedding.", "embeddings.token_embedding."),
@@ -219,10 +219,34 @@ OPEN_CLIP_NAMES = (
 """OpenCLIP's names → those of transformers."""
 
 
-def _open_clip_weights(tensors: Tensors) -> Tensors:
-    """OpenCLIP keeps the three projections of an attention in one matrix, and the last projection transposed."""
+def _text_tower(tensors: Tensors, plan: TextPlan, family: str, place: Place) -> TextTower:
+    kind: Any = CLIPTextModel if plan.kind == "clip" else CLIPTextModelWithProjection
+    with torch.device("meta"):
+        model = kind(CLIPTextConfig(**plan.config))
+    weights = {name.removeprefix("text_model."): tensors.pop(name) for name in list(tensors)}
+    if plan.kind == "open_clip":
+        weights = _open_clip_weights(weights, plan)
+    wanted = {name: name.removeprefix("text_model.") for name in model.state_dict()}
+    fill(model, weights, wanted, "text encoder", family, place)
+    _number_positions(model, place.device)
+    return TextTower(plan.kind, model)
+
+
+def _number_positions(model: Any, device: torch.device) -> None:
+    """The one buffer that no file needs to hold."""
+    embeddings = getattr(model, "text_model", model).embeddings
+    positions = torch.arange(model.config.max_position_embeddings, device=device).unsqueeze(0)
+    embeddings.register_buffer("position_ids", positions, persistent=False)
+
+
+def _open_clip_weights(tensors: Tensors, plan: TextPlan) -> Tensors:
+    """In the names of transformers, and whole.
+
+    OpenCLIP keeps the three projections of an attention in one matrix, and the last projection transposed.
+    """
     weights: Tensors = {}
-    for name, tensor in tensors.items():
+    for name in list(tensors):
+        tensor = tensors.pop(name)
         if ".attn.in_proj_" in name:
             layer, _, part = name.partition(".attn.in_proj_")
             layer = layer.replace("transformer.resblocks.", "encoder.layers.")
@@ -233,57 +257,73 @@ def _open_clip_weights(tensors: Tensors) -> Tensors:
         elif name == "text_projection":
             weights["text_projection.weight"] = tensor.T
         else:
-            for theirs, ours in OPEN_CLIP_NAMES:
-                name = name.replace(theirs, ours)
-            weights[name] = tensor
+            weights[_in_names_of_transformers(name)] = tensor
     if "text_projection.weight" not in weights:
-        # Some SD 2 files leave it out; nothing there asks for it.
-        weights["text_projection.weight"] = torch.eye(tensors["token_embedding.weight"].shape[1])
+        # SD 2 files may leave it out; nothing there asks for it.
+        weights["text_projection.weight"] = torch.eye(plan.config["hidden_size"])
+    if plan.lacks_last_layer:
+        weights |= _layer_without_effect(weights, plan.config["num_hidden_layers"] - 1)
     return weights
 
 
-@torch.inference_mode()
-def _found_prediction(unet: Any) -> str:
-    """Whether a network without a configuration predicts velocities: at full noise those point away from it.
-
-    Source: ``is_using_v_parameterization_for_sd2``, A1111 1.10.1 ``modules/sd_models_config.py``.
-    """
-    given = torch.full((1, unet.config.in_channels, 8, 8), 0.5, device=unet.device, dtype=unet.dtype)
-    context = torch.full((1, 2, unet.config.cross_attention_dim), 0.5, device=unet.device, dtype=unet.dtype)
-    answer = unet(given, TRAINING_STEPS - 1, context, return_dict=False)[0]
-    return "v" if float((answer - given[:, : answer.shape[1]]).float().mean()) < -1 else "eps"
+def _in_names_of_transformers(name: str) -> str:
+    for theirs, ours in OPEN_CLIP_NAMES:
+        name = name.replace(theirs, ours)
+    return name
 
 
-def _under(tensors: Tensors, prefix: str) -> Tensors:
-    return {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+def _layer_without_effect(weights: Tensors, number: int) -> Tensors:
+    """A last layer whose two branches add nothing, so that the hidden state before it is the stored encoder's last."""
+    before, layer = f"encoder.layers.{number - 1}.", f"encoder.layers.{number}."
+    return {
+        layer + name.removeprefix(before): torch.zeros_like(tensor)
+        for name, tensor in weights.items()
+        if name.startswith(before)
+    }
+
+
+# --- filling ---------------------------------------------------------------------------------------------------------
 
 
 def fill(
-    network: torch.nn.Module, weights: Tensors, part: str, family: str, device: torch.device, dtype: torch.dtype
+    network: torch.nn.Module, tensors: Tensors, names: Mapping[str, str], part: str, family: str | None, place: Place
 ) -> None:
-    """Give a network its weights; every parameter must have one, and of its shape."""
+    """Give a network its weights, taking them out of ``tensors``; every parameter must have one, and of its shape.
+
+    Args:
+        names: The network's names → those of ``tensors``.
+    """
     wanted = network.state_dict()
-    missing = tuple(sorted(wanted.keys() - weights.keys()))
+    missing = tuple(sorted(names[name] for name in wanted if names[name] not in tensors))
     if missing:
-        raise CheckpointError(
-            f"The {part} of the checkpoint lacks {', '.join(missing[:5])}.", family=family, missing=missing
-        )
-    wrong = [name for name in wanted if weights[name].shape != wanted[name].shape]
-    if wrong:
-        found, expected = tuple(weights[wrong[0]].shape), tuple(wanted[wrong[0]].shape)
-        raise CheckpointError(f"{wrong[0]} of the {part} is {found}, expected {expected}.", family=family)
-    # One copy to the device and one cast there; the file's buffer must not stay alive behind a view of it.
-    moved = {name: weights[name].to(device, copy=True).to(dtype).contiguous() for name in wanted}
+        raise CheckpointError(f"The {part} lacks {_listed(missing)}.", family=family, missing=missing)
+    moved: Tensors = {}
+    for name, like in wanted.items():
+        # Nothing else holds the file's tensor then, so that memory holds the weights once.
+        given = tensors.pop(names[name])
+        if not given.is_floating_point():
+            raise CheckpointError(f"{names[name]} of the {part} is quantised ({given.dtype}).", family=family)
+        flat = given.flatten(1) if given.dim() > like.dim() and given.shape[2:].numel() == 1 else given
+        if flat.shape != like.shape:
+            found, expected = tuple(given.shape), tuple(like.shape)
+            raise CheckpointError(f"{names[name]} of the {part} is {found}, expected {expected}.", family=family)
+        moved[name] = flat.to(place.device).to(place.dtype).contiguous()
     network.load_state_dict(moved, assign=True)
     network.requires_grad_(False).eval()
 
 
-def _alphas_cumprod(tensors: Tensors, beta_range: tuple[float, float]) -> torch.Tensor:
-    """The file's own noise schedule where it carries one, else the scaled-linear one."""
+def _listed(names: Iterable[str], most: int = 5) -> str:
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _alphas_cumprod(tensors: Tensors, plan: Architecture) -> torch.Tensor:
+    """The file's own noise schedule where it carries one, else the scaled-linear one; SDXL's is never read from the file."""
     stored = tensors.get("alphas_cumprod")
-    if stored is not None and stored.shape == (TRAINING_STEPS,):
+    if stored is not None and stored.shape == (TRAINING_STEPS,) and plan.family not in SIZED_FAMILIES:
         return stored.float().clone()
-    first, last = beta_range
+    first, last = plan.beta_range
     betas = torch.linspace(first**0.5, last**0.5, TRAINING_STEPS, dtype=torch.float64) ** 2
     return (1 - betas).cumprod(dim=0).float()
 

@@ -54,7 +54,7 @@ def denoise(
         latents, finished = step, finished + 1
         watch.on_step(finished, max(total, finished))
         if watch.on_preview and finished % PREVIEW_STEPS == 0:
-            watch.on_preview(preview(guided.last_prediction))
+            watch.on_preview(lambda: preview(guided.last_prediction))
     return None
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from accounts.authentication import Caller
@@ -105,3 +108,14 @@ def face_restorers() -> list[dict[str, Any]]:
 
 def latent_upscale_modes() -> list[dict[str, str]]:
     return [{"name": name} for name in LATENT_MODES]
+
+
+@cache
+def cmd_flags() -> dict[str, Any]:
+    """A1111's start flags as a client may read them: their defaults. Nothing of this machine is in it."""
+    return json.loads((Path(__file__).parent / "data" / "cmd_flags.json").read_text())
+
+
+def memory() -> dict[str, Any]:
+    """What workers have is theirs; clients only look whether there is an answer."""
+    return {"ram": {"error": "unavailable"}, "cuda": {"error": "unavailable"}}

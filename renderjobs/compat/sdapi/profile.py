@@ -1,14 +1,22 @@
-"""`/options`: every option of A1111 1.10.1 with its default, the caller's checkpoint in place. Read-only in this version."""
+"""`/options`: every option of A1111 1.10.1, with what the caller has set over the defaults; nobody else's calls see it."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from django.db import transaction
+
 from accounts.authentication import Caller
-from assets.selectors import checkpoint_default
+from assets.selectors import checkpoint_default, checkpoint_find
+from common.errors import InvalidRequestError
+from renderjobs.compat.sdapi import wire
+from renderjobs.compat.sdapi.errors import HandlerError, WireError
+from renderjobs.compat.sdapi.translate import to_request
+from renderjobs.models import OptionProfile
 
 
 @cache
@@ -17,7 +25,91 @@ def default_options() -> dict[str, Any]:
     return json.loads((Path(__file__).parent / "data" / "options.json").read_text())
 
 
-def options_of(caller: Caller) -> dict[str, Any]:
+def installed_options(caller: Caller) -> dict[str, Any]:
+    """The defaults, with the checkpoint that requests get which name none."""
     checkpoint = checkpoint_default(caller)
     title, sha256 = (checkpoint.title, checkpoint.sha256) if checkpoint else (None, None)
     return {**default_options(), "sd_model_checkpoint": title, "sd_checkpoint_hash": sha256}
+
+
+def profile_of(caller: Caller) -> dict[str, Any]:
+    """What the caller has set."""
+    found = OptionProfile.objects.filter(team=caller.team, user=caller.user).values_list("values", flat=True).first()
+    return found or {}
+
+
+def options_of(caller: Caller) -> dict[str, Any]:
+    """As the caller reads them back."""
+    profile = profile_of(caller)
+    options = {**installed_options(caller), **profile}
+    if "sd_model_checkpoint" in profile:
+        chosen = checkpoint_find(caller, str(profile["sd_model_checkpoint"]))
+        options |= {"sd_checkpoint_hash": chosen.sha256 if chosen else None}
+    return options
+
+
+def with_profile(caller: Caller, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A request's values with the caller's options below its own ``override_settings``."""
+    return {**values, "override_settings": {**profile_of(caller), **(values["override_settings"] or {})}}
+
+
+def options_set(caller: Caller, given: Mapping[str, Any]) -> list[str]:
+    """Keep options for the caller's further calls; all of them or none.
+
+    Returns:
+        Those that were passed over because no call could be made with such a value.
+    Raises:
+        HandlerError: An option or checkpoint is unknown (500), or a value asks for what this version has not (501).
+    """
+    installed = installed_options(caller)
+    kept: dict[str, Any] = {}
+    passed_over = []
+    for name, value in given.items():
+        if name not in installed:
+            raise HandlerError(500, repr(name), error="KeyError")
+        if name == "sd_model_checkpoint" and value is not None:
+            value = _checkpoint_title(caller, str(value))
+        elif name == "sd_checkpoint_hash":
+            continue  # follows the checkpoint
+        if value is None or _is_usable(name, value, installed):
+            kept[name] = value
+        else:
+            passed_over.append(name)
+    _store(caller, kept, installed)
+    return passed_over
+
+
+@transaction.atomic
+def _store(caller: Caller, kept: Mapping[str, Any], installed: Mapping[str, Any]) -> None:
+    profile, _ = OptionProfile.objects.select_for_update().get_or_create(team=caller.team, user=caller.user)
+    merged = {**profile.values, **kept}
+    profile.values = {name: value for name, value in merged.items() if value is not None and value != installed[name]}
+    profile.save(update_fields=["values", "updated_at"])
+
+
+def _is_usable(name: str, value: Any, installed: Mapping[str, Any]) -> bool:
+    """Whether calls can be made with it.
+
+    QUIRK(A1111 1.10): a value of a wrong type is no error here; A1111 keeps it and fails later.
+
+    Raises:
+        HandlerError: It asks for what this version has not.
+    """
+    values = wire.parsed({"override_settings": {name: value}}, {**wire.TXT2IMG, **wire.OURS})
+    try:
+        to_request(values, options=installed).build()
+    except WireError as error:
+        raise HandlerError(
+            501, f"Option {name!r} with the value {value!r} is not supported by this version."
+        ) from error
+    except InvalidRequestError:
+        return False
+    return True
+
+
+def _checkpoint_title(caller: Caller, name: str) -> str:
+    """Raises: HandlerError: There is no such checkpoint, as A1111 answers an option of that value."""
+    found = checkpoint_find(caller, name)
+    if found is None:
+        raise HandlerError(500, f"model '{name}' not found", error="RuntimeError")
+    return found.title

@@ -33,7 +33,7 @@ from renderjobs.choices import JOB_OPEN, ImageState, JobKind, Lane
 from renderjobs.compat.sdapi import catalogue, wire
 from renderjobs.compat.sdapi.errors import HandlerError, WireError
 from renderjobs.compat.sdapi.infotext import extra_parameters_of
-from renderjobs.compat.sdapi.profile import options_of
+from renderjobs.compat.sdapi.profile import installed_options
 from renderjobs.compat.sdapi.scripts import plan_of
 from renderjobs.compat.sdapi.scripts.base import (
     Answer,
@@ -185,7 +185,7 @@ def _body(call: ScriptCall) -> dict[str, Any]:
 def _plan(caller: Caller, values: Mapping[str, Any], tab: str, random_seed: int) -> Plan:
     """Raises: HandlerError: There is no such script, or an argument is none it takes."""
     around = Surroundings(
-        options=options_of(caller),
+        options=installed_options(caller),
         checkpoint=lambda name: _checkpoint_name(caller, name),
         vaes=tuple(asset.filename for asset in newest_of(caller, AssetKind.VAE)),
         upscalers=tuple(row["name"] for row in catalogue.upscalers(caller)),
@@ -302,7 +302,7 @@ def _translated(caller: Caller, tab: str, values: Mapping[str, Any], cell: Cell 
         own["init_images"] = [_text(picture) for picture in cell.init_images]
     if cell.mask is not None:
         own["mask"] = _text(cell.mask)
-    made = to_request(own, options=options_of(caller), kind=tab)
+    made = to_request(own, options=installed_options(caller), kind=tab)
     prompts = styled(caller, own["styles"] or (), made.canonical)
     made.canonical["prompt"], made.canonical["negative_prompt"] = prompts
     made.canonical["notes"] = dict(cell.notes)

@@ -22,7 +22,6 @@ from django.utils import timezone
 from accounts.authentication import Caller, caller_of
 from accounts.models import Scope
 from assets.models import AssetKind
-from assets.selectors import checkpoint_find
 from assets.styles import styled, styles_of
 from common.errors import FieldError, InvalidRequestError
 from gpuworker.contract import Recipe
@@ -33,7 +32,7 @@ from renderjobs.compat.sdapi.errors import HandlerError, four_keys, speaks_sdapi
 from renderjobs.compat.sdapi.infotext import INPAINTING, VERSION, extra_parameters_of
 from renderjobs.compat.sdapi.infotext_fields import with_infotext
 from renderjobs.compat.sdapi.pictures import batch_extras, single_extras
-from renderjobs.compat.sdapi.profile import default_options, options_of
+from renderjobs.compat.sdapi.profile import default_options, installed_options, options_of, options_set, with_profile
 from renderjobs.compat.sdapi.script_calls import (
     Progressed,
     jobs_of_call,
@@ -52,6 +51,7 @@ from renderjobs.inputs import UnreadablePictureError, Upload, picture_from_text
 from renderjobs.models import RenderImage, RenderJob, ScriptCall
 from renderjobs.models.jobs import Source
 from renderjobs.pinning import UnknownNameError
+from renderjobs.previews import preview_ask
 from renderjobs.request import RenderRequest
 from renderjobs.selectors import job_progress
 from renderjobs.submission import Submitted, job_cancel, job_submit
@@ -232,10 +232,40 @@ without_slash.csrf_exempt = True  # type: ignore[attr-defined]
 
 @speaks_sdapi("GET", "POST")
 async def options(request: HttpRequest) -> HttpResponse:
-    if request.method == "POST":
-        await sync_to_async(options_refused)(request)
-        return JsonResponse(None, safe=False)
-    return JsonResponse(await sync_to_async(lambda: options_of(authenticated(request)))())
+    """What the caller reads back, or keeps for the caller's further calls."""
+    if request.method == "GET":
+        return JsonResponse(await sync_to_async(lambda: options_of(authenticated(request)))())
+    passed_over = await sync_to_async(options_kept)(request)
+    response = JsonResponse(None, safe=False)
+    if passed_over:
+        response["X-Ignored-Fields"] = ", ".join(passed_over[:20])
+    return response
+
+
+def options_kept(request: HttpRequest) -> list[str]:
+    return options_set(authenticated(request), wire.body_of(request.body))
+
+
+@speaks_sdapi("POST")
+async def models_stay(request: HttpRequest) -> HttpResponse:
+    """Loading and unloading is the workers' business; the call is answered as if it had been done."""
+    await sync_to_async(authenticated)(request)
+    return JsonResponse({})
+
+
+@speaks_sdapi("POST")
+async def interrogate(request: HttpRequest) -> HttpResponse:
+    """No picture is put into words here: that takes a model of its own."""
+    caller = await sync_to_async(authenticated)(request)
+    values = wire.parsed(wire.body_of(request.body), wire.INTERROGATE)
+    await sync_to_async(info_of_picture)(caller, values["image"])
+    raise HandlerError(501, "Interrogation is not installed here.")
+
+
+@speaks_sdapi("POST")
+async def training(request: HttpRequest) -> HttpResponse:
+    await sync_to_async(authenticated)(request)
+    raise HandlerError(501, "Training is not part of this server; import trained files instead.")
 
 
 def listing(read: Callable[[Caller], Any]) -> Any:
@@ -258,6 +288,9 @@ hypernetworks = listing(catalogue.hypernetworks)
 sd_vae = listing(catalogue.sd_vae)
 embeddings = listing(catalogue.embeddings)
 prompt_styles = listing(catalogue.prompt_styles)
+memory = listing(lambda _: catalogue.memory())
+cmd_flags = listing(lambda _: catalogue.cmd_flags())
+nothing = listing(lambda _: [])
 face_restorers = listing(lambda _: catalogue.face_restorers())
 latent_upscale_modes = listing(lambda _: catalogue.latent_upscale_modes())
 controlnet_version = listing(lambda _: controlnet.version())
@@ -286,7 +319,7 @@ def authenticated(request: HttpRequest) -> Caller:
 def generation_submit(
     request: HttpRequest, caller: Caller, body: dict[str, Any], values: dict[str, Any], kind: str
 ) -> Submitted:
-    made = to_request(values, options=options_of(caller), kind=kind)
+    made = to_request(with_profile(caller, values), options=installed_options(caller), kind=kind)
     made.canonical["prompt"], made.canonical["negative_prompt"] = styled(caller, values["styles"] or (), made.canonical)
     render = made.build()
     if render.images_total > settings.MAX_SYNC_IMAGES:
@@ -305,7 +338,7 @@ def script_submit(
     try:
         return script_begin(
             caller=caller,
-            body=body,
+            body={**body, "override_settings": with_profile(caller, values)["override_settings"]},
             tab=kind,
             most_images=settings.MAX_SYNC_IMAGES,
             task_id=name_given("force_task_id", values["force_task_id"], MAX_TASK_ID_LENGTH),
@@ -591,12 +624,17 @@ def progress_of(request: HttpRequest) -> dict[str, Any]:
         "sampling_step": made.step,
         "sampling_steps": made.steps or asked.steps,
     }
+    current_image = None
+    held = job.images.filter(state__in=IMAGE_HELD).order_by("index").values_list("pk", flat=True).first()
+    if held and request.GET.get("skip_current_image", "").lower() not in wire.TRUE:
+        preview = preview_ask(held)
+        current_image = base64.b64encode(preview).decode() if preview else None
     textinfo = None if job.state == JobState.RUNNING else "Waiting..."
     return {
         "progress": min(1.0, 0.01 + made.fraction),
         "eta_relative": made.eta_seconds or 0.0,
         "state": state,
-        "current_image": None,
+        "current_image": current_image,
         "textinfo": textinfo,
     }
 
@@ -617,25 +655,3 @@ def skip_own(request: HttpRequest) -> None:
         size = RenderRequest.from_json(job.request).batch_size
         first = held.index - held.index % size
         job_cancel(job=job, indices=range(first, first + size), cause="skipped by the caller")
-
-
-def options_refused(request: HttpRequest) -> None:
-    """Raises: HandlerError: Options cannot be kept by this version, except as they already are."""
-    caller = authenticated(request)
-    current = options_of(caller)
-    for name, value in wire.body_of(request.body).items():
-        if name not in current:
-            raise HandlerError(500, repr(name), error="KeyError")
-        if name == "sd_model_checkpoint" and value is not None:
-            value = checkpoint_title(caller, str(value))
-        if value != current[name]:
-            detail = f"Option {name!r} cannot be stored by this version; send it in override_settings of each call."
-            raise HandlerError(501, detail)
-
-
-def checkpoint_title(caller: Caller, name: str) -> str:
-    """Raises: HandlerError: There is no such checkpoint, as A1111 answers an option of that value."""
-    found = checkpoint_find(caller, name)
-    if found is None:
-        raise HandlerError(500, f"model '{name}' not found", error="RuntimeError")
-    return found.title

@@ -238,6 +238,7 @@ EXTRAS = {
     "extras_upscaler_2_visibility": Field(bounded(0, 1), 0),
     "upscale_first": Field(boolean, False),
 }
+INTERROGATE = {"image": Field(text, ""), "model": Field(text, "clip")}
 PNG_INFO = {"image": Field(text, nullable=False, required=True)}
 DETECT = {
     "controlnet_module": Field(text, "none", nullable=False),

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from gpuworker.engine.models.loader import read_safetensors
+from gpuworker.engine.models.tensor_files import read_safetensors
 
 Tensors = dict[str, torch.Tensor]
 HYPERNETWORK_KEY = re.compile(r"(\d+)\.([01])\.(.+)")

@@ -153,8 +153,10 @@ def _unet(unet: Any) -> _Named:
         **_output_blocks(unet),
     }
     yield from ((f"diffusion_model_{name}", module) for name, module in outside.items())
-    first, last = unet.mid_block.resnets
-    for place, module in enumerate((first, *unet.mid_block.attentions, last)):
+    first, *others = unet.mid_block.resnets
+    # A thinned SDXL has nothing but the first.
+    attentions = [attention for attention in unet.mid_block.attentions if attention is not None]
+    for place, module in enumerate((first, *attentions, *others)):
         yield from _parts(f"diffusion_model_middle_block_{place}", module, is_resnet=place != 1)
 
 

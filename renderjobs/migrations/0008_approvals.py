@@ -11,7 +11,7 @@ class Migration(migrations.Migration):
         ("assets", "0004_uploads_in_parts"),
         ("billing", "0004_published_cards_are_frozen"),
         ("fleet", "0002_worker_days"),
-        ("renderjobs", "0006_script_calls"),
+        ("renderjobs", "0007_option_profiles"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
