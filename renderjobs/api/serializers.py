@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 from rest_framework import serializers
 
+from billing.errors import budget_members
+from billing.estimates import Estimate
+from billing.holds import Free
+from billing.models import UNALLOCATED, BudgetScope, Measure
 from common.errors import FieldError, InvalidRequestError
 from gpuworker.contract import SETTINGS
 from gpuworker.contract.control_modules import CONTROL_MODES, CROP_AND_RESIZE, HIRES_OPTIONS, RESIZE_MODES
@@ -54,6 +59,7 @@ DRAWN = (JobKind.TXT2IMG, JobKind.IMG2IMG)
 """Kinds whose pictures are drawn, so that prompts and control take part."""
 REQUEST_FIELDS = {*SAME_NAME, "sampler_name", "sampler_index", "scheduler", "sd_model_checkpoint", "override_settings"}
 JOB_FIELDS = {"kind", "request", "lane", "project", "tags", "priority"}
+MAX_NOTE_LENGTH = 500
 LANES = {lane.name.lower(): lane for lane in Lane}
 SPELLINGS = {spelling for schedule in SCHEDULES for spelling in schedule.spellings}
 
@@ -228,6 +234,18 @@ def job_body(body: Any) -> dict[str, Any]:
     }
 
 
+def note_of(body: Any) -> str:
+    """Of a decision's body, which may be empty. Raises: InvalidRequestError: It is anything else."""
+    if not isinstance(body, Mapping):
+        raise InvalidRequestError([FieldError("", "The body must be a JSON object.")])
+    errors, note = unknown_fields(body, {"note"}, ""), given(body, "note", "")
+    if not isinstance(note, str) or len(note) > MAX_NOTE_LENGTH or "\x00" in note:
+        errors.append(FieldError("note", f"note must be a text of at most {MAX_NOTE_LENGTH} characters."))
+    if errors:
+        raise InvalidRequestError(errors)
+    return str(note)
+
+
 def as_written(error: InvalidRequestError, body: Mapping[str, Any]) -> InvalidRequestError:
     """The error of a submission with the checkpoint's field, or a control unit's, where this (valid) body has it."""
     overrides = body["request"].get("override_settings") or {}
@@ -274,6 +292,7 @@ def job_json(job: RenderJob, progress: JobProgress, *, base: str) -> dict[str, A
         "eta_seconds": progress.eta_seconds,
         "gpu_seconds": seconds(job.gpu_us),
         "cost": {"amount": f"{job.cost_amount:.6f}", "currency": job.currency},
+        "hold": hold_json(job),
         "created_at": job.created_at.isoformat(),
         "started_at": job.started_at.isoformat() if job.started_at else None,
         "finished_at": job.finished_at.isoformat() if job.finished_at else None,
@@ -290,7 +309,8 @@ def job_json(job: RenderJob, progress: JobProgress, *, base: str) -> dict[str, A
     }
 
 
-def image_json(image: RenderImage, *, currency: str, base: str) -> dict[str, Any]:
+def image_json(image: RenderImage, job: Any, *, base: str) -> dict[str, Any]:
+    """``job`` comes from ``jobs_of``."""
     error = {"code": image.error_code, "message": image.error_message} if image.error_code else None
     return {
         "index": image.index,
@@ -306,7 +326,7 @@ def image_json(image: RenderImage, *, currency: str, base: str) -> dict[str, Any
         "warnings": image.warnings,
         "attempts": image.attempts,
         "gpu_seconds": seconds(image.gpu_us),
-        "cost": {"amount": f"{image.cost_amount:.6f}", "currency": currency},
+        "cost": {"amount": f"{image.cost_amount:.6f}", "currency": job.currency, "rate_card": job.rate_card},
         "delivered_at": image.delivered_at.isoformat() if image.delivered_at else None,
         "error": error,
     }
@@ -322,6 +342,17 @@ def attachment_json(attachment: ImageAttachment, *, base: str) -> dict[str, Any]
     }
 
 
+def hold_json(job: Any) -> dict[str, Any] | None:
+    """What was set aside at submission, and what of it still is; ``job`` comes from ``jobs_of``."""
+    if job.hold_amount is None:
+        return None
+    return {
+        "amount": money_text(job.hold_amount),
+        "remaining": money_text(job.hold_remaining),
+        "currency": job.currency,
+    }
+
+
 def event_json(event: JobEvent) -> dict[str, Any]:
     return {
         "sequence": event.sequence,
@@ -331,6 +362,38 @@ def event_json(event: JobEvent) -> dict[str, Any]:
         "cause": event.cause,
         "created_at": event.created_at.isoformat(),
     }
+
+
+def estimate_json(estimate: Estimate, budgets: Sequence[Free]) -> dict[str, Any]:
+    """``fits`` says whether every budget would take the hold now."""
+    price = estimate.price
+    frees = [budget.free for budget in budgets if budget.free is not None]
+    return {
+        "images": estimate.images,
+        "currency": price.currency,
+        "rate_card": price.rate_card_name,
+        "likely": money_text(estimate.likely),
+        "most": money_text(estimate.most),
+        "likely_gpu_seconds": seconds(estimate.images * estimate.p50_us),
+        "measured": estimate.measured,
+        "fits": all(free >= estimate.most for free in frees),
+        "free": money_text(min(frees, default=None)),
+        "budgets": [
+            {
+                **budget_members(row.account.budget),
+                "period": row.account.period,
+                "limit": money_text(row.most),
+                "spent": money_text(row.account.spent),
+                "held": money_text(row.account.held),
+                "free": money_text(row.free),
+            }
+            for row in budgets
+        ],
+    }
+
+
+def money_text(amount: Decimal | None) -> str | None:
+    return None if amount is None else f"{amount:.6f}"
 
 
 def usage_json(row: dict[str, Any]) -> dict[str, Any]:
@@ -349,6 +412,14 @@ def seconds(microseconds: int) -> float:
 class MoneySchema(serializers.Serializer):
     amount = serializers.CharField(help_text="Six decimal places.")
     currency = serializers.CharField()
+
+
+class ImageMoneySchema(MoneySchema):
+    rate_card = serializers.CharField(allow_null=True)
+
+
+class HoldSchema(MoneySchema):
+    remaining = serializers.CharField(help_text="Shrinks with each delivered image; 0 once the job has ended.")
 
 
 class ErrorSchema(serializers.Serializer):
@@ -381,6 +452,7 @@ class JobSchema(serializers.Serializer):
     eta_seconds = serializers.FloatField(allow_null=True)
     gpu_seconds = serializers.FloatField()
     cost = MoneySchema()
+    hold = HoldSchema(allow_null=True)
     created_at = serializers.DateTimeField()
     started_at = serializers.DateTimeField(allow_null=True)
     finished_at = serializers.DateTimeField(allow_null=True)
@@ -412,7 +484,7 @@ class ImageSchema(serializers.Serializer):
     warnings = serializers.ListField(child=serializers.CharField(), help_text="What had no effect on this image.")
     attempts = serializers.IntegerField()
     gpu_seconds = serializers.FloatField()
-    cost = MoneySchema()
+    cost = ImageMoneySchema()
     delivered_at = serializers.DateTimeField(allow_null=True)
     error = ErrorSchema(allow_null=True)
 
@@ -496,6 +568,34 @@ class NewJobSchema(serializers.Serializer):
     priority = serializers.IntegerField(required=False, default=0, min_value=-100, max_value=100)
 
 
+class BudgetLeftSchema(serializers.Serializer):
+    id = serializers.IntegerField()
+    name = serializers.CharField()
+    scope = serializers.ChoiceField(BudgetScope.values)
+    period = serializers.CharField(help_text="YYYY-MM, or total.")
+    limit = serializers.CharField(allow_null=True, help_text="Null for a budget that only warns.")
+    spent = serializers.CharField()
+    held = serializers.CharField()
+    free = serializers.CharField(allow_null=True)
+
+
+class EstimateSchema(serializers.Serializer):
+    images = serializers.IntegerField()
+    currency = serializers.CharField()
+    rate_card = serializers.CharField()
+    likely = serializers.CharField(help_text="What half of such jobs cost at most.")
+    most = serializers.CharField(help_text="What is held, and the most that is charged.")
+    likely_gpu_seconds = serializers.FloatField()
+    measured = serializers.BooleanField(help_text="False where nothing alike was rendered before.")
+    fits = serializers.BooleanField(help_text="Whether every budget would take the hold now.")
+    free = serializers.CharField(allow_null=True, help_text="Of the tightest budget; null where none blocks.")
+    budgets = BudgetLeftSchema(many=True)
+
+
+class DecisionSchema(serializers.Serializer):
+    note = serializers.CharField(required=False, max_length=MAX_NOTE_LENGTH)
+
+
 class GridSchema(serializers.Serializer):
     url = serializers.URLField()
     images = serializers.IntegerField()
@@ -510,6 +610,22 @@ class UsageRowSchema(serializers.Serializer):
     currency = serializers.CharField()
 
 
+class UnallocatedRowSchema(serializers.Serializer):
+    cost = serializers.ChoiceField([account.value for account in UNALLOCATED])
+    team = serializers.CharField(allow_null=True)
+    pool = serializers.CharField()
+    events = serializers.IntegerField()
+    gpu_seconds = serializers.FloatField()
+    amount = serializers.CharField()
+    currency = serializers.CharField()
+
+
+class UsageSchema(serializers.Serializer):
+    results = UsageRowSchema(many=True)
+    unallocated = UnallocatedRowSchema(many=True, help_text="On nobody's bill; what is placed beside the team.")
+    next = serializers.URLField(allow_null=True)
+
+
 class ProblemItemSchema(serializers.Serializer):
     pointer = serializers.CharField()
     detail = serializers.CharField()
@@ -522,6 +638,31 @@ class ProblemSchema(serializers.Serializer):
     code = serializers.CharField()
     detail = serializers.CharField()
     errors = ProblemItemSchema(many=True, required=False)
+
+
+class BudgetNameSchema(serializers.Serializer):
+    id = serializers.IntegerField()
+    name = serializers.CharField()
+    scope = serializers.ChoiceField(BudgetScope.values)
+
+
+class BudgetProblemSchema(ProblemSchema):
+    budget = BudgetNameSchema()
+    period = serializers.CharField()
+    currency = serializers.CharField()
+    limit = serializers.CharField()
+    spent = serializers.CharField()
+    held = serializers.CharField()
+    asked = serializers.CharField()
+
+
+class QuotaProblemSchema(ProblemSchema):
+    quota = serializers.ChoiceField(Measure.values)
+    whose = serializers.ChoiceField(("token", "member", "team", "organisation"))
+    limit = serializers.IntegerField()
+    used = serializers.IntegerField()
+    asked = serializers.IntegerField()
+    resets_at = serializers.DateTimeField(allow_null=True)
 
 
 def page_of(name: str, row: type[serializers.Serializer]) -> serializers.Serializer:
