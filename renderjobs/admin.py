@@ -28,8 +28,9 @@ from unfold.widgets import (
     UnfoldBooleanSwitchWidget,
 )
 
-from accounts.admin import TeamAdmin, TeamFilter
+from accounts.admin import TeamAdmin, TeamFilter, is_superuser, teams_as
 from accounts.authentication import Caller
+from accounts.models import Role
 from common.errors import InvalidRequestError, PlatformError
 from renderjobs.api.serializers import seconds
 from renderjobs.approvals import job_approve, job_decline
@@ -76,8 +77,14 @@ for beat_model in (ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicT
     admin.site.unregister(beat_model)  # schedules are edited as ours; beat's rows only follow them
 
 
+class WorkAdmin(TeamAdmin):
+    """What everybody in a team sees of the team's work."""
+
+    readers = (Role.LEAD, Role.MEMBER, Role.VIEWER)
+
+
 @admin.register(RenderJob)
-class JobPage(TeamAdmin):
+class JobPage(WorkAdmin):
     may_add = may_change = may_delete = False
     list_display = (
         "short_id", "state_label", "team", "user", "progress", "delivered", "cost", "checkpoint", "created_at",
@@ -105,20 +112,30 @@ class JobPage(TeamAdmin):
         return super().change_view(request, object_id, form_url, {**details, **(extra_context or {})})
 
     def has_cancel_permission(self, request: HttpRequest) -> bool:
-        return self.may_visit(request)
+        return is_superuser(request) or bool(teams_as(request, Role.LEAD, Role.MEMBER))
+
+    def has_decide_permission(self, request: HttpRequest) -> bool:
+        return self.may_write(request)
 
     @action(description="Cancel", permissions=["cancel"])
     def cancel(self, request: HttpRequest, queryset: QuerySet[RenderJob]) -> None:
+        """A lead's choice among the team's jobs; a member's among the own."""
         for job in queryset:
+            own = job.user_id == request.user.pk and job.team_id in teams_as(request, Role.MEMBER)
+            if not (own or self.may_write(request, job)):
+                self.message_user(request, f"{self.short_id(job)} is not yours to cancel.", messages.ERROR)
+                continue
             job_cancel(job=job, cause=f"cancelled in the admin by {request.user.get_username()}")
             self.log_change(request, job, "cancelled")
-        self.message_user(request, "What was not delivered yet is cancelled.", messages.SUCCESS)
+            self.message_user(
+                request, f"What {self.short_id(job)} had not delivered yet is cancelled.", messages.SUCCESS
+            )
 
-    @action(description="Approve held jobs", permissions=["cancel"])
+    @action(description="Approve held jobs", permissions=["decide"])
     def approve(self, request: HttpRequest, queryset: QuerySet[RenderJob]) -> None:
         self._decide(request, queryset, job_approve, "approved")
 
-    @action(description="Decline held jobs", permissions=["cancel"])
+    @action(description="Decline held jobs", permissions=["decide"])
     def decline(self, request: HttpRequest, queryset: QuerySet[RenderJob]) -> None:
         self._decide(request, queryset, job_decline, "declined")
 
@@ -163,8 +180,11 @@ class JobPage(TeamAdmin):
 
     @display(description="Request")
     def request_text(self, job: RenderJob) -> SafeString:
-        text = json.dumps(job.request, indent=2, ensure_ascii=False)
-        return format_html('<pre class="rk-json">{}</pre>', text)
+        return _as_json(job.request)
+
+
+def _as_json(request: dict[str, Any]) -> SafeString:
+    return format_html('<pre class="rk-json">{}</pre>', json.dumps(request, indent=2, ensure_ascii=False))
 
 
 def job_details(request: HttpRequest, job: RenderJob) -> dict[str, Any]:
@@ -226,7 +246,7 @@ class TemplateForm(forms.ModelForm):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         if self.instance.pk and (newest := self.instance.newest):
-            for name in ("kind", "request", "locked"):
+            for name in {"kind", "request", "locked"} & set(self.fields):
                 self.fields[name].initial = getattr(newest, name)
 
     def clean(self) -> dict[str, Any]:
@@ -273,9 +293,10 @@ def _field_for(value: Any) -> forms.Field:
 
 
 @admin.register(BatchTemplate)
-class TemplatePage(TeamAdmin):
+class TemplatePage(WorkAdmin):
     form = TemplateForm
     fields = ("team", "project", "name", "lane", "kind", "request", "locked")
+    facts = ("team", "project", "name", "lane", "kind", "version", "request_text", "locked_fields")
     list_display = ("name", "team", "project", "version", "kind", "lane", "created_at")
     list_filter = (TeamFilter, "lane")
     list_select_related = ("team", "project__team")
@@ -284,6 +305,13 @@ class TemplatePage(TeamAdmin):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         return super().get_queryset(request).with_newest()
+
+    def get_fields(self, request: HttpRequest, obj: Model | None = None) -> tuple[str, ...]:
+        """The request is the newest version's, so whoever only reads is shown it as a fact, not as a field."""
+        return self.facts if obj and not self.has_change_permission(request, obj) else self.fields
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> tuple[str, ...]:
+        return self.facts if obj and not self.has_change_permission(request, obj) else ()
 
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
         given = {name: form.cleaned_data[name] for name in ("kind", "request", "locked")}
@@ -304,7 +332,20 @@ class TemplatePage(TeamAdmin):
     def kind(self, template: BatchTemplate) -> str:
         return template.kind  # type: ignore[attr-defined,no-any-return]
 
-    @action(description="Submit a job", permissions=["change"], url_path="submit")
+    @display(description="Request")
+    def request_text(self, template: BatchTemplate) -> SafeString:
+        return _as_json(template.newest.request if template.newest else {})
+
+    @display(description="Locked")
+    def locked_fields(self, template: BatchTemplate) -> str:
+        return ", ".join(template.newest.locked) if template.newest else ""
+
+    def has_submit_permission(self, request: HttpRequest, object_id: int | str) -> bool:
+        template = self.get_object(request, str(object_id))
+        who = teams_as(request, Role.LEAD, Role.MEMBER)
+        return is_superuser(request) or bool(template and template.team_id in who)
+
+    @action(description="Submit a job", permissions=["submit"], url_path="submit")
     def submit(self, request: HttpRequest, object_id: int) -> HttpResponse:
         template = self.get_object(request, str(object_id))
         version = template and template.newest
@@ -364,7 +405,7 @@ class ScheduleForm(forms.ModelForm):
 
 
 @admin.register(BatchSchedule)
-class SchedulePage(TeamAdmin):
+class SchedulePage(WorkAdmin):
     team_path = "template__team"
     form = ScheduleForm
     list_display = ("template", "team", "cron", "timezone", "enabled", "next_run", "last_run")

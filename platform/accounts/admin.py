@@ -1,7 +1,7 @@
 """Teams, users, tokens in the admin, and the two kinds of page every other app's admin builds on.
 
-A superuser sees everything; a staff user who leads a team sees that team's objects and nothing else. Django's own permission
-tables are not used: the role in the team decides.
+A superuser sees everything. Other staff see what their role in a team lets them see of that team, and nothing else; who is
+marked as finance also sees the money of all teams. Django's own permission tables are not used: the role decides.
 """
 
 from __future__ import annotations
@@ -25,26 +25,38 @@ from accounts.models import ApiToken, Membership, Project, Role, Scope, Team, Us
 from accounts.services import token_issue, token_revoke
 
 
-def teams_led(request: HttpRequest) -> frozenset[int]:
-    """Ids of the teams the signed-in person leads; one query per request, however many pages ask."""
-    if not hasattr(request, "_teams_led"):
-        led = Membership.objects.filter(user_id=request.user.pk, role=Role.LEAD)
-        request._teams_led = frozenset(led.values_list("team_id", flat=True))  # type: ignore[attr-defined]
-    return request._teams_led  # type: ignore[attr-defined,no-any-return]
+def teams_as(request: HttpRequest, *roles: str) -> frozenset[int]:
+    """Ids of the teams in which the signed-in person has one of the roles; one query per request, however many pages ask."""
+    if not hasattr(request, "_roles_in_teams"):
+        memberships = Membership.objects.filter(user_id=request.user.pk)
+        request._roles_in_teams = list(memberships.values_list("role", "team_id"))  # type: ignore[attr-defined]
+    return frozenset(team for role, team in request._roles_in_teams if role in roles)  # type: ignore[attr-defined]
 
 
 def is_superuser(request: HttpRequest) -> bool:
     return bool(request.user.is_active and request.user.is_superuser)
 
 
+def is_finance(request: HttpRequest) -> bool:
+    return bool(request.user.is_active and request.user.is_staff and request.user.is_finance)
+
+
 class PlatformAdmin(ModelAdmin):
-    """Pages of those who run the platform: superusers only. ``may_*`` narrow further what a page can do."""
+    """Pages of those who run the platform: superusers. ``may_add`` and the like narrow further what a page can do."""
 
     may_add = may_change = may_delete = True
+    about_money = False
+    """Whether who is marked as finance reads all rows."""
     list_per_page = 50
     show_full_result_count = False
 
+    def reads_all(self, request: HttpRequest) -> bool:
+        return is_superuser(request) or (self.about_money and is_finance(request))
+
     def may_visit(self, request: HttpRequest) -> bool:
+        return self.reads_all(request)
+
+    def may_write(self, request: HttpRequest, obj: Model | None = None) -> bool:
         return is_superuser(request)
 
     def has_module_permission(self, request: HttpRequest) -> bool:
@@ -54,32 +66,52 @@ class PlatformAdmin(ModelAdmin):
         return self.may_visit(request)
 
     def has_add_permission(self, request: HttpRequest) -> bool:
-        return self.may_add and self.may_visit(request)
+        return self.may_add and self.may_write(request)
 
     def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        return self.may_change and self.may_visit(request)
+        return self.may_change and self.may_write(request, obj)
 
     def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        return self.may_delete and self.may_visit(request)
+        return self.may_delete and self.may_write(request, obj)
 
 
 class TeamAdmin(PlatformAdmin):
-    """Pages that team leads share: rows, and choices in forms, are those of their own teams."""
+    """Pages of teams: rows, and choices in forms, are those of the teams in which the person has one of the page's roles."""
 
     team_path = "team"
     """Lookup from the row to its team."""
+    readers: tuple[str, ...] = (Role.LEAD,)
+    writers: tuple[str, ...] = (Role.LEAD,)
 
     def may_visit(self, request: HttpRequest) -> bool:
-        return is_superuser(request) or bool(request.user.is_active and request.user.is_staff and teams_led(request))
+        staff = request.user.is_active and request.user.is_staff
+        return self.reads_all(request) or bool(staff and teams_as(request, *self.readers))
+
+    def may_write(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        """Of ``obj``'s team, or of any where there is none yet."""
+        if is_superuser(request):
+            return True
+        teams = teams_as(request, *self.writers) if self.may_visit(request) else frozenset()
+        return bool(teams) if obj is None else self.team_of(obj) in teams
+
+    def team_of(self, obj: Any) -> int | None:
+        if self.team_path == "pk":
+            return int(obj.pk)
+        *steps, last = self.team_path.split("__")
+        for step in steps:
+            obj = getattr(obj, step)
+        return getattr(obj, f"{last}_id")  # type: ignore[no-any-return]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         rows = super().get_queryset(request)
-        return rows if is_superuser(request) else rows.filter(**{f"{self.team_path}__in": teams_led(request)})
+        if self.reads_all(request):
+            return rows
+        return rows.filter(**{f"{self.team_path}__in": teams_as(request, *self.readers)})
 
     def formfield_for_foreignkey(self, db_field: ForeignKey, request: HttpRequest, **kwargs: Any) -> Any:
         choices = db_field.remote_field.model._default_manager.all()
         if not is_superuser(request):
-            choices = choices.filter(_of_teams(choices.model, teams_led(request))).distinct()
+            choices = choices.filter(_of_teams(choices.model, teams_as(request, *self.writers))).distinct()
         return super().formfield_for_foreignkey(db_field, request, **{"queryset": choices, **kwargs})
 
 
@@ -88,7 +120,8 @@ def _of_teams(model: type[Model], team_ids: frozenset[int]) -> Q:
         return Q(pk__in=team_ids)
     if model is User:
         return Q(memberships__team__in=team_ids, is_superuser=False)
-    return Q(team__in=team_ids)
+    of_a_team = any(field.name == "team" for field in model._meta.get_fields())
+    return Q(team__in=team_ids) if of_a_team else Q(pk__in=[])
 
 
 class TeamFilter(admin.SimpleListFilter):
@@ -98,7 +131,9 @@ class TeamFilter(admin.SimpleListFilter):
     parameter_name = "team"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        teams = Team.objects.all() if is_superuser(request) else Team.objects.filter(pk__in=teams_led(request))
+        teams = Team.objects.all()
+        if not model_admin.reads_all(request):
+            teams = teams.filter(pk__in=teams_as(request, *model_admin.readers))
         return [(team.name, str(team)) for team in teams]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
@@ -136,28 +171,29 @@ class MembershipForm(forms.ModelForm):
             self.initial["user"] = self.instance.user.username
 
 
-class TeamPartInline(TabularInline):
-    """Rows of the team on whose page they are, so what holds for the page holds for them."""
+class PartInline(TabularInline):
+    """Rows of the object on whose page they are, so what holds for the page holds for them."""
 
     extra = 0
 
-    def _allowed(self, request: HttpRequest, obj: Team | None) -> bool:
-        return is_superuser(request) or (obj is not None and obj.pk in teams_led(request))
+    def _may_write(self, request: HttpRequest, obj: Model | None) -> bool:
+        page = self.admin_site.get_model_admin(self.parent_model)
+        return page.has_add_permission(request) if obj is None else page.has_change_permission(request, obj)
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return self._allowed(request, obj)
+        return self.admin_site.get_model_admin(self.parent_model).has_view_permission(request, obj)
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return self._allowed(request, obj)
+        return self._may_write(request, obj)
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return self._allowed(request, obj)
+        return self._may_write(request, obj)
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return self._allowed(request, obj)
+        return self._may_write(request, obj)
 
 
-class MembershipInline(TeamPartInline):
+class MembershipInline(PartInline):
     model = Membership
     form = MembershipForm
     verbose_name_plural = "members"
@@ -167,7 +203,7 @@ class MembershipInline(TeamPartInline):
         return super().get_queryset(request).select_related("user", "team").order_by("user__username")
 
 
-class ProjectInline(TeamPartInline):
+class ProjectInline(PartInline):
     model = Project
     fields = ("name", "title")
 
@@ -218,15 +254,24 @@ class UserPage(DjangoUserAdmin, PlatformAdmin):
     form = UserForm
     add_form = UserCreationForm
     change_password_form = AdminPasswordChangeForm
-    list_display = ("username", "email", "is_active", "is_staff", "is_superuser", "is_service_account", "last_login")
-    list_filter = ("is_active", "is_staff", "is_superuser", "is_service_account")
+    list_display = (
+        "username",
+        "email",
+        "is_active",
+        "is_staff",
+        "is_superuser",
+        "is_finance",
+        "is_service_account",
+        "last_login",
+    )
+    list_filter = ("is_active", "is_staff", "is_superuser", "is_finance", "is_service_account")
     search_fields = ("username", "email", "first_name", "last_name")
     filter_horizontal = ()
     readonly_fields = ("last_login", "date_joined")
     fieldsets = (
         (None, {"fields": ("username", "password")}),
         ("Person", {"fields": ("first_name", "last_name", "email")}),
-        ("Rights", {"fields": ("is_active", "is_staff", "is_superuser", "is_service_account")}),
+        ("Rights", {"fields": ("is_active", "is_staff", "is_superuser", "is_finance", "is_service_account")}),
         ("Dates", {"fields": ("last_login", "date_joined")}),
     )
 
@@ -281,7 +326,7 @@ class TokenPage(TeamAdmin):
         return is_superuser(request)
 
     def has_revoke_permission(self, request: HttpRequest) -> bool:
-        return self.may_visit(request)
+        return self.may_write(request)
 
     @action(description="Revoke", permissions=["revoke"])
     def revoke(self, request: HttpRequest, queryset: QuerySet[ApiToken]) -> None:

@@ -12,8 +12,8 @@ from django.utils import timezone
 from unfold.admin import TabularInline
 from unfold.decorators import action, display
 
-from accounts.admin import PlatformAdmin, TeamAdmin, TeamFilter, TeamPartInline, UserNameField, is_superuser
-from accounts.models import ApiToken
+from accounts.admin import PartInline, PlatformAdmin, TeamAdmin, TeamFilter, UserNameField, is_superuser
+from accounts.models import ApiToken, Role
 from billing.models import (
     Account,
     BillingProfile,
@@ -116,6 +116,7 @@ def a_currency(text: str) -> str:
 class RateCardPage(PlatformAdmin):
     """A card is a draft until it is published; after that nothing changes it, for what it charged must stay explainable."""
 
+    about_money = True
     form = RateCardForm
     list_display = ("name", "currency", "valid_from", "status", "created_at")
     fields = ("name", "currency", "valid_from", "placement")
@@ -129,7 +130,7 @@ class RateCardPage(PlatformAdmin):
         return is_draft(obj) and super().has_delete_permission(request, obj)
 
     def has_publish_permission(self, request: HttpRequest) -> bool:
-        return self.may_visit(request)
+        return self.may_write(request)
 
     @action(description="Publish", permissions=["publish"])
     def publish(self, request: HttpRequest, queryset: QuerySet[RateCard]) -> None:
@@ -155,8 +156,13 @@ class LineInline(ReadOnlyInline):
     fields = ("account", "amount")
 
 
+class MoneyAdmin(TeamAdmin):
+    readers = (Role.LEAD, Role.FINANCE)
+    about_money = True
+
+
 @admin.register(LedgerTransaction)
-class LedgerPage(TeamAdmin):
+class LedgerPage(MoneyAdmin):
     may_add = may_change = may_delete = False
     list_display = (
         "occurred_at",
@@ -190,7 +196,7 @@ class LedgerPage(TeamAdmin):
 
 
 @admin.register(UsageRecord)
-class UsagePage(TeamAdmin):
+class UsagePage(MoneyAdmin):
     may_add = may_change = may_delete = False
     list_display = ("ended_at", "team", "user", "checkpoint_name", "pool", "outcome", "gpu_seconds", "charged")
     list_filter = (TeamFilter, "charged", "outcome")
@@ -225,13 +231,6 @@ class BudgetForm(forms.ModelForm):
         return cleaned
 
 
-class BudgetPart(TeamPartInline):
-    """Of a budget's page, which only those see who may."""
-
-    def _allowed(self, request: HttpRequest, obj: Any) -> bool:
-        return True
-
-
 class ThresholdForm(forms.ModelForm):
     class Meta:
         model = BudgetThreshold
@@ -244,7 +243,7 @@ class ThresholdForm(forms.ModelForm):
         return bool(self.data.get(self.add_prefix("percent")))
 
 
-class ThresholdInline(BudgetPart):
+class ThresholdInline(PartInline):
     model = BudgetThreshold
     form = ThresholdForm
     fields = ("percent", "action")
@@ -262,7 +261,7 @@ class AccountInline(ReadOnlyInline):
 
 
 @admin.register(Budget)
-class BudgetPage(TeamAdmin):
+class BudgetPage(MoneyAdmin):
     """What a budget is about stays as it is, for its accounts are of that; its limit can be changed."""
 
     may_delete = False  # switching it off ends its use, and its accounts stay explainable
@@ -291,7 +290,7 @@ class BudgetPage(TeamAdmin):
 
 
 @admin.register(BudgetNotice)
-class NoticePage(TeamAdmin):
+class NoticePage(MoneyAdmin):
     team_path = "period__budget__team"
     may_add = may_change = may_delete = False
     list_display = ("created_at", "period", "threshold", "job_id")
@@ -300,6 +299,7 @@ class NoticePage(TeamAdmin):
 
 @admin.register(Hold)
 class HoldPage(PlatformAdmin):
+    about_money = True
     may_add = may_change = may_delete = False
     list_display = ("job_id", "amount", "settled", "remaining", "released", "created_at", "ended_at")
     search_fields = ("job_id",)
@@ -323,7 +323,10 @@ class QuotaForm(forms.ModelForm):
 
 
 @admin.register(Quota)
-class QuotaPage(PlatformAdmin):
+class QuotaPage(MoneyAdmin):
+    """Set by who runs the platform, read by those whom it limits."""
+
+    writers = ()
     form = QuotaForm
     list_display = ("measure", "team", "user", "token", "limit", "enabled")
     list_filter = ("measure", "enabled")
@@ -336,6 +339,6 @@ class QuotaPage(PlatformAdmin):
 
 
 @admin.register(BillingProfile)
-class ProfilePage(TeamAdmin):
+class ProfilePage(MoneyAdmin):
     list_display = ("team", "cost_in_files")
     list_select_related = ("team",)

@@ -1,6 +1,6 @@
 """What the admin's first page shows: money this month, the queue, the workers, what failed. Reads only.
 
-A team lead sees the same page, narrowed to the own teams; queries are of fixed number.
+Everybody sees the same page, narrowed to the own teams and to what the own role in them reads; queries are of fixed number.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from django.db.models import Count, QuerySet, Sum
 from django.http import HttpRequest
 from django.utils import timezone
 
-from accounts.admin import is_superuser, teams_led
+from accounts.admin import is_finance, is_superuser, teams_as
+from accounts.models import Role
 from billing.reports import usage_by
 from fleet.services import workers_alive
 from renderjobs.choices import IMAGE_HELD, ImageState, JobState, Lane
@@ -27,17 +28,21 @@ def context(request: HttpRequest, values: dict[str, Any]) -> dict[str, Any]:
     """Unfold's callback: adds the dashboard's parts to the template's values."""
     now = timezone.now()
     month = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    team_ids = None if is_superuser(request) else teams_led(request)
-    queue = queue_by_lane(team_ids)
+    everything = is_superuser(request)
+    work = None if everything else teams_as(request, Role.LEAD, Role.MEMBER, Role.VIEWER)
+    money = None if everything or is_finance(request) else teams_as(request, Role.LEAD, Role.FINANCE)
+    queue = queue_by_lane(work)
     return {
         **values,
         "month": month,
-        "spending": spending_by_team(month, now, team_ids),
+        "shows_work": work is None or work,
+        "shows_money": money is None or money,
+        "spending": spending_by_team(month, now, money),
         "queue": queue,
         "queue_total": sum(row["waiting"] + row["running"] for row in queue),
-        "workers": workers() if team_ids is None else [],
-        "failures": failures(team_ids),
-        "today": today(now, team_ids),
+        "workers": workers() if everything else [],
+        "failures": failures(work),
+        "today": today(now, work),
     }
 
 

@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import pytest
-from django.apps import apps
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.db import connection
 from django.test import Client
@@ -16,34 +15,18 @@ from django.urls import reverse
 from accounts.models import ApiToken, Role, User
 from accounts.services import member_ensure
 from assets.models import Asset
-from billing.models import BillingProfile, Budget, LedgerTransaction, Quota, RateCard
-from renderjobs.models import BatchSchedule, BatchTemplate, RenderJob
-from renderjobs.saved_batches import template_save
-from renderjobs.schedules import schedule_sync
+from billing.models import Budget, LedgerTransaction, RateCard
+from renderjobs.models import RenderJob
+from tests.admin.pages import client_of, one_of, page, rendered_job
 from tests.billing.budgets import a_budget
 from tests.factories import a_caller, a_job, a_platform, a_template
-from tests.renderjobs.test_delivery import begun, deliver
 from tests.weights import a_checkpoint_file
 
 pytestmark = pytest.mark.django_db
-FOR_LEADS = {
-    "renderjobs_renderjob", "renderjobs_batchtemplate", "renderjobs_batchschedule", "billing_ledgertransaction",
-    "billing_usagerecord", "billing_budget", "billing_budgetnotice", "billing_billingprofile",
-    "accounts_team", "accounts_apitoken",
-}  # fmt: skip
-FOR_SUPERUSERS = {
-    "assets_asset", "fleet_pool", "fleet_worker", "billing_ratecard", "billing_hold", "billing_quota", "accounts_user",
-}  # fmt: skip
 NEVER_WRITTEN = {
     "renderjobs_renderjob", "billing_ledgertransaction", "billing_usagerecord", "billing_budgetnotice", "billing_hold",
     "fleet_worker",
 }  # fmt: skip
-
-
-def client_of(user: User) -> Client:
-    client = Client()
-    client.force_login(user)
-    return client
 
 
 @pytest.fixture
@@ -59,28 +42,6 @@ def lead() -> Client:
     return client_of(User.objects.get(pk=membership.user.pk))
 
 
-def rendered_job(team: str, user: str) -> RenderJob:
-    """A delivered and charged job, with a template and a schedule of the same team."""
-    caller = a_caller(team, user)
-    a_budget("team", limit="1", team=caller.team, thresholds=((1, "notify"),))
-    Quota.objects.create(team=caller.team, measure="open_jobs", limit=9)
-    BillingProfile.objects.create(team=caller.team)
-    job = a_job(caller)
-    deliver(begun(), key=f"{team}.png")
-    template = BatchTemplate(team=job.team, name=f"of {team}")
-    template_save(template=template, user=caller.user, kind="txt2img", request={}, locked=[])
-    schedule_sync(BatchSchedule.objects.create(template=template))
-    return job
-
-
-def page(name: str, kind: str, *args: object) -> str:
-    return reverse(f"admin:{name}_{kind}", args=args)
-
-
-def one_of(name: str) -> object:
-    return apps.get_model(name.replace("_", ".", 1)).objects.first().pk
-
-
 def upload(client: Client, data: bytes, **changes: object):
     given = {"kind": "checkpoint", "file": SimpleUploadedFile("dream.safetensors", data), "access": "public", **changes}
     return client.post(page("assets_asset", "add"), given, follow=True)
@@ -90,56 +51,11 @@ def stored(tmp_path: Path) -> int:
     return sum(path.is_file() for path in (tmp_path / "assets").rglob("*"))
 
 
-@pytest.mark.parametrize("name", sorted(FOR_LEADS | FOR_SUPERUSERS))
-def test_every_page_answers(root, name):
-    rendered_job("team-a", "ada")
-    added = root.get(page(name, "add")).status_code
-    assert (
-        root.get(page(name, "changelist")).status_code
-        == root.get(page(name, "change", one_of(name))).status_code
-        == 200
-    )
-    assert added == (403 if name in NEVER_WRITTEN else 200)
-
-
 @pytest.mark.parametrize("name", sorted(NEVER_WRITTEN))
 def test_jobs_and_the_book_can_be_neither_changed_nor_deleted(root, name):
     rendered_job("team-a", "ada")
     assert root.post(page(name, "change", one_of(name)), {}).status_code == 403
     assert root.post(page(name, "delete", one_of(name)), {"post": "yes"}).status_code == 403
-
-
-def test_p11_a_lead_sees_the_own_team_and_no_trace_of_others(root, lead):
-    rendered_job("team-a", "ada")
-    rendered_job("hidden-team", "zoltan")
-    for name in FOR_LEADS:
-        body = lead.get(page(name, "changelist")).content.decode()
-        assert "hidden-team" not in body and "zoltan" not in body, name
-    assert "hidden-team" not in lead.get(reverse("admin:index")).content.decode()
-    assert "team-a" in lead.get(reverse("admin:index")).content.decode()
-
-
-@pytest.mark.parametrize("name", sorted(FOR_SUPERUSERS))
-def test_p11_what_is_of_no_team_is_for_superusers(lead, name):
-    assert lead.get(page(name, "changelist")).status_code == lead.get(page(name, "add")).status_code == 403
-
-
-def test_p11_a_lead_can_neither_open_nor_cancel_nor_revoke_what_others_own(root, lead):
-    other = rendered_job("hidden-team", "zoltan")
-    waiting, token = a_job(a_caller("hidden-team", "zoltan")), ApiToken.objects.filter(team=other.team).first()
-    assert lead.get(page("renderjobs_renderjob", "change", other.pk)).status_code == 302
-    for name, action, pk in (("renderjobs_renderjob", "cancel", waiting.pk), ("accounts_apitoken", "revoke", token.pk)):
-        lead.post(page(name, "changelist"), {"action": action, "_selected_action": [pk]})
-    waiting.refresh_from_db()
-    token.refresh_from_db()
-    assert waiting.state == "queued" and token.revoked_at is None
-
-
-def test_a_member_who_leads_no_team_sees_nothing():
-    caller = a_caller()
-    User.objects.filter(pk=caller.user.pk).update(is_staff=True)
-    member = client_of(User.objects.get(pk=caller.user.pk))
-    assert {member.get(page(name, "changelist")).status_code for name in FOR_LEADS} == {403}
 
 
 def test_an_uploaded_checkpoint_is_usable_at_once(root):

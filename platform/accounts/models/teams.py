@@ -8,6 +8,9 @@ from django.db import models
 
 class User(AbstractUser):
     is_service_account = models.BooleanField(default=False, help_text="A program, not a person; it cannot sign in.")
+    is_finance = models.BooleanField(
+        "finance", default=False, help_text="Reads the money of all teams, and writes nothing."
+    )
 
     def role_in(self, team: Team) -> str | None:
         membership = self.memberships.filter(team=team).first()

@@ -1,0 +1,187 @@
+"""Who may do what in the admin: one table of every page and action, and what is of another team is as if it were not there."""
+
+from __future__ import annotations
+
+import pytest
+from django.contrib import admin
+from django.test import Client
+from django.urls import get_resolver, reverse
+
+from accounts.models import Role, User
+from accounts.services import member_ensure
+from billing.models import RateCard
+from renderjobs.models import RenderJob
+from tests.admin.pages import client_of, model_of, one_of, page, rendered_job
+from tests.factories import a_caller, a_job, a_platform
+
+pytestmark = pytest.mark.django_db
+
+TEAM_ROLES = {"lead", "member", "viewer", "team finance"}
+EVERYBODY = {"root", "finance", *TEAM_ROLES, "staff of no team", "lead who is not staff"}
+ROOT = {"root"}
+LEADS = {"root", "lead"}
+WORKERS = {"root", "lead", "member"}
+TEAM = {"root", "lead", "member", "viewer"}
+MONEY = {"root", "finance", "lead", "team finance"}
+NOBODY: set[str] = set()
+
+PAGES: dict[str, dict[str, set[str]]] = {
+    "renderjobs_renderjob": {"read": TEAM, "cancel": WORKERS, "approve": LEADS, "decline": LEADS},
+    "renderjobs_batchtemplate": {
+        "read": TEAM, "add": LEADS, "change": LEADS, "delete": LEADS, "delete_selected": LEADS, "/submit": WORKERS,
+    },
+    "renderjobs_batchschedule": {
+        "read": TEAM, "add": LEADS, "change": LEADS, "delete": LEADS, "delete_selected": LEADS,
+    },
+    "billing_ledgertransaction": {"read": MONEY},
+    "billing_usagerecord": {"read": MONEY},
+    "billing_budget": {"read": MONEY, "add": LEADS, "change": LEADS},
+    "billing_budgetnotice": {"read": MONEY},
+    "billing_billingprofile": {
+        "read": MONEY, "add": LEADS, "change": LEADS, "delete": LEADS, "delete_selected": LEADS,
+    },
+    "billing_quota": {"read": MONEY, "add": ROOT, "change": ROOT, "delete": ROOT, "delete_selected": ROOT},
+    "billing_hold": {"read": {"root", "finance"}},
+    "billing_ratecard": {
+        "read": {"root", "finance"}, "add": ROOT, "change": ROOT, "delete": ROOT, "delete_selected": ROOT, "publish": ROOT,
+    },
+    "accounts_team": {
+        "read": LEADS, "add": ROOT, "change": LEADS, "delete": ROOT, "delete_selected": ROOT,
+    },
+    "accounts_apitoken": {
+        "read": LEADS, "add": LEADS, "delete": ROOT, "delete_selected": ROOT, "revoke": LEADS,
+    },
+    "accounts_user": {"read": ROOT, "add": ROOT, "change": ROOT, "delete": ROOT, "delete_selected": ROOT, "/password": ROOT},
+    "assets_asset": {
+        "read": ROOT, "add": ROOT, "change": ROOT,
+        "make_default": ROOT, "retire": ROOT, "restore": ROOT, "check_again": ROOT,
+    },
+    "fleet_pool": {"read": ROOT, "add": ROOT, "change": ROOT},
+    "fleet_worker": {"read": ROOT, "drain": ROOT, "resume": ROOT},
+}  # fmt: skip
+OF_A_TEAM = {name for name, rights in PAGES.items() if rights["read"] & TEAM_ROLES}
+PAGE_OF_ADMIN = {"changelist", "add", "history", "delete", "change"}
+
+
+@pytest.fixture
+def people() -> dict[str, Client]:
+    a_platform()
+    RateCard.objects.create(name="a draft", valid_from="2099-01-01T00:00Z")
+    User.objects.create_superuser("root")
+    User.objects.create_user("finance", is_staff=True, is_finance=True)
+    User.objects.create_user("staff of no team", is_staff=True)
+    roles = {"lead": Role.LEAD, "member": Role.MEMBER, "viewer": Role.VIEWER, "team finance": Role.FINANCE}
+    for name, role in roles.items():
+        member_ensure(team_name="team-a", user_name=name.replace(" ", "-"), role=role)
+    User.objects.filter(username__in=[name.replace(" ", "-") for name in roles]).update(is_staff=True)
+    member_ensure(team_name="team-a", user_name="lead-who-is-not-staff", role=Role.LEAD)
+    by_name = {user.username.replace("-", " "): client_of(user) for user in User.objects.all()}
+    return {name: by_name[name] for name in EVERYBODY}
+
+
+def may(client: Client, name: str, pk: object) -> set[str]:
+    """What the page of ``name`` lets the client do with the row ``pk``."""
+    listed = client.get(page(name, "changelist"))
+    if listed.status_code != 200:
+        assert client.get(page(name, "change", pk)).status_code in (302, 403), "a row is shown whose list is not"
+        offered = set()
+    else:
+        offered = set(listed.context["cl"].model_admin.get_actions(listed.wsgi_request))
+    open_pages = {
+        "read": client.get(page(name, "change", pk)),
+        "add": client.get(page(name, "add")),
+        "change": client.post(page(name, "change", pk), {"name": ""}),
+        "delete": client.get(page(name, "delete", pk)),
+        **{f"/{more}": client.get(address) for more, address in pages_of_its_own(name, pk).items()},
+    }
+    return offered | {right for right, answer in open_pages.items() if answer.status_code == 200}
+
+
+def pages_of_its_own(name: str, pk: object) -> dict[str, str]:
+    """Addresses beside Django's five, by what they are for."""
+    found = {
+        "renderjobs_batchtemplate": {"submit": "admin:renderjobs_batchtemplate_submit"},
+        "accounts_user": {"password": "admin:auth_user_password_change"},
+    }
+    return {more: reverse(address, args=[pk]) for more, address in found.get(name, {}).items()}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_page_and_action_is_for_the_roles_of_the_table(people, name):
+    rendered_job("team-a", "ada")
+    pk = one_of(name)
+    rights = {who: may(client, name, pk) for who, client in people.items()}
+    expected = {who: {right for right, owners in PAGES[name].items() if who in owners} for who in EVERYBODY}
+    assert rights == expected
+
+
+def test_the_table_knows_every_page():
+    registered = {f"{model._meta.app_label}_{model._meta.model_name}" for model in admin.site._registry}
+    assert registered == set(PAGES)
+
+
+def test_the_table_knows_every_address_of_the_admin():
+    """A page outside Django's own names must be added to a table of this file, which asks every role for it.
+
+    ``search`` is unfold's over the names of pages; its search over rows stays off.
+    """
+    of_models = {f"{name}_{kind}" for name in PAGES for kind in PAGE_OF_ADMIN}
+    of_django = {"index", "login", "logout", "password_change", "password_change_done", "autocomplete", "jsi18n",
+                 "view_on_site", "app_list", "search", None}  # fmt: skip
+    ours = {"renderjobs_batchtemplate_submit", "auth_user_password_change"}
+    assert set(admin_addresses()) - of_models - of_django == ours
+
+
+def admin_addresses() -> list[str | None]:
+    (mount,) = [part for part in get_resolver().url_patterns if getattr(part, "namespace", None) == "admin"]
+    found: list[str | None] = []
+    rest = list(mount.url_patterns)
+    while rest:
+        pattern = rest.pop()
+        if hasattr(pattern, "url_patterns"):
+            rest += pattern.url_patterns
+        elif pattern.pattern.describe() and "final_catch_all" not in str(pattern.callback):
+            found.append(pattern.name)
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(OF_A_TEAM))
+def test_what_is_of_another_team_is_as_if_it_were_not_there(people, name):
+    rendered_job("hidden-team", "zoltan")
+    foreign = one_of(name, team="hidden-team")
+    rendered_job("team-a", "ada")
+    for who in TEAM_ROLES:
+        client = people[who]
+        listed = client.get(page(name, "changelist"))
+        body = listed.content.decode()
+        assert "hidden-team" not in body and "zoltan" not in body, who
+        closed = [page(name, kind, foreign) for kind in ("change", "delete", "history")]
+        for address in [*closed, *pages_of_its_own(name, foreign).values()]:
+            for answer in (client.get(address), client.post(address, {"post": "yes"})):
+                assert answer.status_code in (302, 403, 404), (who, address)
+        assert model_of(name).objects.filter(pk=foreign).exists()
+        if listed.status_code == 200:
+            for action in listed.context["cl"].model_admin.get_actions(listed.wsgi_request):
+                client.post(page(name, "changelist"), {"action": action, "_selected_action": [foreign], "post": "yes"})
+    assert model_of(name).objects.filter(pk=foreign).exists()
+    assert not admin.models.LogEntry.objects.exists()
+
+
+def test_the_first_page_shows_each_role_its_part(people):
+    rendered_job("team-a", "ada")
+    rendered_job("hidden-team", "zoltan")
+    shown = {who: people[who].get(reverse("admin:index")).content.decode() for who in EVERYBODY}
+    for who in TEAM_ROLES | {"staff of no team"}:
+        assert "hidden-team" not in shown[who], who
+    assert {who for who in EVERYBODY if "Cost by team" in shown[who]} == MONEY
+    assert {who for who in EVERYBODY if "Last failures" in shown[who]} == TEAM
+    assert {who for who in EVERYBODY if "hidden-team" in shown[who]} == {"root", "finance"}
+
+
+def test_a_member_cancels_the_own_jobs_and_no_others(people):
+    others = a_job(a_caller("team-a", "ada"))
+    own = a_job(a_caller("team-a", "member"))
+    chosen = {"action": "cancel", "_selected_action": [others.pk, own.pk]}
+    people["member"].post(page("renderjobs_renderjob", "changelist"), chosen)
+    states = dict(RenderJob.objects.values_list("pk", "state"))
+    assert (states[others.pk], states[own.pk]) == ("queued", "cancelled")
