@@ -6,14 +6,17 @@ from typing import Any
 
 from django import forms
 from django.contrib import admin, messages
+from django.core.exceptions import PermissionDenied
 from django.db.models import OuterRef, QuerySet, Subquery
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
+from django.urls import URLPattern, path, re_path
 from django.utils import timezone
 from unfold.admin import TabularInline
 from unfold.decorators import action, display
 
-from accounts.admin import PartInline, PlatformAdmin, TeamAdmin, TeamFilter, UserNameField, is_superuser
+from accounts.admin import PartInline, PlatformAdmin, TeamAdmin, TeamFilter, UserNameField, is_superuser, teams_as
 from accounts.models import ApiToken, Role
+from billing import costs
 from billing.models import (
     Account,
     BillingProfile,
@@ -185,6 +188,28 @@ class LedgerPage(MoneyAdmin):
         # Looked up for the rows of the page only; a sum over a join would group the whole book first.
         spent = LedgerLine.objects.filter(transaction=OuterRef("pk"), account=Account.TEAM_SPEND).values("amount")
         return super().get_queryset(request).annotate(amount=Subquery(spent))
+
+    def get_urls(self) -> list[URLPattern]:
+        files = "|".join(costs.FORMS)
+        return [
+            path("costs/", self.admin_site.admin_view(self.costs), name="billing_costs"),
+            re_path(
+                f"^costs/costs[.]({files})$", self.admin_site.admin_view(self.costs_file), name="billing_costs_file"
+            ),
+            *super().get_urls(),
+        ]
+
+    def costs(self, request: HttpRequest) -> HttpResponse:
+        return costs.costs_page(request, self._teams(request), self.admin_site.each_context(request))
+
+    def costs_file(self, request: HttpRequest, form: str) -> HttpResponse:
+        return costs.costs_file(request, form, self._teams(request))
+
+    def _teams(self, request: HttpRequest) -> list[int] | None:
+        """Whose costs are shown; None for everybody's."""
+        if not self.may_visit(request):
+            raise PermissionDenied
+        return None if self.reads_all(request) else sorted(teams_as(request, *self.readers))
 
     @display(description="GPU seconds", ordering="gpu_us")
     def gpu_seconds(self, entry: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -43,6 +44,15 @@ def csv_lines(dimensions: Sequence[str], lines: Iterable[dict[str, str]]) -> Ite
     yield writer.writeheader()  # type: ignore[misc]
     for row in lines:
         yield writer.writerow({name: text if name in NUMBERS else harmless(text) for name, text in row.items()})
+
+
+def json_lines(lines: Iterable[dict[str, str]]) -> Iterator[str]:
+    """The report as a JSON list, a line an object, piece by piece like the CSV."""
+    start = "["
+    for row in lines:
+        yield f"{start}\n{json.dumps(row)}"
+        start = ","
+    yield "[]\n" if start == "[" else "\n]\n"
 
 
 def harmless(text: str) -> str:

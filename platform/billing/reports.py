@@ -6,13 +6,13 @@ Every report is a constant number of statements, whatever the number of lines.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from django.db.models import Count, F, QuerySet, Sum
+from django.db.models import Count, F, Q, QuerySet, Sum
 from django.db.models.functions import TruncDate
 
 from billing.allocation import spread
@@ -34,23 +34,34 @@ DIMENSIONS: dict[str, str] = {
 }
 TAG = "tag:"
 """``tag:shot`` is the dimension of the values of the tag ``shot``."""
+TEXTS = ("project", "member", "model", "pool")
 TREE = ("team", "project", "member", "model", "job", "image")
 """From the whole to its smallest part."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Period:
-    """``start`` is included, ``end`` is not. ``team_ids`` None means every team."""
+    """``start`` is included, ``end`` is not. ``team_ids`` None means every team.
+
+    ``of`` narrows it to charges of one value by dimension (not ``day``); the empty text asks for those without one.
+    """
 
     start: datetime
     end: datetime
     team_ids: Sequence[int] | None = None
+    of: Mapping[str, str] = field(default_factory=dict)
 
     def lines(self, *accounts: str) -> QuerySet[Any]:
         found = LedgerLine.objects.filter(
             account__in=accounts, transaction__occurred_at__gte=self.start, transaction__occurred_at__lt=self.end
         )
-        return found if self.team_ids is None else found.filter(transaction__team_id__in=self.team_ids)
+        if self.team_ids is not None:
+            found = found.filter(transaction__team_id__in=self.team_ids)
+        for number, (name, value) in enumerate(self.of.items()):
+            column = f"of_{number}"
+            without = Q(**{f"{column}__isnull": True}) | (Q(**{column: ""}) if name in TEXTS else Q())
+            found = found.alias(**{column: column_of(name)}).filter(Q(**{column: value}) if value else without)
+        return found
 
 
 def is_dimension(name: str) -> bool:
@@ -58,7 +69,11 @@ def is_dimension(name: str) -> bool:
 
 
 def usage_by(
-    dimensions: Sequence[str], *, start: datetime, end: datetime, team_ids: Sequence[int] | None = None
+    dimensions: Sequence[str],
+    *,
+    start: datetime,
+    end: datetime,
+    team_ids: Sequence[int] | None = None,
 ) -> list[dict[str, Any]]:
     """One row per combination of ``dimensions``, currency always apart.
 
@@ -68,7 +83,12 @@ def usage_by(
 
 
 def usage_rows(
-    dimensions: Sequence[str], period: Period, *, offset: int = 0, limit: int | None = None
+    dimensions: Sequence[str],
+    period: Period,
+    *,
+    offset: int = 0,
+    limit: int | None = None,
+    dearest_first: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """As ``usage_by``, a part of it, row by row."""
     lines = period.lines(Account.TEAM_SPEND)
@@ -79,7 +99,7 @@ def usage_rows(
     rows = (
         lines.values(**columns, currency=F("transaction__currency"))
         .annotate(images=Count("transaction_id"), gpu_us=Sum("transaction__gpu_us"), total=Sum("amount"))
-        .order_by(*keys, "currency")
+        .order_by(*(("currency", "-total") if dearest_first else ()), *keys, "currency")
     )
     for row in rows[offset : None if limit is None else offset + limit].iterator(chunk_size=2000):
         yield {
@@ -102,8 +122,11 @@ def unallocated(period: Period) -> list[dict[str, Any]]:
     """What is on no team's bill, by kind and place.
 
     Each row: ``cost``, ``team`` (None where it stays with the pool), ``pool``, ``currency``, ``events``, ``gpu_us``, ``amount``.
-    For a choice of teams these are the parts placed beside them; a pool's overhead is nobody's part.
+    For a choice of teams these are the parts placed beside them; a pool's overhead is nobody's part. It has no project, member,
+    model or job, so that a part of the charges (``of``) has none of it beside it.
     """
+    if period.of:
+        return []
     everything = Period(start=period.start, end=period.end)
     rows = (
         everything.lines(*UNALLOCATED)

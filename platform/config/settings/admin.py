@@ -82,6 +82,12 @@ UNFOLD = {
             {
                 "title": "Money",
                 "items": [
+                    {
+                        "title": "Costs",
+                        "icon": "bar_chart",
+                        "link": reverse_lazy("admin:billing_costs"),
+                        "permission": partial(_may_see, "billing.ledgertransaction"),
+                    },
                     _page("Budgets", "savings", "billing.budget"),
                     _page("Quotas", "speed", "billing.quota"),
                     _page("Holds", "lock_clock", "billing.hold"),

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from datetime import UTC, datetime
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils.text import slugify
 
 from accounts.models import Team
-from billing.exports import columns, csv_lines, report_lines
+from billing.exports import columns, csv_lines, json_lines, report_lines
+from billing.periods import month_bounds
 from billing.reports import DIMENSIONS, Period, is_dimension
+from common.errors import InvalidRequestError
 
 DEFAULT = "team,project,member,model"
 
@@ -26,7 +26,10 @@ class Command(BaseCommand):
         parser.add_argument("--format", choices=("table", "csv", "json"), default="table")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        start, end = month_bounds(options["month"])
+        try:
+            start, end = month_bounds(options["month"])
+        except InvalidRequestError as error:
+            raise CommandError(f"--{error.errors[0].message}") from error
         team_ids = None
         if options["team"]:
             team_ids = list(Team.objects.filter(name=slugify(options["team"])).values_list("pk", flat=True))
@@ -39,7 +42,8 @@ class Command(BaseCommand):
         getattr(self, f"as_{options['format']}")(dimensions, lines)
 
     def as_json(self, dimensions: Any, lines: Any) -> None:
-        self.stdout.write(json.dumps(list(lines), indent=2))
+        for piece in json_lines(lines):
+            self.stdout.write(piece, ending="")
 
     def as_csv(self, dimensions: Any, lines: Any) -> None:
         for piece in csv_lines(dimensions, lines):
@@ -50,18 +54,3 @@ class Command(BaseCommand):
         widths = {name: max(len(name), *(len(row[name]) for row in rows), 0) for name in names}
         for row in [{name: name for name in names}, *rows]:
             self.stdout.write("  ".join(row[name].ljust(widths[name]) for name in names).rstrip())
-
-
-def month_bounds(text: str) -> tuple[datetime, datetime]:
-    """The month's first moment and the next month's, UTC.
-
-    Raises:
-        CommandError: Not a month.
-    """
-    try:
-        start = datetime.strptime(text, "%Y-%m").replace(tzinfo=UTC)
-    except ValueError as error:
-        raise CommandError(f"--month is {text!r}; accepted is YYYY-MM.") from error
-    return start, (
-        start.replace(year=start.year + 1, month=1) if start.month == 12 else start.replace(month=start.month + 1)
-    )
