@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Callable
 from typing import Any
 from zoneinfo import ZoneInfo, available_timezones
 
 from django import forms
 from django.contrib import admin, messages
-from django.db.models import Model, OuterRef, QuerySet, Subquery
+from django.db.models import F, Model, OuterRef, QuerySet, Subquery
 from django.db.models.functions import Now
 from django.forms.fields import InvalidJSONInput
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
-from django.urls import reverse
+from django.urls import URLPattern, path, reverse
 from django.utils import timezone
 from django.utils.html import format_html, format_html_join
-from django.utils.safestring import SafeString
+from django.utils.safestring import SafeString, mark_safe
 from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask, SolarSchedule
 from unfold.decorators import action, display
 from unfold.widgets import (
@@ -46,6 +47,7 @@ from renderjobs.models import (
     TemplateVersion,
 )
 from renderjobs.models.jobs import Source
+from renderjobs.pausing import job_pause, job_resume
 from renderjobs.saved_batches import template_check, template_save, template_submit
 from renderjobs.schedules import (
     CRON_FIELDS,
@@ -57,7 +59,7 @@ from renderjobs.schedules import (
     zone_of,
 )
 from renderjobs.selectors import images_of, job_progress
-from renderjobs.submission import job_cancel
+from renderjobs.submission import job_cancel, job_repeat
 
 IMAGES_PER_PAGE = 48
 EVENTS_SHOWN = 50
@@ -92,14 +94,17 @@ class JobPage(WorkAdmin):
     list_filter = (TeamFilter, "state", "lane", "source", "created_at")
     list_select_related = ("team", "user", "checkpoint")
     search_fields = ("id", "task_id", "user__username")
-    actions = ("cancel", "approve", "decline")
+    actions = ("cancel", "pause", "resume", "render_again", "approve", "decline")
     change_form_outer_before_template = "renderjobs/job_pictures.html"
     change_form_outer_after_template = "renderjobs/job_events.html"
     fields = readonly_fields = (
         "state", "progress", "delivered", "cost", "gpu_seconds", "error",
         "team", "project", "user", "source", "schedule", "lane", "priority", "task_id", "tags",
-        "checkpoint", "pool", "created_at", "started_at", "finished_at", "request_text",
+        "checkpoint", "pool", "created_at", "started_at", "finished_at", "paused_at", "request_text",
     )  # fmt: skip
+
+    class Media:
+        js = ("renderjobs/live.js",)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         return super().get_queryset(request).annotate(now=Now())
@@ -111,6 +116,25 @@ class JobPage(WorkAdmin):
         details = job_details(request, job) if job else {}
         return super().change_view(request, object_id, form_url, {**details, **(extra_context or {})})
 
+    def get_urls(self) -> list[URLPattern]:
+        image = path(
+            "<uuid:job_id>/images/<int:index>/", self.admin_site.admin_view(self.image), name="renderjobs_image"
+        )
+        return [image, *super().get_urls()]
+
+    def image(self, request: HttpRequest, job_id: uuid.UUID, index: int) -> HttpResponse:
+        job = self.get_object(request, str(job_id)) if self.may_visit(request) else None
+        image = job and images_of(job, after=index - 1).filter(index=index).first()
+        if job is None or image is None:
+            raise Http404
+        context = {
+            **self.admin_site.each_context(request),
+            "title": f"Image {index} of {self.short_id(job)}",
+            "opts": self.opts,
+            **image_details(request, job, image),
+        }
+        return render(request, "renderjobs/job_image.html", context)
+
     def has_cancel_permission(self, request: HttpRequest) -> bool:
         return is_superuser(request) or bool(teams_as(request, Role.LEAD, Role.MEMBER))
 
@@ -119,17 +143,41 @@ class JobPage(WorkAdmin):
 
     @action(description="Cancel", permissions=["cancel"])
     def cancel(self, request: HttpRequest, queryset: QuerySet[RenderJob]) -> None:
+        cause = f"cancelled in the admin by {request.user.get_username()}"
+        self._each_own(request, queryset, lambda job: job_cancel(job=job, cause=cause), "is cancelled")
+
+    @action(description="Pause: begin no more of its images", permissions=["cancel"])
+    def pause(self, request: HttpRequest, queryset: QuerySet[RenderJob]) -> None:
+        self._each_own(request, queryset, lambda job: job_pause(job=job), "is paused")
+
+    @action(description="Resume", permissions=["cancel"])
+    def resume(self, request: HttpRequest, queryset: QuerySet[RenderJob]) -> None:
+        self._each_own(request, queryset, lambda job: job_resume(job=job), "goes on")
+
+    @action(description="Render again, as a new job", permissions=["cancel"])
+    def render_again(self, request: HttpRequest, queryset: QuerySet[RenderJob]) -> None:
+        def again(job: RenderJob) -> None:
+            job_repeat(job=job, user=request.user, source=Source.ADMIN)  # type: ignore[arg-type]
+
+        self._each_own(request, queryset, again, "is submitted again")
+
+    def _each_own(
+        self, request: HttpRequest, jobs: QuerySet[RenderJob], change: Callable[[RenderJob], Any], outcome: str
+    ) -> None:
         """A lead's choice among the team's jobs; a member's among the own."""
-        for job in queryset:
+        for job in jobs:
+            name = self.short_id(job)
             own = job.user_id == request.user.pk and job.team_id in teams_as(request, Role.MEMBER)
             if not (own or self.may_write(request, job)):
-                self.message_user(request, f"{self.short_id(job)} is not yours to cancel.", messages.ERROR)
+                self.message_user(request, f"{name} is not yours.", messages.ERROR)
                 continue
-            job_cancel(job=job, cause=f"cancelled in the admin by {request.user.get_username()}")
-            self.log_change(request, job, "cancelled")
-            self.message_user(
-                request, f"What {self.short_id(job)} had not delivered yet is cancelled.", messages.SUCCESS
-            )
+            try:
+                change(job)
+            except PlatformError as error:
+                self.message_user(request, f"{name}: {error.message}", messages.ERROR)
+            else:
+                self.log_change(request, job, outcome)
+                self.message_user(request, f"{name} {outcome}.", messages.SUCCESS)
 
     @action(description="Approve held jobs", permissions=["decide"])
     def approve(self, request: HttpRequest, queryset: QuerySet[RenderJob]) -> None:
@@ -160,11 +208,13 @@ class JobPage(WorkAdmin):
     @display(description="Progress")
     def progress(self, job: RenderJob) -> SafeString:
         percent = 100 * job.images_ended // job.images_total
-        return format_html('<progress max="100" value="{}" title="{} %"></progress>', percent, percent)
+        live = mark_safe("" if job.finished_at else " data-live-until-ended")  # noqa: S308 one of two constants
+        bar = '<progress id="progress-{}" max="100" value="{}" title="{} %" data-live{}></progress>'
+        return format_html(bar, job.pk, percent, percent, live)
 
     @display(description="Delivered", ordering="images_delivered")
     def delivered(self, job: RenderJob) -> str:
-        return f"{job.images_delivered} / {job.images_total}"
+        return f"{job.images_delivered} / {job.images_total}" + (", paused" if job.paused_at else "")
 
     @display(description="Cost", ordering="cost_amount")
     def cost(self, job: RenderJob) -> str:
@@ -200,6 +250,30 @@ def job_details(request: HttpRequest, job: RenderJob) -> dict[str, Any]:
         "job_events": list(JobEvent.objects.filter(job=job).order_by("-sequence")[:EVENTS_SHOWN]),
         "job_progress": job_progress(job),
         "job": job,
+    }
+
+
+def image_details(request: HttpRequest, job: RenderJob, image: RenderImage) -> dict[str, Any]:
+    """What the page of one image shows: the picture, its recipe, what it cost and who tried to render it."""
+    base = base_of(request)
+    tries = image.tries.order_by("pk").values(
+        "outcome", "error_message", "gpu_us", worker=F("claim__worker__name")
+    )  # fmt: skip
+    recipe = {**job.lock, "seed": image.seed, "subseed": image.subseed}
+    return {
+        **_thumbnail(image, base),
+        "job": job,
+        "job_address": reverse("admin:renderjobs_renderjob_change", args=[job.pk]),
+        "short_id": str(job.pk)[-8:],
+        "before": reverse("admin:renderjobs_image", args=[job.pk, image.index - 1]) if image.index else "",
+        "following": reverse("admin:renderjobs_image", args=[job.pk, image.index + 1])
+        if image.index + 1 < job.images_total
+        else "",
+        "attachments": [
+            {"name": one.role, "url": file_url(one.file_key, base=base)} for one in image.attachments.all()
+        ],
+        "tries": [{**one, "gpu_seconds": seconds(one["gpu_us"])} for one in tries],
+        "recipe": json.dumps(recipe, indent=2, ensure_ascii=False),
     }
 
 
@@ -380,7 +454,7 @@ class ScheduleForm(forms.ModelForm):
     class Meta:
         model = BatchSchedule
         fields = (
-            "template", *CRON_FIELDS, "timezone", "window_from", "window_until", "missed", "overlap", "enabled",
+            "template", *CRON_FIELDS, "timezone", "window_from", "window_until", "missed", "overlap", "ceiling", "enabled",
         )  # fmt: skip
 
     def __init__(self, *args: Any, **kwargs: Any):

@@ -248,7 +248,12 @@ def _submit(schedule: BatchSchedule, minute: datetime) -> RenderJob:
         raise ForbiddenError(f"{user} wrote this template and is no longer an active member of {template.team}.")
     caller = Caller(user=user, team=template.team, token=None)
     return template_submit(
-        caller=caller, version=version, source=Source.SCHEDULE, schedule=schedule, scheduled_for=minute
+        caller=caller,
+        version=version,
+        source=Source.SCHEDULE,
+        schedule=schedule,
+        scheduled_for=minute,
+        ceiling=schedule.ceiling,
     ).job
 
 

@@ -8,6 +8,7 @@ import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 from django.conf import settings
@@ -15,7 +16,7 @@ from django.db import IntegrityError, transaction
 from django.db.models.functions import Now
 
 from accounts.authentication import Caller
-from accounts.models import Project, Role
+from accounts.models import Project, Role, User
 from billing.errors import BudgetExceededError, QuotaExceededError
 from billing.estimates import Estimate, estimate
 from billing.holds import Free, free_budgets, hold_place
@@ -98,6 +99,7 @@ def job_submit(
     scheduled_for: datetime | None = None,
     script: tuple[ScriptCall, int] | None = None,
     uploads: Sequence[Upload] = (),
+    ceiling: Decimal | None = None,
 ) -> Submitted:
     """Accept a job: the job, its images and the idempotency record in one transaction, the wake-up after it.
 
@@ -106,9 +108,11 @@ def job_submit(
             named before, whatever else is sent: clients repeat a call by it alone.
         script: The call the job is a part of, and its number there.
         uploads: The pictures the request names; those that are stored already cost nothing.
+        ceiling: The most that may have to be held for it; None for any amount.
     Raises:
         InvalidRequestError: Checkpoint, project or tags cannot be used; nothing is stored.
-        ConflictError: The key was used before with another body, or the task id by another member of the team.
+        ConflictError: The key was used before with another body, the task id by another member of the team, or it might
+            cost more than the ceiling.
         UnavailableError: No pool, or no price for it.
         BudgetExceededError, QuotaExceededError: It does not fit; nothing is stored.
     """
@@ -118,6 +122,9 @@ def job_submit(
     if earlier := _earlier(caller, idempotency_key, task_id, digest):
         return Submitted(earlier, replayed=True)
     accepted = _accepted(caller, request, source=source, lane=lane, project=project, tags=tags or {})
+    if ceiling is not None and accepted.estimate.most > ceiling:
+        most = f"{accepted.estimate.most:.6f} {accepted.job.currency}"
+        raise ConflictError(f"It might cost {most}; the ceiling is {ceiling:.6f}.")
     job, pins = accepted.job, accepted.pins
     job.priority, job.task_id = priority, task_id
     job.template_version, job.schedule, job.scheduled_for = template_version, schedule, scheduled_for
@@ -155,6 +162,23 @@ def job_submit(
         return Submitted(earlier, replayed=True)
     job.refresh_from_db(fields=["created_at"])
     return Submitted(job, replayed=False)
+
+
+def job_repeat(*, job: RenderJob, user: User, source: str) -> RenderJob:
+    """The same request once more as a new job of ``user``: with the models of today, and new seeds where the caller left them open.
+
+    Raises:
+        PlatformError: As ``job_submit``.
+    """
+    return job_submit(
+        caller=Caller(user=user, team=job.team),
+        request=RenderRequest.from_json(job.request),
+        source=source,
+        lane=job.lane,
+        priority=job.priority,
+        project=job.project.name if job.project else "",
+        tags=job.tags,
+    ).job
 
 
 def job_estimate(

@@ -237,9 +237,12 @@ def m9_a_held_job_waits_for_an_approval() -> Iterator[str]:
         yield f"M9 job {pk} is held and nobody is asked about it."
     for pk in pks(JobApproval.objects.filter(approved=None, job__state__in=[JobState.QUEUED, JobState.RUNNING])):
         yield f"M9 approval {pk} is open and its job goes on."
-    waiting = RenderImage.objects.filter(state=ImageState.WAITING, held=True)
-    for pk in pks(waiting.exclude(job__state=JobState.HELD)):
+    waiting = RenderImage.objects.filter(state=ImageState.WAITING, job__state__in=JOB_OPEN)
+    stopped = Q(job__state=JobState.HELD) | Q(job__paused_at__isnull=False)
+    for pk in pks(waiting.filter(held=True).exclude(stopped)):
         yield f"M9 image {pk} is held and its job is not, so it is never claimed."
+    for pk in pks(waiting.filter(stopped, held=False)):
+        yield f"M9 image {pk} can be claimed, and its job is held or paused."
 
 
 def m12_a_quota_of_a_token_names_the_tokens_own_team_and_user() -> Iterator[str]:

@@ -296,6 +296,7 @@ def job_json(job: RenderJob, progress: JobProgress, *, base: str) -> dict[str, A
         "created_at": job.created_at.isoformat(),
         "started_at": job.started_at.isoformat() if job.started_at else None,
         "finished_at": job.finished_at.isoformat() if job.finished_at else None,
+        "paused_at": job.paused_at.isoformat() if job.paused_at else None,
         "error": error,
         "warnings": job.warnings,
         "request": job.request,
@@ -456,6 +457,7 @@ class JobSchema(serializers.Serializer):
     created_at = serializers.DateTimeField()
     started_at = serializers.DateTimeField(allow_null=True)
     finished_at = serializers.DateTimeField(allow_null=True)
+    paused_at = serializers.DateTimeField(allow_null=True, help_text="Since when none of its images is begun.")
     error = ErrorSchema(allow_null=True)
     warnings = serializers.ListField(child=serializers.CharField(), help_text="What was asked for and cannot be had.")
     request = serializers.DictField(help_text="The canonical request.")

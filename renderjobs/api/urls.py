@@ -15,6 +15,8 @@ urlpatterns = [
     path("jobs/<str:job_id>/approve", views.JobApproveView.as_view()),
     path("jobs/<str:job_id>/decline", views.JobDeclineView.as_view()),
     path("jobs/<str:job_id>/cancel", views.JobCancelView.as_view()),
+    path("jobs/<str:job_id>/pause", views.JobPauseView.as_view()),
+    path("jobs/<str:job_id>/resume", views.JobResumeView.as_view()),
     path("jobs/<str:job_id>/grid", views.JobGridView.as_view()),
     path("usage.csv", views.UsageFileView.as_view()),
     path("usage", views.UsageView.as_view()),

@@ -29,6 +29,7 @@ from renderjobs.files import base_of, file_url
 from renderjobs.grids import grid_ensure, grid_size
 from renderjobs.models import IdempotencyRecord, RenderJob
 from renderjobs.models.jobs import Source
+from renderjobs.pausing import job_pause, job_resume
 from renderjobs.selectors import events_of, images_of, job_get, job_progress, jobs_of, jobs_progress, with_tag
 from renderjobs.submission import job_cancel, job_estimate, job_submit
 
@@ -122,6 +123,24 @@ class JobCancelView(APIView):
         """Take back what is not delivered; delivered images stay and are charged. Cancelling twice changes nothing."""
         caller = caller_with(request, Scope.JOBS_CANCEL)
         job_cancel(job=job_get(caller, job_id))
+        return Response(shown(request, job_get(caller, job_id)))
+
+
+class JobPauseView(APIView):
+    @extend_schema(operation_id="jobs_pause", request=None, responses={200: wire.JobSchema, 409: PROBLEM, **PROBLEMS})
+    def post(self, request: Request, job_id: str) -> Response:
+        """Begin no more images of the job; what is on a worker ends and is charged. Pausing twice changes nothing."""
+        caller = caller_with(request, Scope.JOBS_WRITE)
+        job_pause(job=job_get(caller, job_id))
+        return Response(shown(request, job_get(caller, job_id)))
+
+
+class JobResumeView(APIView):
+    @extend_schema(operation_id="jobs_resume", request=None, responses={200: wire.JobSchema, 409: PROBLEM, **PROBLEMS})
+    def post(self, request: Request, job_id: str) -> Response:
+        """Let a paused job go on, at the place in the queue that it had."""
+        caller = caller_with(request, Scope.JOBS_WRITE)
+        job_resume(job=job_get(caller, job_id))
         return Response(shown(request, job_get(caller, job_id)))
 
 

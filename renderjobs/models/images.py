@@ -48,7 +48,7 @@ class RenderImage(models.Model):
     )
     attempts = models.PositiveSmallIntegerField(default=0, help_text="Tries that count against the limit.")
     held = models.BooleanField(
-        default=False, db_default=False, help_text="Its job waits for an approval, so nobody claims it."
+        default=False, db_default=False, help_text="Its job waits for an approval or is paused, so nobody claims it."
     )
     run_alone = models.BooleanField(default=False, help_text="A worker was lost with it, so it gets a pass of its own.")
     # What delivery fills in.

@@ -80,6 +80,7 @@ class RenderJob(models.Model):
     created_at = models.DateTimeField(db_index=True)
     started_at = models.DateTimeField(null=True, blank=True)
     finished_at = models.DateTimeField(null=True, blank=True)
+    paused_at = models.DateTimeField(null=True, blank=True, help_text="Since when none of its images is claimed.")
 
     objects = RenderJobQuerySet.as_manager()
 

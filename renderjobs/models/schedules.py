@@ -9,6 +9,7 @@ from django.db.models import F, OuterRef, Q, Subquery
 from django_celery_beat.models import PeriodicTask
 
 from accounts.models import Project, Team, User
+from billing.models.money import MONEY
 from renderjobs.choices import JobKind, Lane, MissedPolicy, OverlapPolicy, RunOutcome
 
 
@@ -91,6 +92,12 @@ class BatchSchedule(models.Model):
         default=OverlapPolicy.ALLOW,
         help_text="What becomes of a run while the one before it has not ended.",
     )
+    ceiling = models.DecimalField(
+        **MONEY,
+        null=True,
+        blank=True,
+        help_text="A run that might cost more, by the estimate that is held for it, is not submitted. Empty for no ceiling.",
+    )
     enabled = models.BooleanField(default=True)
     periodic_task = models.OneToOneField(
         PeriodicTask, null=True, on_delete=models.SET_NULL, related_name="batch_schedule", editable=False
@@ -107,7 +114,12 @@ class BatchSchedule(models.Model):
                 | Q(window_from__isnull=False, window_until__isnull=False) & ~Q(window_from=F("window_until")),
                 name="a_window_has_two_ends",
                 violation_error_message="A window has a beginning and another end.",
-            )
+            ),
+            models.CheckConstraint(
+                condition=Q(ceiling=None) | Q(ceiling__gt=0),
+                name="a_ceiling_is_more_than_nothing",
+                violation_error_message="The ceiling is more than zero.",
+            ),
         ]
 
     def __str__(self) -> str:

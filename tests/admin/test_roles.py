@@ -26,7 +26,10 @@ MONEY = {"root", "finance", "lead", "team finance"}
 NOBODY: set[str] = set()
 
 PAGES: dict[str, dict[str, set[str]]] = {
-    "renderjobs_renderjob": {"read": TEAM, "cancel": WORKERS, "approve": LEADS, "decline": LEADS},
+    "renderjobs_renderjob": {
+        "read": TEAM, "/image": TEAM, "cancel": WORKERS, "pause": WORKERS, "resume": WORKERS, "render_again": WORKERS,
+        "approve": LEADS, "decline": LEADS,
+    },
     "renderjobs_batchtemplate": {
         "read": TEAM, "add": LEADS, "change": LEADS, "delete": LEADS, "delete_selected": LEADS, "/submit": WORKERS,
     },
@@ -100,6 +103,7 @@ def may(client: Client, name: str, pk: object) -> set[str]:
 def pages_of_its_own(name: str, pk: object) -> dict[str, str]:
     """Addresses beside Django's five, by what they are for."""
     found: dict[str, dict[str, tuple[str, list[object]]]] = {
+        "renderjobs_renderjob": {"image": ("renderjobs_image", [pk, 0])},
         "renderjobs_batchtemplate": {"submit": ("renderjobs_batchtemplate_submit", [pk])},
         "accounts_user": {"password": ("auth_user_password_change", [pk])},
         "billing_ledgertransaction": {"costs": ("billing_costs", []), "costs.csv": ("billing_costs_file", ["csv"])},
@@ -129,7 +133,13 @@ def test_the_table_knows_every_address_of_the_admin():
     of_models = {f"{name}_{kind}" for name in PAGES for kind in PAGE_OF_ADMIN}
     of_django = {"index", "login", "logout", "password_change", "password_change_done", "autocomplete", "jsi18n",
                  "view_on_site", "app_list", "search", None}  # fmt: skip
-    ours = {"renderjobs_batchtemplate_submit", "auth_user_password_change", "billing_costs", "billing_costs_file"}
+    ours = {
+        "renderjobs_batchtemplate_submit",
+        "auth_user_password_change",
+        "billing_costs",
+        "billing_costs_file",
+        "renderjobs_image",
+    }
     assert set(admin_addresses()) - of_models - of_django == ours
 
 

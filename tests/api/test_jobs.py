@@ -23,7 +23,7 @@ from tests.renderjobs.test_delivery import begun, deliver
 
 pytestmark = pytest.mark.django_db
 READS = ("jobs/{}", "jobs/{}/images", "jobs/{}/events", "jobs/{}/grid")
-WRITES = ("jobs/{}/cancel", "jobs/{}/approve", "jobs/{}/decline")
+WRITES = ("jobs/{}/cancel", "jobs/{}/approve", "jobs/{}/decline", "jobs/{}/pause", "jobs/{}/resume")
 GOOD = {"kind": "txt2img", "request": {"prompt": "a ring", "width": 64, "height": 64, "steps": 4, "seed": 5}}
 
 

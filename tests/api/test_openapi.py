@@ -29,6 +29,8 @@ def test_u4_the_document_validates_and_names_every_call(document):
         "/api/v1/jobs/{job_id}/images",
         "/api/v1/jobs/{job_id}/events",
         "/api/v1/jobs/{job_id}/cancel",
+        "/api/v1/jobs/{job_id}/pause",
+        "/api/v1/jobs/{job_id}/resume",
         "/api/v1/jobs/{job_id}/approve",
         "/api/v1/jobs/{job_id}/decline",
         "/api/v1/jobs/{job_id}/grid",

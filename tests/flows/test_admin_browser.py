@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import os
+import re
 import shutil
 import struct
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -13,7 +19,7 @@ import requests
 from playwright.sync_api import BrowserContext, Page, expect, sync_playwright
 
 from tests.flows.conftest import ROOT, Client, RunningPlatform, running_platform
-from tests.services import missing, wait_until
+from tests.services import missing, postgres_server, wait_until
 from tests.weights import SD1_KEYS
 
 pytestmark = pytest.mark.timeout(240)
@@ -25,7 +31,12 @@ CHORES = ["-m", "celery", "-A", "renderjobs", "worker", "--loglevel", "INFO", "-
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningPlatform]:
     import sys
 
-    with running_platform(tmp_path_factory.mktemp("admin"), DJANGO_SUPERUSER_PASSWORD=PASSWORD) as platform:
+    with (
+        postgres_server(tmp_path_factory.mktemp("postgres")) as server,
+        running_platform(
+            tmp_path_factory.mktemp("admin"), DATABASE_URL=server.url, DJANGO_SUPERUSER_PASSWORD=PASSWORD
+        ) as platform,
+    ):
         platform.manage("createsuperuser", "--noinput", "--username", "root", "--email", "root@localhost")
         platform.start("chores", [sys.executable, *CHORES])
         yield platform
@@ -73,6 +84,117 @@ def test_p2_a_dropped_connection_in_the_middle_of_an_upload_loses_nothing(platfo
     expect(page).to_have_url(f"{platform.address}/admin/assets/asset/", timeout=60_000)
     assert dropped
     wait_until(lambda: "dreamy" in checkpoints(platform), seconds=60, what="The approval of the upload")
+
+
+def test_an_administrator_goes_from_a_new_team_to_the_price_of_one_image(platform, page, tmp_path):
+    """Team, member, token and budget; a checkpoint; a rate card; a job of a template; its progress; its cost; the month's CSV."""
+    platform.start_worker()
+    add(page, "accounts/user", username="walter", password1=PASSWORD, password2=PASSWORD)
+    page.goto("/admin/accounts/team/add/")
+    page.fill("[name=name]", "film")
+    page.click("#memberships-group .add-row a, #memberships-group .add-row")
+    page.fill("[name=memberships-0-user]", "walter")
+    save(page)
+    token = add(page, "accounts/apitoken", user="walter", team="film", name="pipeline")
+    text = re.search(r"rk_[\w-]{40,}", token)[0]  # type: ignore[index]
+    add(page, "billing/budget", name="November", scope="Team", team="film", limit="10", currency="USD")
+    card(page, starts_in=8)
+    upload(page, tmp_path, "walked")
+    wait_until(lambda: "walked" in checkpoints(platform), seconds=60, what="The approval of the upload")
+    template = {"prompt": "a red ring", "width": 64, "height": 64, "steps": 8, "seed": 7, "n_iter": 4,
+                "override_settings": {"sd_model_checkpoint": "walked"}}  # fmt: skip
+    add(page, "renderjobs/batchtemplate", team="film", name="rings", kind="txt2img", request=json.dumps(template))
+    page.goto("/admin/renderjobs/batchtemplate/")
+    page.click("#result_list >> text=rings")
+    photograph(page, "template")
+    page.click("text=Submit a job")
+    page.click("button:has-text('Submit'), [type=submit]:has-text('Submit')")
+    expect(page.locator("#pictures")).to_be_visible()
+    photograph(page, "job-begun")
+    job = page.url
+    expect(page.locator("#pictures img")).to_have_count(
+        4, timeout=120_000
+    )  # without a click: the page keeps itself up to date
+    expect(page.locator(".field-state")).to_contain_text("succeeded")
+    photograph(page, "job")
+    page.click("#pictures b >> nth=1")
+    photograph(page, "image")
+    price = cost(page.inner_text("body"))
+    assert price == Decimal("0.065536")  # 64 × 64 pixels × 8 steps, two dollars per megapixel-step
+    page.goto("/admin/")
+    photograph(page, "dashboard")
+    page.click("text=Costs")
+    photograph(page, "costs")
+    for name in ("film", "none", "root", "walked", job.split("/")[-3]):
+        page.click(f".rk-table a >> text='{name}'")
+    figures = page.locator(".rk-card:has(h2:has-text('dearest first')) td.rk-figure:last-child")
+    assert {cost(figure) for figure in figures.all_inner_texts()} == {price}
+    photograph(page, "costs-image")
+    with page.expect_download() as download:
+        page.click("text='every image, CSV'")
+    lines = list(csv.DictReader(download.value.path().read_text().splitlines()))
+    assert [Decimal(line["amount"]) for line in lines] == [price] * 4
+    spent = requests.get(f"{platform.address}/api/v1/usage", headers={"Authorization": f"Bearer {text}"}, timeout=30)
+    assert [Decimal(row["amount"]) for row in spent.json()["results"]] == [4 * price]
+    platform.assert_invariants()
+
+
+def add(page: Page, model: str, **fields: str) -> str:
+    """Fill the model's form of a new object, whatever kind each field is; the page that follows, as text."""
+    page.goto(f"/admin/{model}/add/")
+    for name, value in fields.items():
+        field = page.locator(f"[name={name}]").first
+        if field.evaluate("field => field.tagName") == "SELECT":
+            field.select_option(label=value, force=True)
+        else:
+            field.fill(value)
+    return save(page)
+
+
+def save(page: Page) -> str:
+    page.click("[name=_save]")
+    expect(page).not_to_have_url(re.compile("/add/$"))
+    return page.inner_text("body")
+
+
+def card(page: Page, *, starts_in: int) -> None:
+    """Draft and publish a rate card that comes into force within seconds."""
+    begin = datetime.now(UTC) + timedelta(seconds=starts_in)
+    page.goto("/admin/billing/ratecard/add/")
+    page.fill("[name=name]", "walked")
+    page.fill("[name=valid_from_0]", f"{begin:%Y-%m-%d}")
+    page.fill("[name=valid_from_1]", f"{begin:%H:%M:%S}")
+    page.click("#prices-group .add-row a, #prices-group .add-row")
+    page.fill("[name=prices-0-per_megapixel_step]", "2")
+    save(page)
+    page.check("#result_list tr:has-text('walked') [name=_selected_action]", force=True)
+    page.select_option("[name=action]", "publish", force=True)
+    page.click("[name=index]", force=True)
+    expect(page.locator("#result_list tr:has-text('walked')")).to_contain_text("published", ignore_case=True)
+    photograph(page, "ratecards")
+    time.sleep(max(0.0, (begin - datetime.now(UTC)).total_seconds()))
+
+
+def upload(page: Page, folder: Path, name: str) -> None:
+    source = folder / f"{name}.safetensors"
+    shutil.copy(ROOT / "miniature" / "renderkiln-miniature.safetensors", source)
+    page.goto("/admin/assets/asset/add/")
+    page.set_input_files("input[name=file]", source)
+    page.click("[name=_save]")
+    expect(page).to_have_url(re.compile("/admin/assets/asset/$"), timeout=60_000)
+
+
+def cost(text: str) -> Decimal:
+    return Decimal(re.search(r"(\d+[.]\d{6}) USD", text)[1])  # type: ignore[index]
+
+
+def photograph(page: Page, name: str) -> None:
+    """At the widths of a desk and of a phone, where SCREENSHOTS names a folder to look at them in."""
+    if folder := os.environ.get("SCREENSHOTS"):
+        for width in (1280, 360):
+            page.set_viewport_size({"width": width, "height": 900})
+            page.screenshot(path=f"{folder}/{name}-{width}.png", full_page=True)
+        page.set_viewport_size({"width": 1280, "height": 720})
 
 
 def test_p2_a_refused_upload_says_why_beside_its_bar(page, tmp_path):

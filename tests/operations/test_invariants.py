@@ -169,6 +169,10 @@ BREAKAGES = {
         job=job, budget=BudgetPeriod.objects.get().budget, asked_at=timezone.now()
     ),
     "M9 image": lambda job: image(job, "rendering").update(state="waiting", held=True),
+    "M9 paused": lambda job: (
+        RenderJob.objects.filter(pk=job.pk).update(paused_at=timezone.now()),
+        image(job, "rendering").update(state="waiting"),
+    ),
     "M9 notice": a_notice_of_another_budget,
     "M12 token": lambda job: Quota.objects.update(team=a_caller("team-b", "bob").team),
     "I6 attempt": lambda job: Attempt.objects.filter(ended_at=None).update(fence=99),

@@ -10,6 +10,7 @@ from django.utils import timezone
 from django_celery_beat.models import PeriodicTask
 
 from accounts.services import member_ensure
+from billing.models import Hold
 from renderjobs.models import BatchSchedule, RenderJob, ScheduledRun
 from renderjobs.schedules import in_window, next_runs, schedule_run, schedule_sync
 from tests.factories import a_caller, a_platform, a_schedule
@@ -77,6 +78,15 @@ def test_a_refusal_is_the_outcome_and_the_next_run_goes_on():
     [refused] = schedule_run(schedule_id=schedule.pk, due=NIGHT)
     assert refused.outcome == "refused" and "no longer an active member" in refused.reason
     member_ensure(team_name="team-a", user_name="ada")
+    assert run(schedule, NIGHT + timedelta(days=1)) == ["21 03:00 submitted"]
+
+
+def test_a_run_that_might_cost_more_than_the_ceiling_is_refused_and_a_cheaper_one_runs():
+    schedule = nightly(ceiling="0.000001")
+    [refused] = schedule_run(schedule_id=schedule.pk, due=NIGHT)
+    assert refused.outcome == "refused" and "the ceiling is 0.000001" in refused.reason
+    assert not RenderJob.objects.exists() and not Hold.objects.exists()
+    BatchSchedule.objects.update(ceiling=1000)
     assert run(schedule, NIGHT + timedelta(days=1)) == ["21 03:00 submitted"]
 
 
