@@ -103,7 +103,7 @@ def test_an_administrator_goes_from_a_new_team_to_the_price_of_one_image(platfor
     wait_until(lambda: "walked" in checkpoints(platform), seconds=60, what="The approval of the upload")
     template = {"prompt": "a red ring", "width": 64, "height": 64, "steps": 8, "seed": 7, "n_iter": 4,
                 "override_settings": {"sd_model_checkpoint": "walked"}}  # fmt: skip
-    add(page, "renderjobs/batchtemplate", team="film", name="rings", kind="txt2img", request=json.dumps(template))
+    add(page, "renderjobs/batchtemplate", team="film", name="rings", kind="Txt2Img", request=json.dumps(template))
     page.goto("/admin/renderjobs/batchtemplate/")
     page.click("#result_list >> text=rings")
     photograph(page, "template")
@@ -115,7 +115,7 @@ def test_an_administrator_goes_from_a_new_team_to_the_price_of_one_image(platfor
     expect(page.locator("#pictures img")).to_have_count(
         4, timeout=120_000
     )  # without a click: the page keeps itself up to date
-    expect(page.locator(".field-state")).to_contain_text("succeeded")
+    expect(page.locator("#renderjob_form")).to_contain_text("Succeeded")
     photograph(page, "job")
     page.click("#pictures b >> nth=1")
     photograph(page, "image")
@@ -165,6 +165,7 @@ def card(page: Page, *, starts_in: int) -> None:
     page.fill("[name=valid_from_0]", f"{begin:%Y-%m-%d}")
     page.fill("[name=valid_from_1]", f"{begin:%H:%M:%S}")
     page.click("#prices-group .add-row a, #prices-group .add-row")
+    page.fill("[name=prices-0-per_gpu_second]", "0.001")
     page.fill("[name=prices-0-per_megapixel_step]", "2")
     save(page)
     page.check("#result_list tr:has-text('walked') [name=_selected_action]", force=True)
