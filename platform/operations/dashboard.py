@@ -5,17 +5,21 @@ Everybody sees the same page, narrowed to the own teams and to what the own role
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Collection
 from datetime import datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
+from django.core.files.storage import default_storage
 from django.db.models import Count, QuerySet, Sum
 from django.http import HttpRequest
 from django.utils import timezone
 
 from accounts.admin import is_finance, is_superuser, teams_as
 from accounts.models import Role
+from assets.models import Asset, AssetState
 from billing.reports import usage_by
 from fleet.services import workers_alive
 from renderjobs.choices import IMAGE_HELD, ImageState, JobState, Lane
@@ -32,31 +36,49 @@ def context(request: HttpRequest, values: dict[str, Any]) -> dict[str, Any]:
     work = None if everything else teams_as(request, Role.LEAD, Role.MEMBER, Role.VIEWER)
     money = None if everything or is_finance(request) else teams_as(request, Role.LEAD, Role.FINANCE)
     queue = queue_by_lane(work)
+    spending = spending_by_team(month, now, money)
     return {
         **values,
         "month": month,
         "shows_work": work is None or work,
         "shows_money": money is None or money,
-        "spending": spending_by_team(month, now, money),
+        "spending": spending,
+        "gpu_hours_today": sum(row["gpu_hours_today"] for row in spending),
         "queue": queue,
         "queue_total": sum(row["waiting"] + row["running"] for row in queue),
         "workers": workers() if everything else [],
+        **(storage() if everything else {}),
         "failures": failures(work),
         "today": today(now, work),
     }
 
 
 def spending_by_team(start: datetime, end: datetime, team_ids: Collection[int] | None) -> list[dict[str, Any]]:
-    """The ledger's rows of the period, dearest first; ``share`` is percent of the dearest of the same currency."""
+    """The ledger's rows of the period, dearest first; ``share`` is percent of the dearest of the same currency.
+
+    ``today`` is the part of the amount since the midnight before ``end``.
+    """
     ids = None if team_ids is None else sorted(team_ids)
     rows = usage_by(["team"], start=start, end=end, team_ids=ids)
+    midnight = end.replace(hour=0, minute=0, second=0, microsecond=0)
+    since = {(row["team"], row["currency"]): row for row in usage_by(["team"], start=midnight, end=end, team_ids=ids)}
     highest: dict[str, Decimal] = {}
     for row in rows:
         highest[row["currency"]] = max(row["amount"], highest.get(row["currency"], Decimal(0)))
     for row in rows:
         row["share"] = int(100 * row["amount"] / highest[row["currency"]]) if highest[row["currency"]] else 0
         row["gpu_hours"] = row["gpu_us"] / 3_600_000_000
+        today = since.get((row["team"], row["currency"]), {"amount": Decimal(0), "gpu_us": 0})
+        row["today"], row["gpu_hours_today"] = today["amount"], today["gpu_us"] / 3_600_000_000
     return sorted(rows, key=lambda row: (row["currency"], -row["amount"]))
+
+
+def storage() -> dict[str, int | None]:
+    """Bytes of all models, and what is free where pictures are written; None where that is no disk of this machine."""
+    models = Asset.objects.exclude(state=AssetState.QUARANTINED).aggregate(total=Sum("size_bytes", default=0))["total"]
+    folder = getattr(default_storage, "location", None)
+    there = folder and next((path for path in (Path(folder), *Path(folder).parents) if path.exists()), None)
+    return {"models_bytes": models, "disk_free": shutil.disk_usage(there).free if there else None}
 
 
 def queue_by_lane(team_ids: Collection[int] | None) -> list[dict[str, Any]]:

@@ -22,6 +22,12 @@ def _stylesheet(request: HttpRequest) -> str:
     return static("operations/admin.css")
 
 
+def _is_ledger(request: HttpRequest) -> bool:
+    """The costs lie below the ledger's address and have an entry of their own."""
+    ledger = str(reverse_lazy("admin:billing_ledgertransaction_changelist"))
+    return request.path.startswith(ledger) and not request.path.startswith(f"{ledger}costs")
+
+
 def _page(title: str, icon: str, model: str) -> dict[str, Any]:
     """A sidebar entry, shown to those who may see the model's list."""
     app, name = model.split(".")
@@ -91,7 +97,7 @@ UNFOLD = {
                     _page("Budgets", "savings", "billing.budget"),
                     _page("Quotas", "speed", "billing.quota"),
                     _page("Holds", "lock_clock", "billing.hold"),
-                    _page("Ledger", "receipt_long", "billing.ledgertransaction"),
+                    {**_page("Ledger", "receipt_long", "billing.ledgertransaction"), "active": _is_ledger},
                     _page("Usage", "timer", "billing.usagerecord"),
                     _page("Rate cards", "sell", "billing.ratecard"),
                     _page("Bills", "description", "billing.billingprofile"),
