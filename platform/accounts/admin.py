@@ -332,6 +332,7 @@ class TokenPage(TeamAdmin):
     def revoke(self, request: HttpRequest, queryset: QuerySet[ApiToken]) -> None:
         for token in queryset:
             token_revoke(token=token)
+            self.log_change(request, token, "is revoked")
         self.message_user(request, "The chosen tokens are revoked.", messages.SUCCESS)
 
     @display(description="Scopes")

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from billing.reports import Period, unallocated, usage_rows
+from common.spreadsheets import Echo, harmless
 
 NUMBERS = ("images", "gpu_seconds", "amount", "currency")
 COST = "cost"
@@ -31,16 +32,9 @@ def line(dimensions: Sequence[str], row: dict[str, Any]) -> dict[str, str]:
     return {name: "" if values.get(name) is None else str(values[name]) for name in columns(dimensions)}
 
 
-class _Echo:
-    """A file that hands back what is written."""
-
-    def write(self, text: str) -> str:
-        return text
-
-
 def csv_lines(dimensions: Sequence[str], lines: Iterable[dict[str, str]]) -> Iterator[str]:
     """The report as CSV, piece by piece: a report by image is never in memory as a whole."""
-    writer = csv.DictWriter(_Echo(), columns(dimensions), lineterminator="\n")
+    writer = csv.DictWriter(Echo(), columns(dimensions), lineterminator="\n")
     yield writer.writeheader()  # type: ignore[misc]
     for row in lines:
         yield writer.writerow({name: text if name in NUMBERS else harmless(text) for name, text in row.items()})
@@ -53,8 +47,3 @@ def json_lines(lines: Iterable[dict[str, str]]) -> Iterator[str]:
         yield f"{start}\n{json.dumps(row)}"
         start = ","
     yield "[]\n" if start == "[" else "\n]\n"
-
-
-def harmless(text: str) -> str:
-    """A name that a spreadsheet would take for a formula, as plain text."""
-    return f"'{text}" if text.startswith(("=", "+", "@", "-", "\t", "\r")) else text

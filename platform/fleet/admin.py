@@ -52,8 +52,11 @@ class WorkerPage(PlatformAdmin):
         self._set_draining(request, queryset, False)
 
     def _set_draining(self, request: HttpRequest, workers: QuerySet[Worker], draining: bool) -> None:
-        changed = Worker.objects.filter(pk__in=workers.values("pk")).update(draining=draining)
-        self.message_user(request, f"{changed} workers {'drain' if draining else 'claim'} now.", messages.SUCCESS)
+        chosen = list(workers)
+        Worker.objects.filter(pk__in=[worker.pk for worker in chosen]).update(draining=draining)
+        for worker in chosen:
+            self.log_change(request, worker, "is told to drain" if draining else "is told to go on")
+        self.message_user(request, f"{len(chosen)} workers {'drain' if draining else 'claim'} now.", messages.SUCCESS)
 
     @display(
         description="Status", label={"alive": "success", "draining": "warning", "lost": "danger", "stopped": "info"}

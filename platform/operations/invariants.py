@@ -21,6 +21,7 @@ from django.utils import timezone
 from assets.hashing import sha256_of
 from assets.intake import UNDERWAY
 from assets.models import Asset, AssetState, Upload, UploadPart
+from audit.sealing import broken_seals
 from billing.models import (
     Account,
     BudgetNotice,
@@ -61,7 +62,13 @@ from renderjobs.models import (
 )
 
 ORPHAN_AGE = timedelta(hours=24)
-APPEND_ONLY_TABLES = ("billing_ledgertransaction", "billing_ledgerline", "billing_ratecard", "billing_rateprice")
+APPEND_ONLY_TABLES = (
+    "billing_ledgertransaction",
+    "billing_ledgerline",
+    "billing_ratecard",
+    "billing_rateprice",
+    "audit_seal",
+)
 MONEY_PLACES = 6
 GUARDED_TABLES = {
     "sqlite": "SELECT tbl_name FROM sqlite_master WHERE type = 'trigger' "
@@ -485,7 +492,12 @@ def walk(folder: str) -> Iterator[str]:
         yield from walk(f"{folder}/{name}".lstrip("/"))
 
 
+def p14_the_audit_log_is_what_was_sealed() -> Iterator[str]:
+    yield from (f"P14 {line}" for line in broken_seals())
+
+
 ROW_CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
+    p14_the_audit_log_is_what_was_sealed,
     i1_counters_of_a_job_are_its_images,
     i1_a_job_is_open_exactly_while_an_image_is,
     i2_no_two_images_share_a_file,

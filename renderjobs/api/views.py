@@ -19,6 +19,7 @@ from rest_framework.views import APIView
 
 from accounts.authentication import Caller
 from accounts.models import Scope
+from audit.recording import record
 from billing.exports import csv_lines, report_lines
 from billing.reports import DIMENSIONS, Period, is_dimension, unallocated, usage_rows
 from common.errors import ConflictError, FieldError, InvalidRequestError
@@ -266,6 +267,7 @@ class UsageFileView(APIView):
     def get(self, request: Request) -> StreamingHttpResponse:
         """The same report as one CSV file, whatever its length."""
         dimensions, period = usage_wanted(request)
+        record(request.user, "took the usage away as csv", question=request.query_params.urlencode()[:500])
         pieces = csv_lines(dimensions, report_lines(dimensions, period))
         headers = {"Content-Disposition": 'attachment; filename="usage.csv"'}
         return StreamingHttpResponse(pieces, content_type="text/csv; charset=utf-8", headers=headers)

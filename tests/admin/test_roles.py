@@ -54,6 +54,7 @@ PAGES: dict[str, dict[str, set[str]]] = {
     "accounts_apitoken": {
         "read": LEADS, "add": LEADS, "delete": ROOT, "delete_selected": ROOT, "revoke": LEADS,
     },
+    "auditlog_logentry": {"read": ROOT, "/audit.csv": ROOT},
     "accounts_user": {"read": ROOT, "add": ROOT, "change": ROOT, "delete": ROOT, "delete_selected": ROOT, "/password": ROOT},
     "assets_asset": {
         "read": ROOT, "add": ROOT, "change": ROOT,
@@ -106,6 +107,7 @@ def pages_of_its_own(name: str, pk: object) -> dict[str, str]:
         "renderjobs_renderjob": {"image": ("renderjobs_image", [pk, 0])},
         "renderjobs_batchtemplate": {"submit": ("renderjobs_batchtemplate_submit", [pk])},
         "accounts_user": {"password": ("auth_user_password_change", [pk])},
+        "auditlog_logentry": {"audit.csv": ("audit_export", [])},
         "billing_ledgertransaction": {"costs": ("billing_costs", []), "costs.csv": ("billing_costs_file", ["csv"])},
     }
     return {more: reverse(f"admin:{address}", args=args) for more, (address, args) in found.get(name, {}).items()}
@@ -139,6 +141,7 @@ def test_the_table_knows_every_address_of_the_admin():
         "billing_costs",
         "billing_costs_file",
         "renderjobs_image",
+        "audit_export",
     }
     assert set(admin_addresses()) - of_models - of_django == ours
 

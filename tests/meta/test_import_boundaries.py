@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-ORDER = ["common", "accounts", "fleet", "assets", "billing", "renderjobs", "operations"]
+ORDER = ["common", "accounts", "audit", "fleet", "assets", "billing", "renderjobs", "operations"]
 """Each may import those before it; assets and billing do not know each other."""
 STRANGERS = {("assets", "billing"), ("billing", "assets")}
 HEAVY = {"torch", "diffusers", "transformers", "safetensors"}

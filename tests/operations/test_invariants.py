@@ -11,6 +11,7 @@ from contextlib import suppress
 from decimal import Decimal
 
 import pytest
+from auditlog.models import LogEntry
 from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage, storages
 from django.core.management import call_command
@@ -20,6 +21,8 @@ from django.utils import timezone
 
 from assets.models import Asset, Upload, UploadPart
 from assets.uploads import upload_append, upload_begin
+from audit.models import Seal
+from audit.sealing import seal_entries
 from billing.models import BudgetNotice, BudgetPeriod, Hold, LedgerTransaction, Quota
 from common.database import append_only_removal_sql, frozen_removal_sql
 from operations.invariants import OBJECT_CHECKS, ROW_CHECKS, one_moment, violations
@@ -174,6 +177,7 @@ BREAKAGES = {
         image(job, "rendering").update(state="waiting"),
     ),
     "M9 notice": a_notice_of_another_budget,
+    "P14 entry": lambda job: (seal_entries(), LogEntry.objects.filter(pk=Seal.objects.first().entry_id).delete()),
     "M12 token": lambda job: Quota.objects.update(team=a_caller("team-b", "bob").team),
     "I6 attempt": lambda job: Attempt.objects.filter(ended_at=None).update(fence=99),
     "I7 ended claim": lambda job: Claim.objects.update(ended_at=timezone.now()),

@@ -1,6 +1,7 @@
 """The settings, one subject per file. `DJANGO_SETTINGS_MODULE=config.settings`."""
 
 from config.settings.admin import *  # noqa: F403
+from config.settings.audit import *  # noqa: F403
 from config.settings.base import *  # noqa: F403
 from config.settings.celery import *  # noqa: F403
 from config.settings.logging import *  # noqa: F403

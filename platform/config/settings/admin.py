@@ -106,6 +106,7 @@ UNFOLD = {
             {
                 "title": "People",
                 "items": [
+                    _page("Audit log", "history", "auditlog.logentry"),
                     _page("Teams", "groups", "accounts.team"),
                     _page("Users", "person", "accounts.user"),
                     _page("API tokens", "key", "accounts.apitoken"),
