@@ -26,7 +26,7 @@ from django.db import IntegrityError, transaction
 from django.db.models.functions import Now
 
 from accounts.models import Team, User
-from assets.conversion import convert, is_pickle
+from assets.conversion import convert, needs_conversion
 from assets.hashing import CHUNK_BYTES, HashedStream, sha256_of
 from assets.listing import alias, listed_hash, shown_metadata
 from assets.models import Access, Asset, AssetKind, AssetQuerySet, AssetState, Upload
@@ -146,7 +146,7 @@ def clean_stem(name: str) -> str:
         InvalidRequestError: Nothing usable is left.
     """
     last = SEPARATORS.split(unicodedata.normalize("NFKC", name).strip())[-1]
-    stem = re.sub(r"\.(safetensors|ckpt|pt|pth|bin)$", "", last, flags=re.IGNORECASE)
+    stem = re.sub(r"\.(safetensors|ckpt|pt|pth|bin|zip)$", "", last, flags=re.IGNORECASE)
     stem = "".join(char for char in stem if char.isprintable() and char not in '<>:"|?*,[]').strip(" .")
     if not stem or len(stem) > 200:
         raise InvalidRequestError([FieldError("name", f"{name[:80]!r} cannot be used as a name.", name)])
@@ -210,7 +210,7 @@ def _examine(asset: Asset, progress: Callable[[int], Any]) -> None:
         if sha256_of(file, progress) != asset.sha256:
             raise UnsafeFileError("The stored file is not what was uploaded; upload it again.")
         _step(asset, AssetState.HASHED)
-        if is_pickle(file):
+        if needs_conversion(file):
             _replace_by_conversion(asset, file)
     with _opened(asset) as file:
         header = header_read(file, size_bytes=asset.size_bytes)
@@ -230,7 +230,7 @@ def _replace_by_conversion(asset: Asset, file: IO[bytes]) -> None:
     """From here on the row means the converted file; what was uploaded is remembered by its hashes.
 
     Raises:
-        UnsafeFileError: The file is more than tensors.
+        UnsafeFileError: The file is more than tensors, or no model.
         _Overtaken: Another process has ended the intake, or has converted the file and will end it.
     """
     storage, key = asset_storage(), f"{draft_folder(asset)}/{CONVERTED}"

@@ -47,7 +47,7 @@ class ModelShelf:
         key = _key(weights, file)
 
         def load() -> LoadedCheckpoint:
-            self._kept.make_room(_file_bytes(file.path))
+            self._kept.make_room(file.path.stat().st_size)
             loaded = load_checkpoint(file.path, config_path=file.config_path, device=self.device, dtype=self.dtype)
             return LoadedCheckpoint(loaded, NetworkMerger(loaded), key)
 
@@ -99,11 +99,6 @@ class ModelShelf:
 def _key(weights: Weights, file: WeightsFile) -> str:
     """The configuration beside a file is part of what is built from it."""
     return f"{weights.sha256} {file.config_path}"
-
-
-def _file_bytes(path: Path) -> int:
-    """Of a file, or of all files of a folder in diffusers layout."""
-    return sum(part.stat().st_size for part in path.rglob("*")) if path.is_dir() else path.stat().st_size
 
 
 def _size_bytes(kept: Any) -> int:
