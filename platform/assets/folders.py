@@ -21,8 +21,6 @@ from gpuworker.contract.layouts import FOLDER_PARTS
 
 INDEX = "model_index.json"
 CONFIGS = ("scheduler/scheduler_config.json", *(f"{part}/config.json" for part in FOLDER_PARTS))
-T5_TOKENIZERS = ("T5Tokenizer", "T5TokenizerFast")
-"""Those of CLIP are not needed: every CLIP has the same vocabulary, and the engine holds it."""
 MAX_TEXT_BYTES = 16 * 1024**2
 WEIGHTS = re.compile(r"(?:diffusion_pytorch_)?model(?:-\d+-of-(?P<shards>\d+))?\.safetensors")
 HALF = ".fp16"
@@ -155,18 +153,11 @@ def _weight_files(part: str, sizes: dict[str, int]) -> list[str]:
 
 
 def _texts(folder: Folder, sizes: dict[str, int]) -> dict[str, str]:
-    """What the engine wants to know beside the weights, by its place in the folder."""
-    index = _mapping(INDEX, _text(folder, INDEX, sizes))
-    tokenizers = (name for name, described in index.items() if _is_t5_tokenizer(described))
-    wanted = (INDEX, *CONFIGS, *(f"{name}/tokenizer.json" for name in sorted(tokenizers)))
-    texts = {name: _text(folder, name, sizes) for name in wanted if name in sizes}
+    """What the engine wants to know beside the weights, by its place in the folder; vocabularies it has itself."""
+    texts = {name: _text(folder, name, sizes) for name in (INDEX, *CONFIGS) if name in sizes}
     for name in texts:
         _mapping(name, texts[name])
     return texts
-
-
-def _is_t5_tokenizer(described: Any) -> bool:
-    return isinstance(described, list) and described[-1:] != [] and described[-1] in T5_TOKENIZERS
 
 
 def _text(folder: Folder, name: str, sizes: dict[str, int]) -> str:

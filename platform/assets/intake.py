@@ -30,11 +30,10 @@ from assets.conversion import convert, needs_conversion
 from assets.hashing import CHUNK_BYTES, HashedStream, sha256_of
 from assets.listing import alias, listed_hash, shown_metadata
 from assets.models import Access, Asset, AssetKind, AssetQuerySet, AssetState, Upload
-from assets.recognition import family_of
+from assets.recognition import recognised
 from assets.scanning import UnsafeFileError, header_read
 from common.database import now_plus
 from common.errors import FieldError, InvalidRequestError
-from gpuworker.contract.families import recognise
 
 logger = logging.getLogger(__name__)
 MAX_CONFIG_BYTES = 64 * 1024
@@ -217,13 +216,13 @@ def _examine(asset: Asset, progress: Callable[[int], Any]) -> None:
         if not asset.original_sha256:
             asset.listed_hash = listed_hash(asset.kind, file, sha256=asset.sha256, metadata=header.metadata)
         _step(asset, AssetState.SCANNED, listed_hash=asset.listed_hash)
-    family = family_of(asset.kind, header.shapes)
+    found = recognised(asset.kind, header.shapes)
     other_name, metadata = alias(asset.kind, header.metadata), shown_metadata(asset.kind, header.metadata)
     if asset.kind == AssetKind.CHECKPOINT:
-        metadata = {**metadata, "input_channels": recognise(header.shapes).input_channels}
+        metadata = {**metadata, "input_channels": found.input_channels}
     if asset.kind == AssetKind.EMBEDDING:
         metadata = {**metadata, "encoders": 2 if {"clip_l", "clip_g"} <= header.shapes.keys() else 1}
-    _step(asset, AssetState.RECOGNISED, family=family, alias=other_name, metadata=metadata)
+    _step(asset, AssetState.RECOGNISED, family=found.family, alias=other_name, metadata=metadata)
 
 
 def _replace_by_conversion(asset: Asset, file: IO[bytes]) -> None:

@@ -113,10 +113,10 @@ def _yaml_text(path: Path, params: Mapping[str, Any]) -> TextBeside:
         activation = "quick_gelu" if described.get("quick_gelu") else None
         return TextBeside(heads=heads, activation=activation, is_named=bool(described))
     version = str(params.get("version", ""))
-    return _text_of_config(_neighbour(path, version, "config.json"), is_named=bool(version))
+    return text_of_config(_neighbour(path, version, "config.json"), is_named=bool(version))
 
 
-def _text_of_config(config: Mapping[str, Any], *, is_named: bool = False) -> TextBeside:
+def text_of_config(config: Mapping[str, Any], *, is_named: bool = False) -> TextBeside:
     return TextBeside(
         heads=_positive(config.get("num_attention_heads")),
         activation=config.get("hidden_act"),
@@ -147,9 +147,9 @@ def beside_of_configs(texts: Mapping[str, str]) -> Beside | None:
     if "unet/config.json" not in texts:
         return None
     try:
-        unet, vae = _config(texts, "unet"), _config(texts, "vae")
-        schedule = _config(texts, "scheduler", "scheduler_config.json")
-        encoders = [_config(texts, name) for name in ("text_encoder", "text_encoder_2")]
+        unet, vae = config_in(texts, "unet"), config_in(texts, "vae")
+        schedule = config_in(texts, "scheduler", "scheduler_config.json")
+        encoders = [config_in(texts, name) for name in ("text_encoder", "text_encoder_2")]
         if schedule.get("beta_schedule", SCALED_LINEAR) != SCALED_LINEAR:
             raise ValueError(f"its noise schedule is {schedule['beta_schedule']}; the engine knows {SCALED_LINEAR}")
         return Beside(
@@ -162,13 +162,14 @@ def beside_of_configs(texts: Mapping[str, str]) -> Beside | None:
             size_embedding_width=_positive(unet.get("addition_time_embed_dim")),
             unet_groups=_positive(unet.get("norm_num_groups")),
             vae_groups=_positive(vae.get("norm_num_groups")),
-            text=tuple(_text_of_config(encoder) for encoder in encoders if encoder),
+            text=tuple(text_of_config(encoder) for encoder in encoders if encoder),
         )
     except (TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(f"The configuration of the folder cannot be used: {error}.") from error
 
 
-def _config(texts: Mapping[str, str], part: str, name: str = "config.json") -> Mapping[str, Any]:
+def config_in(texts: Mapping[str, str], part: str, name: str = "config.json") -> Mapping[str, Any]:
+    """A part's configuration; empty where there is none."""
     return _mapping(json.loads(texts.get(f"{part}/{name}", "{}")))
 
 

@@ -102,23 +102,23 @@ class Place:
 
 def _in_original_layout(tensors: Tensors) -> Tensors:
     """The caller's dictionary is empty afterwards, as it would keep alive what is taken out of the new one."""
-    names = original_names(_shapes(tensors))
+    names = original_names(shapes_of(tensors))
     return {names[name]: tensors.pop(name) for name in list(tensors)}
 
 
-def _shapes(tensors: Tensors) -> dict[str, tuple[int, ...]]:
+def shapes_of(tensors: Tensors) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _checkpoint(tensors: Tensors, beside: Beside | None, place: Place) -> Checkpoint:
-    plan = architecture_of(_shapes(tensors), beside)
+    plan = architecture_of(shapes_of(tensors), beside)
     alphas_cumprod = _alphas_cumprod(tensors, plan)
-    unet = _unet(_taken(tensors, UNET), plan, place)
+    unet = _unet(taken(tensors, UNET), plan, place)
     return Checkpoint(
         family=plan.family,
         unet=unet,
-        vae=_vae(_taken(tensors, VAE), plan.vae, plan.family, place),
-        text=tuple(_text_tower(_taken(tensors, text.prefix), text, plan.family, place) for text in plan.text),
+        vae=_vae(taken(tensors, VAE), plan.vae, plan.family, place),
+        text=tuple(_text_tower(taken(tensors, text.prefix), text, plan.family, place) for text in plan.text),
         alphas_cumprod=alphas_cumprod,
         latent_scale=plan.latent_scale,
         prediction="v" if (plan.prediction or _found_prediction(unet)) == "v" else "eps",
@@ -127,7 +127,7 @@ def _checkpoint(tensors: Tensors, beside: Beside | None, place: Place) -> Checkp
     )
 
 
-def _taken(tensors: Tensors, prefix: str) -> Tensors:
+def taken(tensors: Tensors, prefix: str) -> Tensors:
     """A part of a checkpoint without its prefix; the checkpoint no longer holds it."""
     return {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
 
@@ -159,7 +159,7 @@ def load_vae(path: Path, *, like: Checkpoint, device: torch.device, dtype: torch
         CheckpointError: The file is damaged, no VAE, or one for other latents.
     """
     tensors = _vae_tensors(read_separately(path))
-    shapes = _shapes(tensors)
+    shapes = shapes_of(tensors)
     try:
         config = vae_config(shapes)
     except (KeyError, IndexError) as error:
@@ -174,7 +174,7 @@ def load_vae(path: Path, *, like: Checkpoint, device: torch.device, dtype: torch
 def _vae_tensors(tensors: Tensors) -> Tensors:
     """Under their original names without prefix."""
     for prefix in (VAE, DIFFUSERS_VAE):
-        tensors = _taken(tensors, prefix) or tensors
+        tensors = taken(tensors, prefix) or tensors
     names = vae_names(tensors)
     return {names[name]: tensor for name, tensor in tensors.items()}
 
@@ -216,11 +216,11 @@ def _text_tower(tensors: Tensors, plan: TextPlan, family: str, place: Place) -> 
         weights |= _left_out(weights, plan)
     wanted = {name: name.removeprefix("text_model.") for name in model.state_dict()}
     fill(model, weights, wanted, "text encoder", family, place)
-    _number_positions(model, place.device)
+    number_positions(model, place.device)
     return TextTower(plan.kind, model)
 
 
-def _number_positions(model: Any, device: torch.device) -> None:
+def number_positions(model: Any, device: torch.device) -> None:
     """The one buffer that no file needs to hold."""
     embeddings = getattr(model, "text_model", model).embeddings
     positions = torch.arange(model.config.max_position_embeddings, device=device).unsqueeze(0)
@@ -288,6 +288,8 @@ def fill(
 ) -> None:
     """Give a network its weights, taking them out of ``tensors``; every parameter must have one, and of its shape.
 
+    Parameters of one name share their weights.
+
     Args:
         names: The network's names → those of ``tensors``.
     """
@@ -296,7 +298,11 @@ def fill(
     if missing:
         raise CheckpointError(f"The {part} lacks {_listed(missing)}.", family=family, missing=missing)
     moved: Tensors = {}
+    places: dict[str, str] = {}
     for name, like in wanted.items():
+        if (first := places.setdefault(names[name], name)) != name:
+            moved[name] = moved[first]
+            continue
         # Nothing else holds the file's tensor then, so that memory holds the weights once.
         given = tensors.pop(names[name])
         if not given.is_floating_point():

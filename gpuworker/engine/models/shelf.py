@@ -15,6 +15,7 @@ import torch
 from gpuworker.contract import NetworkUse, RenderSpec, Weights, WeightsFile
 from gpuworker.engine.models.cache import ByteCache
 from gpuworker.engine.models.controlnets import ControlNetwork, load_controlnet
+from gpuworker.engine.models.flow import FlowModel, load_flow
 from gpuworker.engine.models.loader import Checkpoint, load_checkpoint, load_vae
 from gpuworker.engine.models.networks import ActiveNetwork, NetworkMerger, load_network
 from gpuworker.engine.models.upscalers import UpscalerNetwork, load_upscaler
@@ -52,6 +53,10 @@ class ModelShelf:
             return LoadedCheckpoint(loaded, NetworkMerger(loaded), key)
 
         return self._kept.get_or_make(("checkpoint", key), load)
+
+    def flow(self, spec: RenderSpec, weights: Weights) -> FlowModel:
+        """Raises: CheckpointError: The file is no Stable Diffusion 3 or Flux, or lacks a part."""
+        return self.model("flow", spec, weights, lambda path: load_flow(path, device=self.device, dtype=self.dtype))
 
     def holds(self, spec: RenderSpec, weights: Weights) -> bool:
         """Whether that checkpoint is loaded."""

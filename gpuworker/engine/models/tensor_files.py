@@ -52,6 +52,12 @@ def read_metadata(path: Path) -> dict[str, str]:
         return header.get(METADATA) or {}
 
 
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Raises: CheckpointError: The file is not a complete safetensors file."""
+    with _opened(path) as (_, header, _):
+        return {name: tuple(entry["shape"]) for name, entry in header.items() if name != METADATA}
+
+
 def read_separately(path: Path) -> Tensors:
     """The same, but each tensor owns its memory: whoever takes tensors out of the dictionary one by one frees it on the way.
 
