@@ -1,4 +1,4 @@
-"""Miniatures of Stable Diffusion 3 and Flux in their real layouts: pipelines of diffusers with random weights, and files made of them."""
+"""Miniatures of Stable Diffusion 3 and Flux in their real layouts: random pipelines of diffusers, and files made of them."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ def _sd3(kind: str) -> Any:
 def _flux(kind: str) -> Any:
     fast = kind == "flux-fast"
     transformer = FluxTransformer2DModel(
-        in_channels=64, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=32, pooled_projection_dim=16, guidance_embeds=not fast, axes_dims_rope=(2, 6, 8),
+        in_channels=64, num_layers=2, num_single_layers=2, attention_head_dim=32, num_attention_heads=2,
+        joint_attention_dim=32, pooled_projection_dim=16, guidance_embeds=not fast, axes_dims_rope=(4, 14, 14),
     )  # fmt: skip
     dynamic = {"shift": 3.0, "use_dynamic_shifting": True}
     return FluxPipeline(

@@ -299,6 +299,10 @@ def _sd3_config(shapes: Shapes, told: Mapping[str, Any]) -> dict[str, Any]:
 def _flux_config(shapes: Shapes, told: Mapping[str, Any]) -> dict[str, Any]:
     (head,) = shapes["transformer_blocks.0.attn.norm_q.weight"]
     width, inputs = shapes["x_embedder.weight"]
+    # An eighth of each head counts pictures, the rest rows and columns.
+    axes = tuple(told.get("axes_dims_rope") or (head // 8, head * 7 // 16, head * 7 // 16))
+    if sum(axes) != head or any(axis % 2 for axis in axes):
+        raise ValueError(f"its heads of {head} channels cannot be split into {axes} for places")
     return {
         "in_channels": inputs,
         "out_channels": shapes["proj_out.weight"][0],
@@ -309,8 +313,7 @@ def _flux_config(shapes: Shapes, told: Mapping[str, Any]) -> dict[str, Any]:
         "joint_attention_dim": shapes["context_embedder.weight"][1],
         "pooled_projection_dim": shapes["time_text_embed.text_embedder.linear_1.weight"][1],
         "guidance_embeds": "time_text_embed.guidance_embedder.linear_1.weight" in shapes,
-        # An eighth of each head counts pictures, the rest rows and columns.
-        "axes_dims_rope": tuple(told.get("axes_dims_rope") or (head // 8, head * 7 // 16, head * 7 // 16)),
+        "axes_dims_rope": axes,
     }
 
 
@@ -334,8 +337,10 @@ def _t5_config(shapes: Shapes, told: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sd3_weights(tensors: Tensors) -> Tensors:
-    """In the names of diffusers, taken out of ``tensors``."""
-    return convert_sd3_transformer_checkpoint_to_diffusers(tensors) if "x_embedder.proj.weight" in tensors else tensors
+    """In the names of diffusers, taken out of ``tensors``; what its converter does not know keeps its name."""
+    if "x_embedder.proj.weight" not in tensors:
+        return tensors
+    return convert_sd3_transformer_checkpoint_to_diffusers(tensors) | tensors
 
 
 _FLUX_ENDS = {
