@@ -21,7 +21,9 @@ from assets.intake import asset_process, asset_receive
 from assets.models import Asset
 from assets.scanning import UnsafeFileError
 from gpuworker.engine.errors import CheckpointError
+from gpuworker.engine.models.flow import load_flow
 from gpuworker.engine.models.loader import load_checkpoint
+from tests.engine.flow_models import family_of, pipeline
 
 CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
 WIDTH, SIZES = 16, 8
@@ -244,6 +246,29 @@ def test_folder_that_lacks_a_part_is_not_taken_in(folder):
     shutil.rmtree(folder / "vae")
     with pytest.raises(CommandError, match=r"lacks the VAE \(first_stage_model\.\*\)"):
         call_command("import_asset", str(folder), kind="checkpoint")
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("kind", ["sd3.5", "flux"])
+def test_folder_of_flows_is_taken_in_and_loaded(kind, tmp_path):
+    made = pipeline(kind)
+    made.save_pretrained(tmp_path / "painter")
+    call_command("import_asset", str(tmp_path / "painter"), kind="checkpoint")
+    asset = Asset.objects.get(name="painter")
+    assert (asset.family, asset.metadata) == (family_of(kind), {"input_channels": 16})
+    model = load_flow(merged(tmp_path / "painter"), **CPU)
+    saved, loaded = made.transformer.state_dict(), model.transformer.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in saved.items())
+    assert model.schedule["shift"] == 3.0
+
+
+@pytest.mark.django_db
+def test_folder_of_flows_without_text_encoders_is_refused(tmp_path):
+    pipeline("flux").save_pretrained(tmp_path / "painter")
+    shutil.rmtree(tmp_path / "painter" / "text_encoder_2")
+    expected = r"It looks like Flux, but lacks the T5 text encoder \(text_encoder_2\.\*\)"
+    with pytest.raises(CommandError, match=expected):
+        call_command("import_asset", str(tmp_path / "painter"), kind="checkpoint")
 
 
 @pytest.mark.django_db

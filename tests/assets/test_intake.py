@@ -108,7 +108,7 @@ REFUSED = {
     ),
     "a checkpoint of another architecture": (
         safetensors({"double_blocks.0.img_attn.qkv.weight": [4, 4]}),
-        "The checkpoint is incomplete. It looks like Flux, but lacks the denoiser (transformer.*), the VAE (vae.*)",
+        "The checkpoint is incomplete. It looks like Flux, but lacks the VAE (vae.*), the CLIP text encoder (text_encoder.*)",
     ),
     "a checkpoint for depth maps": (
         safetensors({**SD1_KEYS, "model.diffusion_model.input_blocks.0.0.weight": [4, 5, 3, 3]}),
