@@ -182,11 +182,14 @@ class FlowDrawing:
         return Picture(width, height, pixels.tobytes()), []
 
     def warnings_of(self, position: int) -> tuple[str, ...]:
-        recipe, name = self.recipes[position], FLOW_FAMILIES[self.model.family]
+        recipe, model = self.recipes[position], self.model
         sentences = [*self._prepared[position].warnings] if position in self._prepared else []
         if not (reads_plainly(recipe.prompt) and reads_plainly(recipe.negative_prompt)):
+            name = FLOW_FAMILIES[model.family]
             sentences.append(f"{name} reads brackets, AND and BREAK as they stand: weights and editing have no effect.")
-        if self.model.family == "flux" and not self.model.reads_guidance:
+        if model.reader.cuts(strip_network_tags(recipe.prompt)):
+            sentences.append(f"What follows the first {model.reader.max_tokens} tokens of the prompt has no effect.")
+        if model.family == "flux" and not model.reads_guidance:
             sentences.append("The CFG scale has no effect: this Flux is distilled to few steps and takes no guidance.")
         return tuple(sentences)
 

@@ -217,9 +217,10 @@ def test_every_image_has_its_own_guidance(kind, theirs, folder_file, ask):
 
 
 def test_exact_pictures_are_the_same_in_any_company(folder_file, ask):
+    renderer = DiffusersRenderer()
     recipes = [ask(exact=True, seed=seed) for seed in range(3)]
-    together = [outcome.picture.pixels for outcome in drawn(folder_file, *recipes)]
-    assert together == [drawn(folder_file, recipe)[0].picture.pixels for recipe in recipes]
+    together = [outcome.picture.pixels for outcome in drawn(folder_file, *recipes, renderer=renderer)]
+    assert together == [drawn(folder_file, recipe, renderer=renderer)[0].picture.pixels for recipe in recipes]
 
 
 @pytest.fixture
@@ -263,7 +264,8 @@ def test_img2img_is_that_of_their_pipeline(kind, theirs, folder_file, ask, pictu
 
 def test_variations_and_seed_resize_are_those_of_every_family(folder_file, ask):
     changes = [{}, {"subseed_strength": 0.5, "subseed": 3}, {"seed_resize_from_w": 32, "seed_resize_from_h": 32}]
-    outcomes = [drawn(folder_file, ask(**change))[0] for change in changes]
+    renderer = DiffusersRenderer()
+    outcomes = [drawn(folder_file, ask(**change), renderer=renderer)[0] for change in changes]
     assert len({pixels(outcome).tobytes() for outcome in outcomes}) == 3
 
 
@@ -326,6 +328,13 @@ def test_what_has_no_effect_is_said(kind, folder_file, ask):
         f"{FLOW_FAMILIES[family_of(kind)]} reads brackets, AND and BREAK as they stand"
     )
     assert len(outcome.warnings) == (2 if kind == "flux-fast" else 1)
+
+
+def test_end_of_a_long_prompt_is_said_to_have_no_effect(kind, folder_file, ask):
+    most = 512 if kind == "flux" else 256
+    fitting, long = (drawn(folder_file, ask(prompt="car " * words, steps=1))[0] for words in (most - 1, most))
+    sentence = f"What follows the first {most} tokens of the prompt has no effect."
+    assert (sentence in fitting.warnings, sentence in long.warnings) == (False, True)
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

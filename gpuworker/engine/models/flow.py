@@ -77,6 +77,10 @@ class TextPart:
         )
         return made.input_ids.to(self.network.device)
 
+    def cuts(self, text: str) -> bool:
+        """Whether the end of it has no room."""
+        return len(self.tokenizer(text).input_ids) > self.max_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class FlowModel:
@@ -97,6 +101,11 @@ class FlowModel:
     def size_bytes(self) -> int:
         texts = [part.network for part in (*self.clip, self.t5) if part]
         return sum(tensor.nbytes for network in (self.transformer, self.vae, *texts) for tensor in network.parameters())
+
+    @property
+    def reader(self) -> TextPart:
+        """What reads most of a prompt."""
+        return self.t5 or self.clip[0]
 
     @property
     def reads_guidance(self) -> bool:
@@ -159,7 +168,7 @@ class _Loader:
         projected = CLIPTextModelWithProjection
         return FlowModel(
             family="sd3",
-            transformer=self._transformer(SD3Transformer2DModel, sd3_weights, _sd3_config),
+            transformer=self._transformer(SD3Transformer2DModel, sd3_weights, sd3_config),
             vae=self._vae(),
             schedule=self._schedule(SD3_SCHEDULE),
             clip=(
@@ -173,7 +182,7 @@ class _Loader:
         )
 
     def _flux(self) -> FlowModel:
-        transformer = self._transformer(FluxTransformer2DModel, flux_weights, _flux_config)
+        transformer = self._transformer(FluxTransformer2DModel, flux_weights, flux_config)
         guided = transformer.config.guidance_embeds
         return FlowModel(
             family="flux",
@@ -245,7 +254,7 @@ class _Loader:
             return None
         told = config_in(self.texts, T5_PREFIXES[self.family].removesuffix("."))
         with torch.device("meta"):
-            encoder = T5EncoderModel(T5Config(**_t5_config(shapes_of(tensors), told)))
+            encoder = T5EncoderModel(T5Config(**t5_config(shapes_of(tensors), told)))
         words = next(name for name in ("shared.weight", "encoder.embed_tokens.weight") if name in tensors)
         names = {name: name for name in encoder.state_dict()}
         names |= {name: words for name in ("shared.weight", "encoder.embed_tokens.weight") if name in names}
@@ -270,7 +279,7 @@ def _t5_tokenizer() -> Any:
 # --- shapes ----------------------------------------------------------------------------------------------------------
 
 
-def _sd3_config(shapes: Shapes, told: Mapping[str, Any]) -> dict[str, Any]:
+def sd3_config(shapes: Shapes, told: Mapping[str, Any]) -> dict[str, Any]:
     width, channels, patch, _ = shapes["pos_embed.proj.weight"]
     normed = shapes.get("transformer_blocks.0.attn.norm_q.weight")
     head = normed[0] if normed else told.get("attention_head_dim", SD3_HEAD_CHANNELS)
@@ -296,7 +305,7 @@ def _sd3_config(shapes: Shapes, told: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _flux_config(shapes: Shapes, told: Mapping[str, Any]) -> dict[str, Any]:
+def flux_config(shapes: Shapes, told: Mapping[str, Any]) -> dict[str, Any]:
     (head,) = shapes["transformer_blocks.0.attn.norm_q.weight"]
     width, inputs = shapes["x_embedder.weight"]
     # An eighth of each head counts pictures, the rest rows and columns.
@@ -305,7 +314,6 @@ def _flux_config(shapes: Shapes, told: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"its heads of {head} channels cannot be split into {axes} for places")
     return {
         "in_channels": inputs,
-        "out_channels": shapes["proj_out.weight"][0],
         "num_layers": count_in(shapes, r"transformer_blocks\.(\d+)\."),
         "num_single_layers": count_in(shapes, r"single_transformer_blocks\.(\d+)\."),
         "attention_head_dim": head,
@@ -317,7 +325,7 @@ def _flux_config(shapes: Shapes, told: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _t5_config(shapes: Shapes, told: Mapping[str, Any]) -> dict[str, Any]:
+def t5_config(shapes: Shapes, told: Mapping[str, Any]) -> dict[str, Any]:
     vocabulary, width = shapes.get("shared.weight") or shapes["encoder.embed_tokens.weight"]
     buckets, heads = shapes["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
     gated = "encoder.block.0.layer.1.DenseReluDense.wi_0.weight" in shapes
