@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -14,6 +16,7 @@ from django.core.files.storage import Storage, default_storage, storages
 
 from assets.models import Asset, AssetState
 from gpuworker.contract import AnyRecipe, WeightsFile
+from gpuworker.disk_cache import CONFIG_SUFFIX, make_room, used
 from renderjobs.models import InputFile
 
 CHUNK_BYTES = 8 * 1024 * 1024
@@ -30,14 +33,28 @@ class WrongHashError(Exception):
     """The stored object is not the file that was approved."""
 
 
-def files_of(recipes: Iterable[AnyRecipe], team_ids: Collection[int]) -> tuple[dict[str, WeightsFile], dict[str, Path]]:
-    """Every file the recipes name, by its hash: weights, and the pictures that these teams sent.
+@contextmanager
+def files_kept(
+    recipes: Iterable[AnyRecipe], team_ids: Collection[int]
+) -> Iterator[tuple[dict[str, WeightsFile], dict[str, Path]]]:
+    """Every file the recipes name, by its hash, on this machine's disk for as long as the context lasts.
+
+    Weights, and the pictures that these teams sent.
 
     Raises:
         MissingFileError: A row is gone.
-        WrongHashError, OSError: As ``weights_file``.
+        WrongHashError: The storage holds other bytes than the hash says.
+        OSError: Storage or disk failed; trying again may help.
     """
-    recipes = list(recipes)
+    assets, inputs = _rows(list(recipes), team_ids)
+    with ExitStack() as kept:
+        yield (
+            {sha256: _weights_file(asset, kept) for sha256, asset in assets.items()},
+            {sha256: _input_file(row, kept) for sha256, row in inputs.items()},
+        )
+
+
+def _rows(recipes: list[AnyRecipe], team_ids: Collection[int]) -> tuple[dict[str, Asset], dict[str, InputFile]]:
     weights = {use.sha256 for recipe in recipes for use in recipe.weights()}
     pictures = {picture.sha256 for recipe in recipes for picture in recipe.inputs()}
     usable = Asset.objects.filter(sha256__in=weights, state__in=(AssetState.APPROVED, AssetState.RETIRED))
@@ -46,44 +63,31 @@ def files_of(recipes: Iterable[AnyRecipe], team_ids: Collection[int]) -> tuple[d
     inputs = {row.sha256: row for row in sent}
     for sha256 in (weights - assets.keys()) | (pictures - inputs.keys()):
         raise MissingFileError(f"No file with sha-256 {sha256} is known any more.")
-    return (
-        {sha256: weights_file(asset) for sha256, asset in assets.items()},
-        {sha256: input_file(row) for sha256, row in inputs.items()},
-    )
+    return assets, inputs
 
 
-def input_file(row: InputFile) -> Path:
-    """Raises: as ``weights_file``."""
-    folder = settings.WORKER_CACHE_DIR / "inputs"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / row.sha256
-    if not path.exists():
-        _copy(row.file_key, path, sha256=row.sha256, storage=default_storage)
+def _input_file(row: InputFile, kept: ExitStack) -> Path:
+    path = settings.WORKER_CACHE_DIR / "inputs" / row.sha256
+    copy = partial(_copy, row.file_key, path, row.size_bytes, sha256=row.sha256, storage=default_storage)
+    kept.enter_context(used(path, copy))
     return path
 
 
-def weights_file(asset: Asset) -> WeightsFile:
-    """The asset on this machine's disk, copied there first if need be.
-
-    Raises:
-        WrongHashError: The storage holds other bytes than the asset's hash says.
-        OSError: Storage or disk failed; trying again may help.
-    """
-    folder = settings.WORKER_CACHE_DIR
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{asset.sha256}.safetensors"
-    if not path.exists():
-        _copy(asset.file_key, path, sha256=asset.sha256)
-    config_path = None
-    if asset.config_key:
-        config_path = path.with_suffix(".yaml")
-        if not config_path.exists():
-            _copy(asset.config_key, config_path)
+def _weights_file(asset: Asset, kept: ExitStack) -> WeightsFile:
+    path = settings.WORKER_CACHE_DIR / f"{asset.sha256}.safetensors"
+    kept.enter_context(used(path, partial(_copy, asset.file_key, path, asset.size_bytes, sha256=asset.sha256)))
+    if not asset.config_key:
+        return WeightsFile(path)
+    config_path = path.with_suffix(CONFIG_SUFFIX)
+    if not config_path.exists():
+        _copy(asset.config_key, config_path, 0)
     return WeightsFile(path, config_path)
 
 
-def _copy(key: str, path: Path, *, sha256: str | None = None, storage: Storage | None = None) -> None:
-    """Copy to a draft beside the target and rename it when it is complete and right."""
+def _copy(key: str, path: Path, size_bytes: int, *, sha256: str | None = None, storage: Storage | None = None) -> None:
+    """Make room, copy to a draft beside the target and rename it when it is complete and right."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    make_room(settings.WORKER_CACHE_DIR, new_bytes=size_bytes, max_bytes=settings.WORKER_CACHE_BYTES)
     handle, draft = tempfile.mkstemp(dir=path.parent, prefix=".copy-")
     try:
         with os.fdopen(handle, "wb") as target, (storage or storages["assets"]).open(key) as source:

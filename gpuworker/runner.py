@@ -22,7 +22,7 @@ from gpuworker.contract import Failed, ImageOutcome, Picture, Rendered, RenderSp
 from gpuworker.encoding import png_of
 from gpuworker.engine.errors import EngineError, OutOfMemoryError
 from gpuworker.heartbeat import Heartbeat, Lease
-from gpuworker.model_files import MissingFileError, WrongHashError, files_of
+from gpuworker.model_files import MissingFileError, WrongHashError, files_kept
 from gpuworker.output import picture_store
 from gpuworker.renderer import Renderer
 from renderjobs.claims import (
@@ -133,15 +133,14 @@ class Runner:
         """One outcome per image, whatever happens: what fails as a whole fails for each image of the pass."""
         ended: set[int] = set()
         try:
-            weights, inputs = files_of(
-                [image.recipe for image in batch.images], {image.job.team_id for image in batch.images}
-            )
-            lease.last_progress = time.monotonic()
-            if checkpoint := batch.images[0].checkpoint:
-                self.heartbeat.loaded_checkpoint_sha256 = checkpoint.sha256
-            for position, outcome in self._passes(batch, lease, lambda part: RenderSpec(part, weights, inputs)):
-                ended.add(position)
-                yield batch.images[position], outcome
+            recipes, team_ids = zip(*((image.recipe, image.job.team_id) for image in batch.images), strict=True)
+            with files_kept(recipes, set(team_ids)) as (weights, inputs):
+                lease.last_progress = time.monotonic()
+                if checkpoint := batch.images[0].checkpoint:
+                    self.heartbeat.loaded_checkpoint_sha256 = checkpoint.sha256
+                for position, outcome in self._passes(batch, lease, lambda part: RenderSpec(part, weights, inputs)):
+                    ended.add(position)
+                    yield batch.images[position], outcome
             return
         except (EngineError, MissingFileError, WrongHashError, OSError) as error:
             code = getattr(error, "code", "weights_unavailable")

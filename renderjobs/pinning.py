@@ -7,6 +7,7 @@ assets only; nothing is written.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from accounts.authentication import Caller
 from assets.models import Asset, AssetKind
@@ -33,13 +34,27 @@ from gpuworker.contract import (
 )
 from gpuworker.contract.control_modules import BY_NAME
 from gpuworker.contract.control_modules import NONE as NO_MODEL
+from gpuworker.contract.flow import FLOW_FAMILIES, refusals
 from gpuworker.contract.prompts import NetworkTag, embedding_names_in, network_tags
 from gpuworker.contract.recipe import LATENT_MODES
 from renderjobs.request import RenderRequest, unusable
 
 BUILT_IN_UPSCALERS = ("None", "Lanczos", "Nearest")
-ENCODERS = {"sdxl": 2}
-"""Text encoders of a family, where it has not one."""
+ENCODERS = {"sdxl": 2, **dict.fromkeys(FLOW_FAMILIES, 0)}
+"""Text encoders of a family that read embeddings, where they are not one."""
+WIRE_NAMES = {
+    "networks": "prompt",
+    "hires": "enable_hr",
+    "refiner": "refiner_checkpoint",
+    "vae": "sd_vae",
+    "sampler": "sampler_name",
+    "schedule": "scheduler",
+    "clip_skip": "CLIP_stop_at_last_layers",
+    "img2img.inpaint": "mask",
+    "img2img.noise_multiplier": "initial_noise_multiplier",
+    "img2img.resize_mode": "resize_mode",
+}
+"""Field of a recipe → what callers know it by, where that is another."""
 NETWORK_KINDS = {"lora": AssetKind.LORA, "hypernet": AssetKind.HYPERNETWORK}
 
 
@@ -53,6 +68,10 @@ class UnknownNameError(InvalidRequestError):
         super().__init__([FieldError(field, f"{AssetKind(kind).label} {name!r} is unknown.", name)])
         self.kind = kind
         self.name = name
+
+
+class UnfitForFamilyError(InvalidRequestError):
+    """The checkpoint's family cannot do what the request asks for."""
 
 
 @dataclass(slots=True)
@@ -71,6 +90,7 @@ def pinned(caller: Caller, request: RenderRequest) -> Pinned:
 
     Raises:
         UnknownNameError: A name that has to be known is not.
+        UnfitForFamilyError: The checkpoint's family cannot draw it.
         InvalidRequestError: No checkpoint is installed.
     """
     return _Pinning(caller).of(request)
@@ -108,6 +128,8 @@ class _Pinning:
             notes=tuple(request.notes.items()),
             control=tuple(self._control(index, unit, request) for index, unit in enumerate(request.control)),
         )
+        if checkpoint.family in FLOW_FAMILIES:
+            _require_possible(recipe, checkpoint.family)
         return Pinned(recipe, checkpoint, self.assets, self.warnings)
 
     def _used(self, asset: Asset) -> Weights:
@@ -176,6 +198,9 @@ class _Pinning:
         asset = asset_find_loosely(self.caller, AssetKind.CHECKPOINT, name)
         if asset is None:
             raise UnknownNameError(where, AssetKind.CHECKPOINT, name)
+        if asset.family in FLOW_FAMILIES:
+            message = f"Checkpoint {asset.name!r} is of {FLOW_FAMILIES[asset.family]}, which cannot take over from another one."
+            raise UnfitForFamilyError([FieldError(where, message, name)])
         return self._used(asset)
 
     def _hires(self, asked: Hires, request: RenderRequest) -> Hires:
@@ -224,6 +249,21 @@ class _Pinning:
             upscaler_1_weights=self._upscaler("upscaler_1", asked.upscaler_1),
             upscaler_2_weights=self._upscaler("upscaler_2", asked.upscaler_2),
         )
+
+
+def _require_possible(recipe: Recipe, family: str) -> None:
+    """Raises: UnfitForFamilyError: With everything the family cannot do."""
+    errors = [
+        FieldError(WIRE_NAMES.get(refusal.field, refusal.field), refusal.message, _shown(refusal.value))
+        for refusal in refusals(recipe, family)
+    ]
+    if errors:
+        raise UnfitForFamilyError(errors)
+
+
+def _shown(value: Any) -> Any:
+    """Whole records are not repeated to the caller."""
+    return value if isinstance(value, str | int | float) else None
 
 
 SAME_NAME = (

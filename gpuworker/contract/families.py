@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+from gpuworker.contract.flow import NEEDED_PARTS, TRANSFORMER, flow_names
 from gpuworker.contract.layouts import (
     CLIP_TEXT,
     OPEN_CLIP_TEXT,
@@ -63,7 +64,7 @@ class Recognition:
     reason: str = ""
     """One sentence for people."""
     input_channels: int | None = None
-    """Of the denoiser: 4 for text to image, 9 for an inpainting checkpoint, 8 for an editing one."""
+    """Of the denoiser: 4 for text to image (16 of SD 3 and Flux), 9 for an inpainting checkpoint, 8 for an editing one."""
     base: str | None = None
     """The checkpoint family a part such as a LoRA was made for, where the file shows it."""
 
@@ -81,7 +82,8 @@ def recognise(shapes: Shapes) -> Recognition:
     if not shapes:
         return Recognition(None, reason="The file holds no tensors.")
     names = original_names(shapes)
-    found = _checkpoint({names[name]: shape for name, shape in shapes.items()}) or _part(shapes)
+    original = {names[name]: shape for name, shape in shapes.items()}
+    found = _flow_checkpoint(shapes) or _unet_checkpoint(original) or _part(shapes)
     return found or Recognition(None, reason=_unknown(shapes))
 
 
@@ -112,10 +114,24 @@ _VAE_PARTS = (
     "decoder.conv_out.weight",
     "encoder.conv_in.weight",
 )
-_TRANSFORMERS = {
-    "sd3": (("joint_blocks.",), "pos_embed.proj.weight", "Joint transformer blocks of Stable Diffusion 3."),
-    "flux": (("double_blocks.", "single_blocks."), "img_in.weight", "Double-stream transformer blocks of Flux."),
+_FLOW_MARKS = {
+    "flux": ("double_blocks.", "single_transformer_blocks."),
+    "sd3": ("joint_blocks.", "transformer_blocks.0.norm1_context."),
 }
+"""How names in the denoiser begin: in the original names, and in those of diffusers."""
+_FLOW_TENSORS = {
+    "flux": (
+        ("img_in.weight", "x_embedder.weight"),
+        ("vector_in.in_layer.weight", "time_text_embed.text_embedder.linear_1.weight"),
+        ("txt_in.weight", "context_embedder.weight"),
+    ),
+    "sd3": (
+        ("x_embedder.proj.weight", "pos_embed.proj.weight"),
+        ("y_embedder.mlp.0.weight", "time_text_embed.text_embedder.linear_1.weight"),
+        ("context_embedder.weight", "context_embedder.weight"),
+    ),
+}
+"""What tells these families from their relatives, likewise in both; the first reads the latents."""
 _FOREIGN_DENOISERS = {
     "embedder.model.ln_final.weight": "It is an unCLIP checkpoint, which draws from pictures.",
     "depth_model.model.pretrained.act_postprocess3.0.project.0.bias": "It is a depth-to-image checkpoint.",
@@ -123,24 +139,36 @@ _FOREIGN_DENOISERS = {
 }
 
 
-def _checkpoint(shapes: Shapes) -> Recognition | None:
-    """Args: shapes: Under their original names."""
-    return _transformer_checkpoint(shapes) or _unet_checkpoint(shapes)
-
-
-def _transformer_checkpoint(shapes: Shapes) -> Recognition | None:
-    for family, (blocks, first, reason) in _TRANSFORMERS.items():
-        for prefix in (UNET, ""):
-            if _any_starts(shapes, tuple(prefix + block for block in blocks)) and not _any_matches(_LORA, shapes):
-                lost = () if prefix + first in shapes else (prefix + first,)
-                return Recognition(family, lost, f"It lacks {lost[0]}." if lost else reason)
-    if "transformer_blocks.0.norm1.linear.weight" in shapes and "context_embedder.weight" in shapes:
-        flux = _any_starts(shapes, ("single_transformer_blocks.",))
-        return Recognition("flux" if flux else "sd3", reason="A transformer in diffusers' names.")
+def _flow_checkpoint(shapes: Shapes) -> Recognition | None:
+    if _any_matches(_LORA, shapes) or _any_matches(_CONTROLNET, shapes):
+        return None
+    for prefix in (UNET, TRANSFORMER, ""):
+        for family, marks in _FLOW_MARKS.items():
+            if _any_starts(shapes, tuple(prefix + mark for mark in marks)):
+                # Without a prefix it is the denoiser's file alone.
+                whole = shapes if prefix else {TRANSFORMER + name: shape for name, shape in shapes.items()}
+                names = flow_names(whole, family)
+                return _flow_recognition(family, {names[name]: shape for name, shape in whole.items()})
     return None
 
 
+def _flow_recognition(family: str, shapes: Shapes) -> Recognition:
+    """Args: shapes: With diffusers' prefixes."""
+    parts = {prefix: what for prefix, what in NEEDED_PARTS[family].items() if not _any_starts(shapes, (prefix,))}
+    tensors = [
+        TRANSFORMER + original
+        for original, theirs in _FLOW_TENSORS[family]
+        if not {TRANSFORMER + original, TRANSFORMER + theirs} & shapes.keys()
+    ]
+    lost = [f"{what} ({prefix}*)" for prefix, what in parts.items()] + tensors
+    reason = f"It looks like {FAMILY_NAMES[family]}, but lacks {', '.join(lost)}." if lost else "It predicts flows."
+    inputs = max(_length(shapes, TRANSFORMER + name, 1) or 0 for name in _FLOW_TENSORS[family][0])
+    # Flux takes four latents at once.
+    return Recognition(family, (*parts, *tensors), reason, inputs // 4 if family == "flux" else inputs)
+
+
 def _unet_checkpoint(shapes: Shapes) -> Recognition | None:
+    """Args: shapes: Under their original names."""
     if not _any_starts(shapes, (UNET,)):
         bare = unet_names(shapes)
         if (

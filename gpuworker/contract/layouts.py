@@ -21,6 +21,8 @@ SDXL_CLIP_TEXT = "conditioner.embedders.0.transformer."
 SDXL_OPEN_CLIP_TEXT = "conditioner.embedders.1.model."
 REFINER_TEXT = "conditioner.embedders.0.model."
 
+FOLDER_PARTS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
+"""Subfolders of a model in diffusers layout that hold weights. In one file, their names and a dot stand before their tensors'."""
 DIFFUSERS_UNET = "unet."
 DIFFUSERS_VAE = "vae."
 DIFFUSERS_TEXT = "text_encoder."

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from math import inf
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,11 +66,14 @@ from gpuworker.engine.sampling.start import Range, Start, begin_from_latents, be
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """Finished latents of one image and the checkpoint that decodes them."""
+    """Finished latents of one image and what decodes them."""
 
     latents: torch.Tensor
     """float32, shape (channels, height, width)."""
-    checkpoint: Checkpoint
+    vae: Any
+    """``AutoencoderKL``."""
+    latent_scale: float
+    latent_shift: float = 0.0
 
 
 EXACT_ROWS = 16
@@ -198,8 +202,9 @@ class Drawing:
             finished = self._draw(group)
             if finished is None:
                 return None
+            decoder = finished.checkpoint
             for position, latents in zip(group, finished.latents, strict=True):
-                drawn[position] = Drawn(latents, finished.checkpoint)
+                drawn[position] = Drawn(latents, decoder.vae, decoder.latent_scale)
         return drawn
 
     def _draw(self, group: list[int]) -> _Finished | None:

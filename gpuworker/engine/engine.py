@@ -26,12 +26,14 @@ from gpuworker.contract import (
 from gpuworker.engine.drawing import Drawing, Drawn
 from gpuworker.engine.errors import EngineError, InvalidSpecError, OutOfMemoryError
 from gpuworker.engine.execution_plan import plan_passes
+from gpuworker.engine.flow import FlowDrawing, FlowPrompts
 from gpuworker.engine.images.controlnet.units import control_map
 from gpuworker.engine.images.extras import render_extras
 from gpuworker.engine.images.latents import PictureEncoder
 from gpuworker.engine.images.pictures import open_picture
 from gpuworker.engine.images.upscale import StopSeen, upscaler_of
 from gpuworker.engine.images.vae import FlatPictureError, decode
+from gpuworker.engine.models.flow import flow_family
 from gpuworker.engine.models.shelf import ModelShelf
 from gpuworker.engine.models.tiling import tiled
 from gpuworker.engine.prompts.encoder import PromptEncoder
@@ -80,6 +82,7 @@ class DiffusersRenderer:
         self.load_us = 0
         self.shelf = ModelShelf(self.device, DTYPES[dtype], max_resident_bytes)
         self.prompts = PromptEncoder()
+        self.flow_prompts = FlowPrompts()
         self.pictures = PictureEncoder()
 
     def render(
@@ -111,7 +114,7 @@ class DiffusersRenderer:
 
     def _drawn(self, spec: RenderSpec, watch: Watch) -> Iterator[ImageOutcome]:
         recipes = [recipe for recipe in spec.recipes if isinstance(recipe, Recipe)]
-        drawing = Drawing(spec, plan_passes(recipes[0]), self.shelf, self.prompts, self.pictures, watch)
+        drawing = self._drawing(spec, recipes[0], watch)
         clock, drawn = _Clock(self.device), None
         try:
             self._guarded(drawing.load, len(recipes))
@@ -130,15 +133,22 @@ class DiffusersRenderer:
                 continue
             yield self._picture(drawing, drawn[position], position, share_us)
 
-    def _picture(self, drawing: Drawing, drawn: Drawn, position: int, share_us: int) -> ImageOutcome:
+    def _drawing(self, spec: RenderSpec, recipe: Recipe, watch: Watch) -> Drawing | FlowDrawing:
+        family = flow_family(spec.file_of(recipe.checkpoint).path)
+        if family:
+            return FlowDrawing(spec, family, self.shelf, self.flow_prompts, watch)
+        return Drawing(spec, plan_passes(recipe), self.shelf, self.prompts, self.pictures, watch)
+
+    def _picture(self, drawing: Drawing | FlowDrawing, drawn: Drawn, position: int, share_us: int) -> ImageOutcome:
         """Decode and finish one image; what goes wrong here is this image's alone."""
         clock = _Clock(self.device)
         try:
-            with torch.inference_mode(), tiled((drawn.checkpoint.vae,), on=drawing.recipes[position].tiling):
+            with torch.inference_mode(), tiled((drawn.vae,), on=drawing.recipes[position].tiling):
                 pixels = decode(
-                    drawn.checkpoint.vae,
+                    drawn.vae,
                     drawn.latents,
-                    latent_scale=drawn.checkpoint.latent_scale,
+                    latent_scale=drawn.latent_scale,
+                    latent_shift=drawn.latent_shift,
                     finish=drawing.finish_of(position),
                 )
             picture, attachments = drawing.finished(position, pixels.numpy())

@@ -53,7 +53,8 @@ class UploadForm(AccessForm):
 
     file = forms.FileField(
         label="Weights",
-        help_text="Files of .safetensors; pickles (.ckpt, .pt, .pth, .bin) are converted if they hold tensors only.",
+        help_text="Files of .safetensors; pickles (.ckpt, .pt, .pth, .bin) are converted if they hold tensors only, "
+        "zipped folders in diffusers layout become one file.",
     )
     config = forms.FileField(
         label="YAML",
@@ -73,7 +74,7 @@ class UploadForm(AccessForm):
         super().__init__(*args, **kwargs)
         self.fields["file"].widget = UnfoldAdminFileFieldWidget(
             attrs={
-                "accept": ".safetensors,.ckpt,.pt,.pth,.bin",
+                "accept": ".safetensors,.ckpt,.pt,.pth,.bin,.zip",
                 "data-uploads": reverse("uploads"),
                 "data-afterwards": reverse("admin:assets_asset_changelist"),
             }

@@ -1,6 +1,6 @@
-"""Pickled files of tensors (``.pt``, ``.pth``, ``.ckpt``, ``.bin``) become safetensors, once, before anything else reads them.
+"""Pickled files of tensors (``.pt``, ``.pth``, ``.ckpt``, ``.bin``) and zipped folders become safetensors, before anything else.
 
-The file is unpickled by ``unpickling`` in a process that has no environment, no inherited files and little of the machine. What it
+A pickle is unpickled by ``unpickling`` in a process that has no environment, no inherited files and little of the machine. What it
 writes is checked here as an upload is. Nothing of torch is imported on this side.
 """
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO
 
+from assets.folders import archive_merge, is_folder_archive
 from assets.scanning import UnsafeFileError, header_read
 
 SCRIPT = Path(__file__).with_name("unpickling.py")
@@ -35,8 +36,8 @@ MAX_REASON_CHARACTERS = 300
 MAX_ARCHIVE_ENTRIES = 100_000
 
 
-def is_pickle(file: IO[bytes]) -> bool:
-    """Whether the file begins as PyTorch's pickles do, and so cannot be read as it is."""
+def needs_conversion(file: IO[bytes]) -> bool:
+    """Whether the file begins as PyTorch's pickles and zip archives do, and so cannot be read as it is."""
     file.seek(0)
     beginning = file.read(9)
     # A header's length may read like a pickle's first bytes; the brace behind it cannot.
@@ -49,15 +50,21 @@ def convert(source: Path, target: Path) -> None:
     Raises:
         UnsafeFileError: The file is not one of tensors alone. There is no ``target`` then.
     """
-    what = _named(source)
     with TemporaryDirectory(prefix="conversion-", dir=target.parent) as folder:
         written = Path(folder) / "written"
-        reason = _unpickled(source, written)
-        if reason:
-            raise UnsafeFileError(f"The file is {what} and cannot be converted: {reason}")
+        if is_folder_archive(_archive_names(source)):
+            archive_merge(source, written)
+        else:
+            _unpickle(source, written)
         with written.open("rb") as file:
             header_read(file, size_bytes=written.stat().st_size)
         os.replace(written, target)
+
+
+def _unpickle(source: Path, written: Path) -> None:
+    what = _named(source)
+    if reason := _unpickled(source, written):
+        raise UnsafeFileError(f"The file is {what} and cannot be converted: {reason}")
 
 
 def _named(source: Path) -> str:
@@ -69,21 +76,24 @@ def _named(source: Path) -> str:
     with source.open("rb") as file:
         beginning = file.read(len(LEGACY_BEGINNING))
     if beginning.startswith(ZIP_BEGINNING):
-        if not _is_torch_archive(source):
-            raise UnsafeFileError("The file is a zip archive, but not one that PyTorch writes.")
+        if not any(name.endswith("/data.pkl") for name in _archive_names(source)):
+            raise UnsafeFileError(
+                "The file is a zip archive, but neither one that PyTorch writes nor a folder with a model_index.json."
+            )
         return "a zip archive, as PyTorch pickles are,"
     if beginning != LEGACY_BEGINNING:
         raise UnsafeFileError("The file is a Python pickle, but not one that PyTorch writes.")
     return "a Python pickle"
 
 
-def _is_torch_archive(source: Path) -> bool:
+def _archive_names(source: Path) -> list[str]:
+    """Of a zip archive's entries; none where it is no archive, or one no model comes in."""
     try:
         with zipfile.ZipFile(source) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return False
-    return len(names) <= MAX_ARCHIVE_ENTRIES and any(name.endswith("/data.pkl") for name in names)
+        return []
+    return names if len(names) <= MAX_ARCHIVE_ENTRIES else []
 
 
 def _unpickled(source: Path, written: Path) -> str:

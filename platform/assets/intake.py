@@ -26,15 +26,14 @@ from django.db import IntegrityError, transaction
 from django.db.models.functions import Now
 
 from accounts.models import Team, User
-from assets.conversion import convert, is_pickle
+from assets.conversion import convert, needs_conversion
 from assets.hashing import CHUNK_BYTES, HashedStream, sha256_of
 from assets.listing import alias, listed_hash, shown_metadata
 from assets.models import Access, Asset, AssetKind, AssetQuerySet, AssetState, Upload
-from assets.recognition import family_of
+from assets.recognition import recognised
 from assets.scanning import UnsafeFileError, header_read
 from common.database import now_plus
 from common.errors import FieldError, InvalidRequestError
-from gpuworker.contract.families import recognise
 
 logger = logging.getLogger(__name__)
 MAX_CONFIG_BYTES = 64 * 1024
@@ -146,7 +145,7 @@ def clean_stem(name: str) -> str:
         InvalidRequestError: Nothing usable is left.
     """
     last = SEPARATORS.split(unicodedata.normalize("NFKC", name).strip())[-1]
-    stem = re.sub(r"\.(safetensors|ckpt|pt|pth|bin)$", "", last, flags=re.IGNORECASE)
+    stem = re.sub(r"\.(safetensors|ckpt|pt|pth|bin|zip)$", "", last, flags=re.IGNORECASE)
     stem = "".join(char for char in stem if char.isprintable() and char not in '<>:"|?*,[]').strip(" .")
     if not stem or len(stem) > 200:
         raise InvalidRequestError([FieldError("name", f"{name[:80]!r} cannot be used as a name.", name)])
@@ -210,27 +209,27 @@ def _examine(asset: Asset, progress: Callable[[int], Any]) -> None:
         if sha256_of(file, progress) != asset.sha256:
             raise UnsafeFileError("The stored file is not what was uploaded; upload it again.")
         _step(asset, AssetState.HASHED)
-        if is_pickle(file):
+        if needs_conversion(file):
             _replace_by_conversion(asset, file)
     with _opened(asset) as file:
         header = header_read(file, size_bytes=asset.size_bytes)
         if not asset.original_sha256:
             asset.listed_hash = listed_hash(asset.kind, file, sha256=asset.sha256, metadata=header.metadata)
         _step(asset, AssetState.SCANNED, listed_hash=asset.listed_hash)
-    family = family_of(asset.kind, header.shapes)
+    found = recognised(asset.kind, header.shapes)
     other_name, metadata = alias(asset.kind, header.metadata), shown_metadata(asset.kind, header.metadata)
     if asset.kind == AssetKind.CHECKPOINT:
-        metadata = {**metadata, "input_channels": recognise(header.shapes).input_channels}
+        metadata = {**metadata, "input_channels": found.input_channels}
     if asset.kind == AssetKind.EMBEDDING:
         metadata = {**metadata, "encoders": 2 if {"clip_l", "clip_g"} <= header.shapes.keys() else 1}
-    _step(asset, AssetState.RECOGNISED, family=family, alias=other_name, metadata=metadata)
+    _step(asset, AssetState.RECOGNISED, family=found.family, alias=other_name, metadata=metadata)
 
 
 def _replace_by_conversion(asset: Asset, file: IO[bytes]) -> None:
     """From here on the row means the converted file; what was uploaded is remembered by its hashes.
 
     Raises:
-        UnsafeFileError: The file is more than tensors.
+        UnsafeFileError: The file is more than tensors, or no model.
         _Overtaken: Another process has ended the intake, or has converted the file and will end it.
     """
     storage, key = asset_storage(), f"{draft_folder(asset)}/{CONVERTED}"

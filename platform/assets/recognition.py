@@ -1,15 +1,14 @@
-"""Which family the weights are of, and whether that is the declared kind and something this version renders."""
+"""Which family the weights are of, and whether that is the declared kind and something that can be rendered with."""
 
 from __future__ import annotations
 
 from assets.models import AssetKind
 from assets.scanning import UnsafeFileError
 from gpuworker.contract.families import Recognition, recognise
+from gpuworker.contract.layouts import Shapes
 
-RENDERABLE_FAMILIES = ("sd1", "sd2", "sdxl", "sdxl-refiner")
-"""Checkpoint families that this version's engine renders."""
-RENDERABLE_CHANNELS = (4, 8, 9)
-"""Input channels of a denoiser that draws from text, edits pictures, or paints into them."""
+RENDERABLE_CHANNELS = (4, 8, 9, 16)
+"""Input channels of a denoiser that draws from text, edits pictures, or paints into them; of Stable Diffusion 3 and Flux."""
 FAMILY_OF_KIND = {
     AssetKind.VAE: "vae",
     AssetKind.LORA: "lora",
@@ -20,34 +19,29 @@ FAMILY_OF_KIND = {
 }
 
 
-def family_of(kind: str, shapes: dict[str, tuple[int, ...]]) -> str:
-    """The family of a file's weights.
+def recognised(kind: str, shapes: Shapes) -> Recognition:
+    """What the weights of a file are.
 
     Raises:
-        UnsafeFileError: They are not of the kind that was declared, or this version cannot render them.
+        UnsafeFileError: They are not of the kind that was declared, or cannot be rendered with.
     """
     found = recognise(shapes)
     if found.family is None:
         raise UnsafeFileError(f"The weights are not recognised. {found.reason}")
     if kind == AssetKind.CHECKPOINT:
-        return _checkpoint_family(found, found.family)
-    if found.family != FAMILY_OF_KIND[AssetKind(kind)]:
+        _require_renderable(found)
+    elif found.family != FAMILY_OF_KIND[AssetKind(kind)]:
         raise UnsafeFileError(f"The file holds weights of kind {found.family}, not {kind}.")
-    return found.family
+    return found
 
 
-def _checkpoint_family(found: Recognition, family: str) -> str:
+def _require_renderable(found: Recognition) -> None:
     if not found.is_checkpoint:
-        raise UnsafeFileError(f"The file holds weights of kind {family}, not a checkpoint.")
-    if family not in RENDERABLE_FAMILIES:
-        accepted = ", ".join(RENDERABLE_FAMILIES)
-        raise UnsafeFileError(f"Family {family} is recognised, but this version renders {accepted} checkpoints only.")
+        raise UnsafeFileError(f"The file holds weights of kind {found.family}, not a checkpoint.")
     if found.missing:
-        shown = ", ".join(found.missing[:3])
-        raise UnsafeFileError(f"The file looks like {family} but lacks {len(found.missing)} tensors: {shown}.")
+        raise UnsafeFileError(f"The checkpoint is incomplete. {found.reason}")
     if found.input_channels not in RENDERABLE_CHANNELS:
         accepted = ", ".join(map(str, RENDERABLE_CHANNELS))
         raise UnsafeFileError(
-            f"The checkpoint takes {found.input_channels} input channels; this version renders those that take {accepted}."
+            f"The checkpoint takes {found.input_channels} input channels; {accepted} can be rendered with."
         )
-    return family

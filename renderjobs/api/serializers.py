@@ -31,7 +31,7 @@ from renderjobs.compat.sdapi.wire import OURS
 from renderjobs.files import file_url
 from renderjobs.inputs import Upload
 from renderjobs.models import ImageAttachment, JobEvent, RenderImage, RenderJob
-from renderjobs.pinning import UnknownNameError
+from renderjobs.pinning import UnfitForFamilyError, UnknownNameError
 from renderjobs.request import RenderRequest
 from renderjobs.selectors import JobProgress
 
@@ -247,11 +247,11 @@ def note_of(body: Any) -> str:
 
 
 def as_written(error: InvalidRequestError, body: Mapping[str, Any]) -> InvalidRequestError:
-    """The error of a submission with the checkpoint's field, or a control unit's, where this (valid) body has it."""
+    """The error of a submission with its field where this (valid) body has it: a checkpoint's, a control unit's, an option's."""
     overrides = body["request"].get("override_settings") or {}
-    within = "override_settings." if overrides.get("sd_model_checkpoint") is not None else ""
-    places = {"sd_model_checkpoint": f"request.{within}sd_model_checkpoint", **places_of_models(body["request"])}
-    named = isinstance(error, UnknownNameError)
+    options = {name: f"request.override_settings.{name}" for name, value in overrides.items() if value is not None}
+    places = {**options, **places_of_models(body["request"])}
+    named = isinstance(error, UnknownNameError | UnfitForFamilyError)
     return InvalidRequestError(
         [
             replace(item, field=places.get(item.field, f"request.{item.field}" if named else item.field))

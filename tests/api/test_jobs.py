@@ -18,7 +18,7 @@ from billing.models import LedgerTransaction
 from common.identifiers import uuid7
 from renderjobs.api.urls import urlpatterns
 from renderjobs.models import Claim, IdempotencyRecord, RenderImage, RenderJob
-from tests.factories import a_caller, a_job, a_platform
+from tests.factories import a_caller, a_checkpoint, a_job, a_platform
 from tests.renderjobs.test_delivery import begun, deliver
 
 pytestmark = pytest.mark.django_db
@@ -321,3 +321,15 @@ def test_the_usage_of_the_team_is_the_ledgers(api, caller):
 def test_s5_money_owner_and_state_cannot_be_written(api):
     answer = post(api, {**GOOD, "state": "succeeded", "cost": {"amount": 0}, "team": "team-b"})
     assert answer.status_code == 422 and not RenderJob.objects.exists() and not IdempotencyRecord.objects.exists()
+
+
+def test_what_the_checkpoints_family_cannot_do_is_named_where_it_was_written(api):
+    a_checkpoint("flow", family="flux", is_default=False)
+    request = {"prompt": "a red circle", "negative_prompt": "blurry", "sampler_name": "Euler"}
+    options = {"sd_model_checkpoint": "flow", "CLIP_stop_at_last_layers": 2}
+    answer = post(api, {"kind": "txt2img", "request": {**request, "override_settings": options}})
+    assert (answer.status_code, RenderJob.objects.count()) == (422, 0)
+    assert {error["pointer"] for error in answer.json()["errors"]} == {
+        "#/request/negative_prompt",
+        "#/request/override_settings/CLIP_stop_at_last_layers",
+    }

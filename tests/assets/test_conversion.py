@@ -215,10 +215,13 @@ def test_a_crash_of_the_process_is_a_refusal(tmp_path, script):
 
 
 def test_a_file_that_pytorch_never_wrote_starts_no_process(tmp_path, script):
-    for data, reason in ((b"\x80\x04}.", "not one that PyTorch writes"), (b"PK\x03\x04" + b"\0" * 60, "not one that")):
+    for data, reason in (
+        (b"\x80\x04}.", "not one that PyTorch writes"),
+        (b"PK\x03\x04" + b"\0" * 60, "neither one that"),
+    ):
         with pytest.raises(UnsafeFileError, match=reason):
             converted(tmp_path, data)
 
 
 def test_a_safetensors_file_is_never_taken_for_a_pickle():
-    assert not conversion.is_pickle(io.BytesIO(a_checkpoint_file()))
+    assert not conversion.needs_conversion(io.BytesIO(a_checkpoint_file()))

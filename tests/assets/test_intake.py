@@ -104,11 +104,11 @@ REFUSED = {
     "a name that no database takes": (safetensors({"a\0\ud800": [2]}), "starting with a\ufffd\ufffd"),
     "half an SDXL checkpoint": (
         safetensors({**SD1_KEYS, "conditioner.embedders.1.model.ln_final.weight": [4]}),
-        "The file looks like sdxl but lacks",
+        "It looks like SDXL, but lacks a text encoder (conditioner.embedders.0.transformer.*)",
     ),
     "a checkpoint of another architecture": (
         safetensors({"double_blocks.0.img_attn.qkv.weight": [4, 4]}),
-        "Family flux is recognised, but this version renders sd1, sd2, sdxl, sdxl-refiner checkpoints only.",
+        "The checkpoint is incomplete. It looks like Flux, but lacks the VAE (vae.*), the CLIP text encoder (text_encoder.*)",
     ),
     "a checkpoint for depth maps": (
         safetensors({**SD1_KEYS, "model.diffusion_model.input_blocks.0.0.weight": [4, 5, 3, 3]}),

@@ -10,13 +10,18 @@ import resource
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
+from diffusers.loaders.single_file_utils import (
+    convert_ldm_clip_checkpoint,
+    convert_ldm_unet_checkpoint,
+    convert_ldm_vae_checkpoint,
+    convert_open_clip_checkpoint,
+)
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from gpuworker.contract.families import recognise
 from gpuworker.contract.layouts import UNET, VAE, unet_names, vae_names
 from gpuworker.engine.models.families import architecture_of
-from gpuworker.engine.models.loader import load_checkpoint
+from gpuworker.engine.models.loader import in_names_of_transformers, load_checkpoint
 from tests.engine.ldm import FULL_SIZE, total, write_full_size
 
 FAMILIES = tuple(FULL_SIZE)
@@ -75,11 +80,21 @@ PUBLISHED_TEXTS = {
 
 def numbered(shapes):
     """Tensors of these shapes that take no memory; each holds its own number, so that it is known again after conversion."""
-    return {name: torch.tensor(float(number)).expand(shape) for number, (name, shape) in enumerate(shapes.items())}
+    return {
+        name: filled(shape, number, in_rows=".in_proj_" in name) for number, (name, shape) in enumerate(shapes.items())
+    }
+
+
+def filled(shape, number, *, in_rows):
+    """Args: in_rows: Each row has a fraction of its own, so that a part of the tensor is known again, too."""
+    if not in_rows:
+        return torch.tensor(float(number)).expand(shape)
+    rows = number + torch.arange(shape[0]) / 8192
+    return rows.reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
 
 
 def number_of(tensor):
-    return int(tensor.flatten()[0])
+    return float(tensor[(0,) * tensor.dim()])
 
 
 def under(prefix, shapes):
@@ -128,6 +143,34 @@ def test_vae_tensors_go_where_diffusers_puts_them():
     assert {name: number_of(tensor) for name, tensor in ours.items()} == {
         name: number_of(tensor) for name, tensor in theirs.items()
     }
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_text_tensors_go_where_diffusers_puts_them(family):
+    shapes = FULL_SIZE[family].shapes()
+    for text in architecture_of(shapes).text:
+        tensors = numbered({name: shape for name, shape in shapes.items() if name.startswith(text.prefix)})
+        theirs = converted_text(text, tensors)
+        ours = in_names_of_transformers(under(text.prefix, tensors))
+        # diffusers leaves out what nothing reads: of SD 2 the last layer and the projection.
+        assert theirs.keys() <= ours.keys()
+        assert {name: marks(ours[name]) for name in theirs} == {name: marks(tensor) for name, tensor in theirs.items()}
+        unread = ("encoder.layers.23.", "text_projection.") if family == "sd2" else ()
+        assert all(name.startswith(("logit_scale", *unread)) for name in ours.keys() - theirs.keys())
+
+
+def converted_text(text, tensors):
+    if text.kind == "clip":
+        # It looks for each prefix of its own.
+        theirs = convert_ldm_clip_checkpoint(dict(tensors))
+    else:
+        model = on_meta(CLIPTextModelWithProjection, {"config": CLIPTextConfig(**text.config)})
+        theirs = convert_open_clip_checkpoint(model, dict(tensors), prefix=text.prefix)
+    return {name.removeprefix("text_model."): tensor for name, tensor in theirs.items() if "position_ids" not in name}
+
+
+def marks(tensor):
+    return tensor.shape, number_of(tensor)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -12,6 +12,7 @@ from decimal import Decimal
 import pytest
 from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage, storages
+from django.core.management import call_command
 from django.db import connections
 from PIL import Image
 
@@ -19,11 +20,13 @@ from assets.models import Asset
 from billing.models import BillingProfile, LedgerTransaction, UsageRecord
 from fleet.services import worker_register
 from gpuworker.contract import ImageOutcome, RenderSpec
+from gpuworker.engine import DiffusersRenderer
 from gpuworker.engine.errors import OutOfMemoryError
 from gpuworker.heartbeat import Heartbeat
 from gpuworker.runner import Runner
 from renderjobs.models import RenderImage
 from renderjobs.submission import job_cancel
+from tests.engine.flow_models import pipeline
 from tests.factories import a_caller, a_checkpoint, a_job, a_pool
 from tests.fakes import PatternRenderer
 
@@ -205,3 +208,17 @@ def test_m8_a_file_without_its_cost_is_the_same_however_long_it_took(reason, set
     a_runner().run_until_empty()
     files = [default_storage.open(job.images.get().file_key).read() for job in jobs]
     assert files[0] == files[1] and "cost" not in Image.open(io.BytesIO(files[0])).info
+
+
+def test_folder_of_flux_becomes_a_picture_with_the_real_engine(tmp_path):
+    pipeline("flux").save_pretrained(tmp_path / "painter")
+    a_pool()
+    call_command("import_asset", str(tmp_path / "painter"), kind="checkpoint")
+    job = a_job(checkpoint="painter", prompt="a (red:1.2) circle", seed=5, steps=2)
+    a_runner(DiffusersRenderer()).run_until_empty()
+    job.refresh_from_db()
+    image = job.images.get()
+    assert (job.state, image.seed) == ("succeeded", 5), image.error_message
+    assert "Model: painter" in image.infotext and "weights and editing have no effect" in image.warnings[0]
+    with default_storage.open(image.file_key) as file, Image.open(file) as picture:
+        assert picture.size == (64, 64) and len(picture.getcolors(64 * 64)) > 100

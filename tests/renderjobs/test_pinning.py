@@ -7,7 +7,7 @@ import pytest
 from assets.models import Access, Asset, AssetKind, AssetState
 from gpuworker.contract import Recipe
 from renderjobs.expansion import recipe_from
-from renderjobs.pinning import UnknownNameError, pinned
+from renderjobs.pinning import UnfitForFamilyError, UnknownNameError, pinned
 from tests.factories import a_caller, a_checkpoint, a_job, a_platform, a_request
 
 pytestmark = pytest.mark.django_db
@@ -86,3 +86,56 @@ def test_a_job_keeps_what_it_pinned_when_a_newer_file_of_the_name_comes(caller):
     recipe = recipe_from(job.lock)
     assert isinstance(recipe, Recipe) and recipe.networks[0].weights.sha256 == old.sha256
     assert old in job.assets.all()
+
+
+FLUX = {"checkpoint": "flow", "sampler": "Euler"}
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux"])
+def test_plain_request_fits_every_family(caller, family):
+    a_checkpoint("flow", family=family, is_default=False)
+    assert pinned(caller, a_request(**FLUX)).recipe.checkpoint.name == "flow"
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"prompt": "<lora:ink:1> a cat"}, "prompt"),
+        ({"hires": {"scale": 2}}, "enable_hr"),
+        ({"refiner": {"checkpoint": "mini"}}, "refiner_checkpoint"),
+        ({"control": [{"module": "canny", "model": "edges"}]}, "control"),
+        ({"sampler": "DPM++ 2M"}, "sampler_name"),
+        ({"schedule": "Karras"}, "scheduler"),
+        ({"clip_skip": 2}, "CLIP_stop_at_last_layers"),
+        ({"tiling": True}, "tiling"),
+        ({"negative_prompt": "blurry"}, "negative_prompt"),
+        ({"width": 72}, "width"),
+    ],
+)
+def test_what_the_checkpoints_family_cannot_do_refuses_the_request_by_its_field(caller, changes, field):
+    a_checkpoint("flow", family="flux", is_default=False)
+    an_asset(AssetKind.LORA, "ink")
+    an_asset(AssetKind.CONTROLNET, "edges")
+    with pytest.raises(UnfitForFamilyError) as refusal:
+        pinned(caller, a_request(**{**FLUX, **changes}))
+    assert [error.field for error in refusal.value.errors] == [field]
+
+
+def test_name_of_an_embedding_is_a_word_to_a_family_that_reads_none(caller):
+    a_checkpoint("flow", family="sd3", is_default=False)
+    an_asset(AssetKind.EMBEDDING, "lighthouse")
+    assert pinned(caller, a_request(prompt="a lighthouse", **FLUX)).recipe.embeddings == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"refiner": {"checkpoint": "flow"}}, "refiner_checkpoint"),
+        ({"hires": {"checkpoint": "flow"}}, "hr_checkpoint_name"),
+    ],
+)
+def test_checkpoint_of_flows_cannot_take_over_from_another(caller, changes, field):
+    a_checkpoint("flow", family="sd3", is_default=False)
+    with pytest.raises(UnfitForFamilyError, match="cannot take over") as refusal:
+        pinned(caller, a_request(**changes))
+    assert refusal.value.errors[0].field == field

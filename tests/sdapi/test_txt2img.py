@@ -391,3 +391,12 @@ def test_webuiapi_lists_scripts_and_refreshes(door):
     assert "x/y/z plot" in door.get("/sdapi/v1/scripts").json()["txt2img"]
     assert {"x/y/z plot", "loopback"} <= {script["name"] for script in door.get("/sdapi/v1/script-info").json()}
     assert door.post("/sdapi/v1/refresh-checkpoints").json() is None
+
+
+def test_what_the_checkpoints_family_cannot_do_is_a_wrong_field(door):
+    a_checkpoint("flow", family="sd3", is_default=False)
+    answer = post(door, sampler_name="DPM++ 2M", override_settings={"sd_model_checkpoint": "flow"})
+    (detail,) = answer.json()["detail"]
+    assert (answer.status_code, detail["loc"]) == (422, ["body", "sampler_name"])
+    assert detail["msg"] == "Stable Diffusion 3 is sampled with Euler, not with 'DPM++ 2M'."
+    assert not RenderJob.objects.exists()

@@ -25,7 +25,9 @@ Finish = Callable[[np.ndarray], np.ndarray]
 """float32 of 0…1, shape (height, width, 3), to the same."""
 
 
-def decode(vae: Any, latents: torch.Tensor, *, latent_scale: float, finish: Finish | None = None) -> torch.Tensor:
+def decode(
+    vae: Any, latents: torch.Tensor, *, latent_scale: float, latent_shift: float = 0.0, finish: Finish | None = None
+) -> torch.Tensor:
     """Decode one image's latents.
 
     Args:
@@ -37,7 +39,7 @@ def decode(vae: Any, latents: torch.Tensor, *, latent_scale: float, finish: Fini
     Raises:
         FlatPictureError: Every pixel has one value, or some have none.
     """
-    scaled = latents.unsqueeze(0) / latent_scale
+    scaled = latents.unsqueeze(0) / latent_scale + latent_shift
     pixels = _pixels(vae, scaled, finish)
     if pixels is None and vae.dtype != torch.float32:
         pixels = _in_full_precision(vae, lambda: _pixels(vae, scaled, finish))
@@ -46,9 +48,10 @@ def decode(vae: Any, latents: torch.Tensor, *, latent_scale: float, finish: Fini
     return pixels
 
 
-def pixels_of(vae: Any, latents: torch.Tensor, *, latent_scale: float) -> torch.Tensor:
+def pixels_of(vae: Any, latents: torch.Tensor, *, latent_scale: float, latent_shift: float = 0.0) -> torch.Tensor:
     """As ``decode`` without its check: what lies between two passes may be anything."""
-    decoded = vae.decode((latents.unsqueeze(0) / latent_scale).to(vae.dtype), return_dict=False)[0][0].float()
+    scaled = latents.unsqueeze(0) / latent_scale + latent_shift
+    decoded = vae.decode(scaled.to(vae.dtype), return_dict=False)[0][0].float()
     return _as_bytes(decoded.nan_to_num())
 
 
@@ -96,7 +99,7 @@ def posterior_sample(vae: Any, values: torch.Tensor, generator: torch.Generator)
     return drawn
 
 
-def previews(vae: Any, latents: torch.Tensor, *, latent_scale: float) -> list[Picture]:
+def previews(vae: Any, latents: torch.Tensor, *, latent_scale: float, latent_shift: float = 0.0) -> list[Picture]:
     """Small pictures of what the images of a pass are becoming.
 
     Args:
@@ -105,7 +108,7 @@ def previews(vae: Any, latents: torch.Tensor, *, latent_scale: float) -> list[Pi
     longest = max(latents.shape[2:])
     if longest > PREVIEW_LATENTS:
         latents = F.interpolate(latents, scale_factor=PREVIEW_LATENTS / longest, mode="area")
-    pictures = [pixels_of(vae, image, latent_scale=latent_scale) for image in latents]
+    pictures = [pixels_of(vae, image, latent_scale=latent_scale, latent_shift=latent_shift) for image in latents]
     return [Picture(pixels.shape[1], pixels.shape[0], pixels.numpy().tobytes()) for pixels in pictures]
 
 

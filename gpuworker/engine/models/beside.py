@@ -1,4 +1,4 @@
-"""What lies beside the weights and tells what their shapes cannot: an LDM-style YAML, or the ``config.json`` files of diffusers.
+"""What comes with the weights and tells what their shapes cannot: an LDM-style YAML, or the ``config.json`` files of diffusers.
 
 Both become one ``Beside``; a file without either has none, and the rules of its family count. No weights are read here.
 
@@ -113,10 +113,10 @@ def _yaml_text(path: Path, params: Mapping[str, Any]) -> TextBeside:
         activation = "quick_gelu" if described.get("quick_gelu") else None
         return TextBeside(heads=heads, activation=activation, is_named=bool(described))
     version = str(params.get("version", ""))
-    return _text_of_config(_neighbour(path, version, "config.json"), is_named=bool(version))
+    return text_of_config(_neighbour(path, version, "config.json"), is_named=bool(version))
 
 
-def _text_of_config(config: Mapping[str, Any], *, is_named: bool = False) -> TextBeside:
+def text_of_config(config: Mapping[str, Any], *, is_named: bool = False) -> TextBeside:
     return TextBeside(
         heads=_positive(config.get("num_attention_heads")),
         activation=config.get("hidden_act"),
@@ -133,15 +133,23 @@ def _neighbour(path: Path, *names: str) -> Mapping[str, Any]:
     return _mapping(json.loads(found.read_text())) if found.is_file() else {}
 
 
-# --- a folder in diffusers layout ------------------------------------------------------------------------------------
+# --- what a folder in diffusers layout left in the metadata ----------------------------------------------------------
 
 
-def beside_of_folder(folder: Path) -> Beside:
-    """Raises: CheckpointError: A configuration in it cannot be read, or asks for another noise schedule."""
+def beside_of_configs(texts: Mapping[str, str]) -> Beside | None:
+    """Args: texts: Place in the folder → content, as the intake writes them into the metadata of the one file it makes of a folder.
+
+    Returns:
+        None where there is none of them.
+    Raises:
+        CheckpointError: A configuration cannot be read, or asks for another noise schedule.
+    """
+    if "unet/config.json" not in texts:
+        return None
     try:
-        unet, vae = _config(folder, "unet"), _config(folder, "vae")
-        schedule = _config(folder, "scheduler", "scheduler_config.json")
-        texts = [_config(folder, name) for name in ("text_encoder", "text_encoder_2")]
+        unet, vae = config_in(texts, "unet"), config_in(texts, "vae")
+        schedule = config_in(texts, "scheduler", "scheduler_config.json")
+        encoders = [config_in(texts, name) for name in ("text_encoder", "text_encoder_2")]
         if schedule.get("beta_schedule", SCALED_LINEAR) != SCALED_LINEAR:
             raise ValueError(f"its noise schedule is {schedule['beta_schedule']}; the engine knows {SCALED_LINEAR}")
         return Beside(
@@ -154,15 +162,15 @@ def beside_of_folder(folder: Path) -> Beside:
             size_embedding_width=_positive(unet.get("addition_time_embed_dim")),
             unet_groups=_positive(unet.get("norm_num_groups")),
             vae_groups=_positive(vae.get("norm_num_groups")),
-            text=tuple(_text_of_config(text) for text in texts if text),
+            text=tuple(text_of_config(encoder) for encoder in encoders if encoder),
         )
-    except (OSError, TypeError, AttributeError, ValueError) as error:
-        raise CheckpointError(f"The configuration of the folder {folder.name} cannot be used: {error}.") from error
+    except (TypeError, AttributeError, ValueError) as error:
+        raise CheckpointError(f"The configuration of the folder cannot be used: {error}.") from error
 
 
-def _config(folder: Path, part: str, name: str = "config.json") -> Mapping[str, Any]:
-    path = folder / part / name
-    return _mapping(json.loads(path.read_text())) if path.is_file() else {}
+def config_in(texts: Mapping[str, str], part: str, name: str = "config.json") -> Mapping[str, Any]:
+    """A part's configuration; empty where there is none."""
+    return _mapping(json.loads(texts.get(f"{part}/{name}", "{}")))
 
 
 def _heads(unet: Mapping[str, Any]) -> int | tuple[int, ...] | None:

@@ -199,7 +199,7 @@ def _unet_levels(shapes: Shapes) -> list[_Level]:
     """Walk the input blocks, where a downsampler ends a level, and the output blocks, of which each level has one more."""
     levels: list[_Level] = []
     new_level = True
-    for index in range(1, _count(shapes, r"input_blocks\.(\d+)\.")):
+    for index in range(1, count_in(shapes, r"input_blocks\.(\d+)\.")):
         block = f"input_blocks.{index}"
         if f"{block}.0.op.weight" in shapes:
             new_level = True
@@ -209,7 +209,7 @@ def _unet_levels(shapes: Shapes) -> list[_Level]:
             new_level = False
         levels[-1].down.append(_depth(shapes, block))
     blocks = len(levels[0].down) + 1
-    for index in range(_count(shapes, r"output_blocks\.(\d+)\.")):
+    for index in range(count_in(shapes, r"output_blocks\.(\d+)\.")):
         levels[-1 - index // blocks].up.append(_depth(shapes, f"output_blocks.{index}"))
     if any((len(level.down), len(level.up)) != (blocks - 1, blocks) or not level.is_one_kind for level in levels):
         raise CheckpointError("The levels of the UNet differ in a way no Stable Diffusion's do.")
@@ -217,7 +217,7 @@ def _unet_levels(shapes: Shapes) -> list[_Level]:
 
 
 def _depth(shapes: Shapes, block: str) -> int:
-    return _count(shapes, re.escape(block) + r"\.1\.transformer_blocks\.(\d+)\.")
+    return count_in(shapes, re.escape(block) + r"\.1\.transformer_blocks\.(\d+)\.")
 
 
 def _depths_config(shapes: Shapes, levels: Sequence[_Level]) -> dict[str, Any]:
@@ -252,13 +252,13 @@ def _unet_heads(channels: Sequence[int], told: Beside, family: str) -> int | lis
 
 def vae_config(shapes: Shapes, *, groups: int | None = None) -> dict[str, Any]:
     """Args: shapes: Under their original names without prefix."""
-    levels = _count(shapes, r"decoder\.up\.(\d+)\.")
+    levels = count_in(shapes, r"decoder\.up\.(\d+)\.")
     return {
         "block_out_channels": [shapes[f"decoder.up.{level}.block.0.conv2.weight"][0] for level in range(levels)],
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
         # The decoder has one block more per level than the encoder.
-        "layers_per_block": _count(shapes, r"decoder\.up\.0\.block\.(\d+)\.") - 1,
+        "layers_per_block": count_in(shapes, r"decoder\.up\.0\.block\.(\d+)\.") - 1,
         "latent_channels": shapes["decoder.conv_in.weight"][1],
         "mid_block_add_attention": "decoder.mid.attn_1.q.weight" in shapes,
         "norm_num_groups": groups
@@ -271,7 +271,7 @@ def _text_plan(shapes: Shapes, prefix: str, told: TextBeside) -> TextPlan:
     bare = {name.removeprefix("text_model."): shape for name, shape in shapes.items()}
     if "transformer.resblocks.0.ln_1.weight" in bare:
         return TextPlan(prefix, "open_clip", _open_clip_config(bare, told))
-    config = _clip_config(bare, told, is_clip=is_clip)
+    config = clip_config(bare, told, is_clip=is_clip)
     # diffusers keeps what SD 2 reads of its encoder: all but the last layer.
     cut = not is_clip and "text_projection.weight" not in bare
     config["num_hidden_layers"] += cut
@@ -288,7 +288,7 @@ def _open_clip_config(shapes: Shapes, told: TextBeside) -> dict[str, Any]:
         "hidden_size": width,
         "projection_dim": projection[1],
         "intermediate_size": shapes["transformer.resblocks.0.mlp.c_fc.weight"][0],
-        "num_hidden_layers": _count(shapes, r"transformer\.resblocks\.(\d+)\."),
+        "num_hidden_layers": count_in(shapes, r"transformer\.resblocks\.(\d+)\."),
         "max_position_embeddings": shapes["positional_embedding"][0],
         "num_attention_heads": told.heads or _text_heads(width, is_small=True),
         "hidden_act": told.activation or "gelu",
@@ -296,7 +296,7 @@ def _open_clip_config(shapes: Shapes, told: TextBeside) -> dict[str, Any]:
     }
 
 
-def _clip_config(shapes: Shapes, told: TextBeside, *, is_clip: bool) -> dict[str, Any]:
+def clip_config(shapes: Shapes, told: TextBeside, *, is_clip: bool) -> dict[str, Any]:
     """In the names of transformers."""
     vocabulary, width = shapes["embeddings.token_embedding.weight"]
     return {
@@ -304,7 +304,7 @@ def _clip_config(shapes: Shapes, told: TextBeside, *, is_clip: bool) -> dict[str
         "hidden_size": width,
         "projection_dim": shapes.get("text_projection.weight", (width, width))[0],
         "intermediate_size": shapes["encoder.layers.0.mlp.fc1.weight"][0],
-        "num_hidden_layers": _count(shapes, r"encoder\.layers\.(\d+)\."),
+        "num_hidden_layers": count_in(shapes, r"encoder\.layers\.(\d+)\."),
         "max_position_embeddings": shapes["embeddings.position_embedding.weight"][0],
         "num_attention_heads": told.heads or _text_heads(width, is_small=told.is_named or not is_clip),
         "hidden_act": told.activation or ("quick_gelu" if is_clip else "gelu"),
@@ -324,7 +324,7 @@ def _text_heads(width: int, *, is_small: bool) -> int:
 # --- shapes ----------------------------------------------------------------------------------------------------------
 
 
-def _count(names: Iterable[str], pattern: str) -> int:
+def count_in(names: Iterable[str], pattern: str) -> int:
     """One more than the largest number the pattern finds at the start of a name."""
     return max((int(match[1]) for name in names if (match := re.match(pattern, name))), default=-1) + 1
 

@@ -1,4 +1,4 @@
-"""From the weights of a checkpoint to networks on the device: one file in the original layout or in that of diffusers, or a folder.
+"""From the weights of a checkpoint to networks on the device: one file, in the original layout or in that of diffusers.
 
 Fills networks; which networks is decided in ``families``, how files are read in ``tensor_files``.
 """
@@ -17,9 +17,6 @@ from diffusers.models.upsampling import Upsample2D
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from gpuworker.contract.layouts import (
-    DIFFUSERS_SECOND_TEXT,
-    DIFFUSERS_TEXT,
-    DIFFUSERS_UNET,
     DIFFUSERS_VAE,
     UNET,
     VAE,
@@ -28,7 +25,7 @@ from gpuworker.contract.layouts import (
     vae_names,
 )
 from gpuworker.engine.errors import CheckpointError
-from gpuworker.engine.models.beside import Beside, beside_of_folder, beside_of_yaml
+from gpuworker.engine.models.beside import Beside, beside_of_configs, beside_of_yaml
 from gpuworker.engine.models.families import (
     SIZED_FAMILIES,
     Architecture,
@@ -37,15 +34,9 @@ from gpuworker.engine.models.families import (
     architecture_of,
     vae_config,
 )
-from gpuworker.engine.models.tensor_files import Tensors, read_folder, read_separately
+from gpuworker.engine.models.tensor_files import Tensors, read_metadata, read_separately
 
 TRAINING_STEPS = 1000
-FOLDER_PARTS = {
-    "unet": DIFFUSERS_UNET,
-    "vae": DIFFUSERS_VAE,
-    "text_encoder": DIFFUSERS_TEXT,
-    "text_encoder_2": DIFFUSERS_SECOND_TEXT,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,15 +84,12 @@ def load_checkpoint(
     """Load a checkpoint. Tensors go to the device in the file's type and are cast there; each leaves memory as soon as it has.
 
     Args:
-        path: A file, or a folder in diffusers layout; such a folder's own configuration counts then.
-        config_path: An LDM-style YAML.
+        config_path: An LDM-style YAML; without one, what the file's metadata hold of a folder's configuration counts.
     Raises:
         CheckpointError: The file is damaged, incomplete or of another family.
     """
-    is_folder = path.is_dir()
-    tensors = read_folder(path, FOLDER_PARTS) if is_folder else read_separately(path)
-    beside = beside_of_folder(path) if is_folder else beside_of_yaml(config_path) if config_path else None
-    return _checkpoint(_in_original_layout(tensors), beside, Place(device, dtype))
+    beside = beside_of_yaml(config_path) if config_path else beside_of_configs(read_metadata(path))
+    return _checkpoint(_in_original_layout(read_separately(path)), beside, Place(device, dtype))
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,23 +102,23 @@ class Place:
 
 def _in_original_layout(tensors: Tensors) -> Tensors:
     """The caller's dictionary is empty afterwards, as it would keep alive what is taken out of the new one."""
-    names = original_names(_shapes(tensors))
+    names = original_names(shapes_of(tensors))
     return {names[name]: tensors.pop(name) for name in list(tensors)}
 
 
-def _shapes(tensors: Tensors) -> dict[str, tuple[int, ...]]:
+def shapes_of(tensors: Tensors) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _checkpoint(tensors: Tensors, beside: Beside | None, place: Place) -> Checkpoint:
-    plan = architecture_of(_shapes(tensors), beside)
+    plan = architecture_of(shapes_of(tensors), beside)
     alphas_cumprod = _alphas_cumprod(tensors, plan)
-    unet = _unet(_taken(tensors, UNET), plan, place)
+    unet = _unet(taken(tensors, UNET), plan, place)
     return Checkpoint(
         family=plan.family,
         unet=unet,
-        vae=_vae(_taken(tensors, VAE), plan.vae, plan.family, place),
-        text=tuple(_text_tower(_taken(tensors, text.prefix), text, plan.family, place) for text in plan.text),
+        vae=_vae(taken(tensors, VAE), plan.vae, plan.family, place),
+        text=tuple(_text_tower(taken(tensors, text.prefix), text, plan.family, place) for text in plan.text),
         alphas_cumprod=alphas_cumprod,
         latent_scale=plan.latent_scale,
         prediction="v" if (plan.prediction or _found_prediction(unet)) == "v" else "eps",
@@ -139,7 +127,7 @@ def _checkpoint(tensors: Tensors, beside: Beside | None, place: Place) -> Checkp
     )
 
 
-def _taken(tensors: Tensors, prefix: str) -> Tensors:
+def taken(tensors: Tensors, prefix: str) -> Tensors:
     """A part of a checkpoint without its prefix; the checkpoint no longer holds it."""
     return {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
 
@@ -166,13 +154,12 @@ def load_vae(path: Path, *, like: Checkpoint, device: torch.device, dtype: torch
     """Load a VAE of its own: original names with or without the prefix they have inside a checkpoint, or those of diffusers.
 
     Args:
-        path: A file, or a folder of diffusers.
         like: The checkpoint it is to decode for; its latents must have as many channels.
     Raises:
         CheckpointError: The file is damaged, no VAE, or one for other latents.
     """
-    tensors = _vae_tensors(read_folder(path, {"": ""}) if path.is_dir() else read_separately(path))
-    shapes = _shapes(tensors)
+    tensors = _vae_tensors(read_separately(path))
+    shapes = shapes_of(tensors)
     try:
         config = vae_config(shapes)
     except (KeyError, IndexError) as error:
@@ -187,7 +174,7 @@ def load_vae(path: Path, *, like: Checkpoint, device: torch.device, dtype: torch
 def _vae_tensors(tensors: Tensors) -> Tensors:
     """Under their original names without prefix."""
     for prefix in (VAE, DIFFUSERS_VAE):
-        tensors = _taken(tensors, prefix) or tensors
+        tensors = taken(tensors, prefix) or tensors
     names = vae_names(tensors)
     return {names[name]: tensor for name, tensor in tensors.items()}
 
@@ -217,33 +204,39 @@ OPEN_CLIP_NAMES = (
     (".attn.out_proj.", ".self_attn.out_proj."),
 )
 """OpenCLIP's names → those of transformers."""
+OPEN_CLIP_MARK = "token_embedding.weight"
 
 
 def _text_tower(tensors: Tensors, plan: TextPlan, family: str, place: Place) -> TextTower:
     kind: Any = CLIPTextModel if plan.kind == "clip" else CLIPTextModelWithProjection
     with torch.device("meta"):
         model = kind(CLIPTextConfig(**plan.config))
-    weights = {name.removeprefix("text_model."): tensors.pop(name) for name in list(tensors)}
+    weights = in_names_of_transformers(tensors)
     if plan.kind == "open_clip":
-        weights = _open_clip_weights(weights, plan)
+        weights |= _left_out(weights, plan)
     wanted = {name: name.removeprefix("text_model.") for name in model.state_dict()}
     fill(model, weights, wanted, "text encoder", family, place)
-    _number_positions(model, place.device)
+    number_positions(model, place.device)
     return TextTower(plan.kind, model)
 
 
-def _number_positions(model: Any, device: torch.device) -> None:
+def number_positions(model: Any, device: torch.device) -> None:
     """The one buffer that no file needs to hold."""
     embeddings = getattr(model, "text_model", model).embeddings
     positions = torch.arange(model.config.max_position_embeddings, device=device).unsqueeze(0)
     embeddings.register_buffer("position_ids", positions, persistent=False)
 
 
-def _open_clip_weights(tensors: Tensors, plan: TextPlan) -> Tensors:
-    """In the names of transformers, and whole.
+def in_names_of_transformers(tensors: Tensors) -> Tensors:
+    """A text encoder's weights, taken out of ``tensors``.
 
     OpenCLIP keeps the three projections of an attention in one matrix, and the last projection transposed.
     """
+    weights = {name.removeprefix("text_model."): tensors.pop(name) for name in list(tensors)}
+    return _of_open_clip(weights) if OPEN_CLIP_MARK in weights else weights
+
+
+def _of_open_clip(tensors: Tensors) -> Tensors:
     weights: Tensors = {}
     for name in list(tensors):
         tensor = tensors.pop(name)
@@ -257,19 +250,24 @@ def _open_clip_weights(tensors: Tensors, plan: TextPlan) -> Tensors:
         elif name == "text_projection":
             weights["text_projection.weight"] = tensor.T
         else:
-            weights[_in_names_of_transformers(name)] = tensor
-    if "text_projection.weight" not in weights:
-        # SD 2 files may leave it out; nothing there asks for it.
-        weights["text_projection.weight"] = torch.eye(plan.config["hidden_size"])
-    if plan.lacks_last_layer:
-        weights |= _layer_without_effect(weights, plan.config["num_hidden_layers"] - 1)
+            weights[_renamed(name)] = tensor
     return weights
 
 
-def _in_names_of_transformers(name: str) -> str:
+def _renamed(name: str) -> str:
     for theirs, ours in OPEN_CLIP_NAMES:
         name = name.replace(theirs, ours)
     return name
+
+
+def _left_out(weights: Tensors, plan: TextPlan) -> Tensors:
+    """What files of SD 2 may lack, as nothing there asks for it."""
+    added: Tensors = {}
+    if "text_projection.weight" not in weights:
+        added["text_projection.weight"] = torch.eye(plan.config["hidden_size"])
+    if plan.lacks_last_layer:
+        added |= _layer_without_effect(weights, plan.config["num_hidden_layers"] - 1)
+    return added
 
 
 def _layer_without_effect(weights: Tensors, number: int) -> Tensors:
@@ -290,6 +288,8 @@ def fill(
 ) -> None:
     """Give a network its weights, taking them out of ``tensors``; every parameter must have one, and of its shape.
 
+    Parameters of one name share their weights.
+
     Args:
         names: The network's names → those of ``tensors``.
     """
@@ -298,7 +298,11 @@ def fill(
     if missing:
         raise CheckpointError(f"The {part} lacks {_listed(missing)}.", family=family, missing=missing)
     moved: Tensors = {}
+    places: dict[str, str] = {}
     for name, like in wanted.items():
+        if (first := places.setdefault(names[name], name)) != name:
+            moved[name] = moved[first]
+            continue
         # Nothing else holds the file's tensor then, so that memory holds the weights once.
         given = tensors.pop(names[name])
         if not given.is_floating_point():

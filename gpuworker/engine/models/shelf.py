@@ -15,6 +15,7 @@ import torch
 from gpuworker.contract import NetworkUse, RenderSpec, Weights, WeightsFile
 from gpuworker.engine.models.cache import ByteCache
 from gpuworker.engine.models.controlnets import ControlNetwork, load_controlnet
+from gpuworker.engine.models.flow import FlowModel, load_flow
 from gpuworker.engine.models.loader import Checkpoint, load_checkpoint, load_vae
 from gpuworker.engine.models.networks import ActiveNetwork, NetworkMerger, load_network
 from gpuworker.engine.models.upscalers import UpscalerNetwork, load_upscaler
@@ -47,11 +48,15 @@ class ModelShelf:
         key = _key(weights, file)
 
         def load() -> LoadedCheckpoint:
-            self._kept.make_room(_file_bytes(file.path))
+            self._kept.make_room(file.path.stat().st_size)
             loaded = load_checkpoint(file.path, config_path=file.config_path, device=self.device, dtype=self.dtype)
             return LoadedCheckpoint(loaded, NetworkMerger(loaded), key)
 
         return self._kept.get_or_make(("checkpoint", key), load)
+
+    def flow(self, spec: RenderSpec, weights: Weights) -> FlowModel:
+        """Raises: CheckpointError: The file is no Stable Diffusion 3 or Flux, or lacks a part."""
+        return self.model("flow", spec, weights, lambda path: load_flow(path, device=self.device, dtype=self.dtype))
 
     def holds(self, spec: RenderSpec, weights: Weights) -> bool:
         """Whether that checkpoint is loaded."""
@@ -99,11 +104,6 @@ class ModelShelf:
 def _key(weights: Weights, file: WeightsFile) -> str:
     """The configuration beside a file is part of what is built from it."""
     return f"{weights.sha256} {file.config_path}"
-
-
-def _file_bytes(path: Path) -> int:
-    """Of a file, or of all files of a folder in diffusers layout."""
-    return sum(part.stat().st_size for part in path.rglob("*")) if path.is_dir() else path.stat().st_size
 
 
 def _size_bytes(kept: Any) -> int:

@@ -1,11 +1,10 @@
-"""Reading safetensors: files front to back, and folders of them. What the tensors are is not known here."""
+"""Reading safetensors, front to back. What the tensors are is not known here."""
 
 from __future__ import annotations
 
 import json
-import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
@@ -16,8 +15,7 @@ import torch
 from gpuworker.engine.errors import CheckpointError
 
 Tensors = dict[str, torch.Tensor]
-WEIGHT_FILES = ("model", "diffusion_pytorch_model", "pytorch_model")
-"""How the weights of transformers and diffusers begin."""
+METADATA = "__metadata__"
 _TENSOR_TYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -45,7 +43,19 @@ def read_safetensors(path: Path) -> Tensors:
     with _opened(path) as (file, header, size_bytes):
         data = torch.empty(size_bytes, dtype=torch.uint8)
         _fill(file, data)
-        return {name: _view(data, entry) for name, entry in header.items()}
+        return {name: _view(data, entry) for name, entry in header.items() if name != METADATA}
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Raises: CheckpointError: The file is not a complete safetensors file."""
+    with _opened(path) as (_, header, _):
+        return header.get(METADATA) or {}
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Raises: CheckpointError: The file is not a complete safetensors file."""
+    with _opened(path) as (_, header, _):
+        return {name: tuple(entry["shape"]) for name, entry in header.items() if name != METADATA}
 
 
 def read_separately(path: Path) -> Tensors:
@@ -56,6 +66,7 @@ def read_separately(path: Path) -> Tensors:
     """
     tensors: Tensors = {}
     with _opened(path) as (file, header, size_bytes):
+        header.pop(METADATA, None)
         position, start = 0, file.tell()
         for name, entry in sorted(header.items(), key=lambda item: tuple(item[1]["data_offsets"])):
             begin, end = entry["data_offsets"]
@@ -70,39 +81,6 @@ def read_separately(path: Path) -> Tensors:
     return tensors
 
 
-def read_folder(folder: Path, parts: Mapping[str, str]) -> Tensors:
-    """The weights of a folder in diffusers layout.
-
-    Args:
-        parts: Subfolder → prefix its tensors get; a part that is not there has none.
-    Raises:
-        CheckpointError: A file in it is damaged, or a part comes only in variants or as a pickle.
-    """
-    tensors: Tensors = {}
-    for part, prefix in parts.items():
-        for path in _weight_files(folder / part):
-            tensors |= {prefix + name: tensor for name, tensor in read_separately(path).items()}
-    return tensors
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """One file or its shards, of the most precise variant there is: plain, else fp16.
-
-    Raises:
-        CheckpointError: There are weights, but none that can be read.
-    """
-    found = [path for path in sorted(folder.glob("*")) if path.name.startswith(WEIGHT_FILES)]
-    for variant in ("", ".fp16"):
-        name = re.compile(rf"\w+{re.escape(variant)}(-\d+-of-\d+)?{re.escape(variant)}\.safetensors")
-        if chosen := [path for path in found if name.fullmatch(path.name)]:
-            return chosen
-    if any(path.suffix in (".bin", ".safetensors") for path in found):
-        raise CheckpointError(
-            f"{folder.name} holds no weights as safetensors: {', '.join(path.name for path in found)}."
-        )
-    return []
-
-
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[BufferedReader, dict[str, Any], int]]:
     """The file at the first byte of its data, the tensors its header lists, and the length of the data."""
@@ -113,7 +91,6 @@ def _opened(path: Path) -> Iterator[tuple[BufferedReader, dict[str, Any], int]]:
             if size_bytes < 0:
                 raise ValueError("its header is longer than the file")
             header: dict[str, Any] = json.loads(file.read(header_bytes))
-            header.pop("__metadata__", None)
             yield file, header, size_bytes
     except (struct.error, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"{path.name} is not a complete safetensors file: {error}.") from error

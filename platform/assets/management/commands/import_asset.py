@@ -1,17 +1,20 @@
-"""`manage.py import_asset FILE --kind checkpoint`: takes a file in and prints its name, sha-256 and state."""
+"""`manage.py import_asset FILE --kind checkpoint`: takes a file or a folder of diffusers in; prints its name, sha-256 and state."""
 
 from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils.text import slugify
 from tqdm import tqdm
 
 from accounts.models import Team, User
+from assets.folders import Directory, folder_merge
 from assets.hashing import sha256_of
 from assets.intake import asset_process, asset_receive
 from assets.models import Access, Asset, AssetKind, AssetState
@@ -33,13 +36,13 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         path: Path = options["file"]
-        if not path.is_file():
+        if not path.exists() or (path.is_dir() and options["kind"] != AssetKind.CHECKPOINT):
             raise CommandError(f"There is no file {path}.")
         if options["kind"] == "styles":
             self.take_styles(path, options)
             return
         try:
-            asset = self.take_in(path, options)
+            asset = self.take_folder_in(path, options) if path.is_dir() else self.take_in(path, options)
         except PlatformError as error:
             raise CommandError(error.message) from error
         except OSError as error:
@@ -59,6 +62,12 @@ class Command(BaseCommand):
             raise CommandError(f"{path} cannot be read: {error}.") from error
         with path.open("rb") as stored:
             self.stdout.write(f"{path.stem} {sha256_of(stored)} {AssetState.APPROVED} ({count} styles)")
+
+    def take_folder_in(self, path: Path, options: dict[str, Any]) -> Asset:
+        with TemporaryDirectory(prefix="import-", dir=settings.FILE_UPLOAD_TEMP_DIR) as folder:
+            merged = Path(folder) / f"{path.resolve().name}.safetensors"
+            folder_merge(Directory(path), merged)
+            return self.take_in(merged, options)
 
     def take_in(self, path: Path, options: dict[str, Any]) -> Asset:
         config = path.with_suffix(".yaml")
