@@ -90,9 +90,7 @@ class _Pinning:
             return Pinned(request.detect[0], None, self.assets, self.warnings)
         checkpoint = self._checkpoint(request)
         hires = request.hires and self._hires(request.hires, request)
-        prompts = " ".join(
-            (request.prompt, request.negative_prompt, *((hires.prompt, hires.negative_prompt) if hires else ()))
-        )
+        prompts = " ".join(request.prompts())
         recipe = Recipe(
             prompt=request.prompt,
             negative_prompt=request.negative_prompt,

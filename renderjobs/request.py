@@ -25,6 +25,7 @@ from gpuworker.contract import (
     Img2Img,
     Inpaint,
     InputPicture,
+    Reconstruction,
     Refiner,
     Settings,
     SoftInpainting,
@@ -120,6 +121,13 @@ class RenderRequest:
             maps = [map_size(recipe) for recipe in self.detect]
             return max(width for width, _ in maps), max(height for _, height in maps)
         return self.width, self.height
+
+    def prompts(self) -> Iterator[str]:
+        """Every text that is encoded."""
+        first = self.img2img[0].reconstruction if self.img2img else None
+        for part in (self, self.hires, first):
+            if part:
+                yield from (part.prompt, part.negative_prompt)
 
     def inputs(self) -> Iterator[InputPicture]:
         """Every picture the caller sent."""
@@ -393,12 +401,21 @@ INPAINT_CHECKS = {
     "invert": a_boolean,
     "soft": group(SoftInpainting, SOFT_CHECKS),
 }
+RECONSTRUCTION_CHECKS = {
+    "prompt": a_text,
+    "negative_prompt": a_text,
+    "cfg_scale": real(-100, 100),
+    "steps": whole(1, settings.MAX_STEPS),
+    "randomness": real(0, 1),
+    "sigma_adjustment": a_boolean,
+}
 IMG2IMG_CHECKS = {
     "picture": an_input,
     "resize_mode": whole(0, 3),
     "inpaint": group(Inpaint, INPAINT_CHECKS),
     "image_cfg_scale": real(0, 100),
     "noise_multiplier": real(0, 10),
+    "reconstruction": group(Reconstruction, RECONSTRUCTION_CHECKS),
 }
 HIRES_CHECKS = {
     "scale": real(0.05, 16),

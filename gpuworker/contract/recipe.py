@@ -143,6 +143,21 @@ class Inpaint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reconstruction:
+    """Noise that leads to the picture one begins with, in place of random noise: A1111's ``img2img alternative test``."""
+
+    prompt: str
+    """What the picture shows; as it is, network tags and all."""
+    negative_prompt: str
+    cfg_scale: float
+    steps: int
+    randomness: float = 0.0
+    """Share of random noise mixed into it."""
+    sigma_adjustment: bool = False
+    """Take each step at the noise level it comes from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Img2Img:
     picture: InputPicture
     resize_mode: int = 0
@@ -153,6 +168,7 @@ class Img2Img:
     noise_multiplier: float = 1.0
     upscaler: Weights | None = None
     """The weights of ``Settings.upscaler_for_img2img``, where it has any."""
+    reconstruction: Reconstruction | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -388,6 +404,7 @@ _NESTED: dict[str, Any] = {
     "checkpoint": Weights, "vae": Weights, "weights": Weights, "upscaler_weights": Weights,
     "upscaler_1_weights": Weights, "upscaler_2_weights": Weights, "networks": (NetworkUse,), "embeddings": (EmbeddingUse,),
     "refiner": Refiner, "hires": Hires, "img2img": Img2Img, "inpaint": Inpaint, "soft": SoftInpainting,
+    "reconstruction": Reconstruction,
     "settings": Settings, "picture": InputPicture, "mask": InputPicture, "latent_mask": InputPicture,
     "effective_region_mask": InputPicture,
     "control": (ControlUnit,), "more_pictures": (InputPicture,), "extras": ExtrasRecipe, "detect": (DetectRecipe,),

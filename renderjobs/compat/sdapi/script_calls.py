@@ -13,7 +13,7 @@ import json
 import secrets
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from random import Random
 from typing import Any
 
@@ -295,8 +295,6 @@ def _translated(caller: Caller, tab: str, values: Mapping[str, Any], cell: Cell 
         picture = made.picture(_text(cell.picture))
         made.canonical["extras"] = {"picture": picture, "upscaler_1": cell.upscaler, "upscaling_resize": cell.scale}
         return made
-    if cell.reconstruction is not None:
-        raise HandlerError(501, "img2img alternative test is not available in this version.")
     own = request_of(values, cell)
     if cell.init_images:
         own["init_images"] = [_text(picture) for picture in cell.init_images]
@@ -310,6 +308,9 @@ def _translated(caller: Caller, tab: str, values: Mapping[str, Any], cell: Cell 
         latent_mask = made.picture(_text(cell.latent_mask))
         for given in made.canonical["img2img"]:
             given["inpaint"] = given["inpaint"] and {**given["inpaint"], "latent_mask": latent_mask}
+    if cell.reconstruction is not None:
+        for given in made.canonical["img2img"]:
+            given["reconstruction"] = asdict(cell.reconstruction)
     return made
 
 
