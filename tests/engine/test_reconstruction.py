@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
-from gpuworker.contract import Recipe, Reconstruction
+from gpuworker.contract import Img2Img, InputPicture, Recipe, Reconstruction, RenderSpec, Stopped
 from gpuworker.engine.sampling.reconstruction import mixed, noise_behind
 from gpuworker.engine.sampling.schedules import NoiseLevels
-from tests.engine.recordings import case_of, distance, needs_recordings
+from tests.engine.recordings import array_of, case_of, distance, needs_recordings
 
 CASES = ("img2img_alternative", "img2img_alternative_sigma_random")
 
@@ -45,6 +46,40 @@ def test_recorded_pictures_are_drawn_from_the_noise_that_leads_to_them(name, ren
     case = recorded(name)
     outcomes = list(renderer.render(case.spec, on_step=lambda *_: None, should_stop=lambda: False))
     assert distance(case, outcomes) <= 1, outcomes
+
+
+@pytest.fixture
+def spec(tmp_path, checkpoint, recipe_of) -> RenderSpec:
+    """Two pictures, each to be found again."""
+    reconstruction = asked(prompt="a car", steps=3, cfg_scale=2.0)
+    recipes, inputs = [], {}
+    for number, colour in enumerate(("red", "blue")):
+        path = tmp_path / colour
+        Image.new("RGB", (64, 64), colour).save(path, "PNG")
+        picture = InputPicture(sha256=colour, width=64, height=64)
+        inputs[colour] = path
+        given = Img2Img(picture=picture, reconstruction=reconstruction)
+        recipes.append(recipe_of(sampler="Euler", seed=number, denoising_strength=1.0, img2img=given))
+    return RenderSpec(tuple(recipes), checkpoint, inputs)
+
+
+def rendered(renderer, spec: RenderSpec, on_step: Any = lambda *_: None, should_stop: Any = lambda: False) -> list[Any]:
+    return list(renderer.render(spec, on_step=on_step, should_stop=should_stop))
+
+
+def test_pictures_of_one_pass_are_those_drawn_alone_and_progress_never_falls_back(renderer, spec):
+    seen: list[tuple[int, int]] = []
+    together = rendered(renderer, spec, on_step=lambda *step: seen.append(step))
+    alone = [outcome for one in spec.recipes for outcome in rendered(renderer, replace(spec, recipes=(one,)))]
+    for own, other in zip(together, alone, strict=True):
+        assert abs(array_of(own.picture) - array_of(other.picture)).max() <= 1
+    assert seen == [(done, 5) for done in (0, 1, 2, 4, 5)]
+
+
+def test_the_search_for_noise_is_stopped_like_any_pass(renderer, spec):
+    calls: list[int] = []
+    outcomes = rendered(renderer, spec, on_step=lambda done, _: calls.append(done), should_stop=lambda: len(calls) > 1)
+    assert all(isinstance(outcome, Stopped) for outcome in outcomes) and calls == [0, 1]
 
 
 LEVELS = NoiseLevels(torch.linspace(0.9991, 0.0047, 1000))
