@@ -33,7 +33,7 @@ from gpuworker.contract import (
 )
 from gpuworker.contract.control_modules import BY_NAME
 from gpuworker.contract.control_modules import NONE as NO_MODEL
-from gpuworker.contract.prompts import NetworkTag, embedding_names_in, network_tags
+from gpuworker.contract.prompts import NetworkTag, embedding_names_in, network_tags, strip_network_tags
 from gpuworker.contract.recipe import LATENT_MODES
 from renderjobs.request import RenderRequest, unusable
 
@@ -81,6 +81,7 @@ class _Pinning:
         self.caller = caller
         self.assets: dict[int, Asset] = {}
         self.warnings: list[str] = []
+        self.networks: dict[tuple[str, str], Asset | None] = {}
 
     def of(self, request: RenderRequest) -> Pinned:
         if request.extras:
@@ -89,7 +90,6 @@ class _Pinning:
             return Pinned(request.detect[0], None, self.assets, self.warnings)
         checkpoint = self._checkpoint(request)
         hires = request.hires and self._hires(request.hires, request)
-        prompts = " ".join(request.prompts())
         recipe = Recipe(
             prompt=request.prompt,
             negative_prompt=request.negative_prompt,
@@ -99,7 +99,7 @@ class _Pinning:
             checkpoint=checkpoint.weights,
             vae=self._vae(request.vae),
             networks=self._networks(request.prompt, request),
-            embeddings=self._embeddings(prompts, checkpoint),
+            embeddings=self._embeddings(request, checkpoint),
             refiner=request.refiner and self._refiner(request.refiner),
             hires=hires,
             img2img=self._img2img(request) if request.img2img else None,
@@ -139,9 +139,14 @@ class _Pinning:
         tags = network_tags(prompt) if request.networks else []
         return tuple(use for tag in tags if (use := self._network(tag)))
 
+    def _of_tag(self, tag: NetworkTag) -> Asset | None:
+        if (tag.kind, tag.name) not in self.networks:
+            self.networks[tag.kind, tag.name] = asset_find(self.caller, NETWORK_KINDS[tag.kind], tag.name)
+        return self.networks[tag.kind, tag.name]
+
     def _network(self, tag: NetworkTag) -> NetworkUse | None:
         """QUIRK(A1111 1.10): an unknown network is no error."""
-        asset = asset_find(self.caller, NETWORK_KINDS[tag.kind], tag.name)
+        asset = self._of_tag(tag)
         if asset is None:
             self.warnings.append(f"Network {tag.name!r} is unknown; the picture is drawn without it.")
             return None
@@ -154,18 +159,33 @@ class _Pinning:
             listed_hash=asset.listed_hash,
         )
 
-    def _embeddings(self, prompts: str, checkpoint: Asset) -> tuple[EmbeddingUse, ...]:
-        """QUIRK(A1111 1.10): to a checkpoint of another family the name is a word like any other."""
-        encoders = ENCODERS.get(checkpoint.family, 1)
+    def _embeddings(self, request: RenderRequest, checkpoint: Asset) -> tuple[EmbeddingUse, ...]:
+        """Those in files of their own and those inside the LoRA files that the prompts switch on.
+
+        QUIRK(A1111 1.10): to a checkpoint of another family the name is a word like any other.
+        """
+        prompts, encoders = " ".join(request.prompts()), ENCODERS.get(checkpoint.family, 1)
         fitting = {
             asset.name: asset
             for asset in newest_of(self.caller, AssetKind.EMBEDDING)
             if asset.metadata.get("encoders", 1) == encoders
         }
-        return tuple(
+        own = tuple(
             EmbeddingUse(weights=self._used(fitting[name]), listed_hash=fitting[name].listed_hash, encoders=encoders)
             for name in embedding_names_in(prompts, fitting)
         )
+        if not request.networks:
+            return own
+        inside = {
+            name: (asset, tag)
+            for tag in network_tags(prompts)
+            if (asset := self._of_tag(tag))
+            for name, count in asset.embeddings_inside.items()
+            if count == encoders and name not in fitting
+        }
+        # A LoRA is often called as the embedding inside it; its tag alone does not use that.
+        found = embedding_names_in(strip_network_tags(prompts), inside)
+        return own + tuple(_inside(*inside[name], name=name) for name in found)
 
     def _refiner(self, asked: Refiner) -> Refiner:
         return replace(asked, checkpoint=self._loosely("refiner_checkpoint", asked.checkpoint.name))
@@ -222,6 +242,14 @@ class _Pinning:
             upscaler_1_weights=self._upscaler("upscaler_1", asked.upscaler_1),
             upscaler_2_weights=self._upscaler("upscaler_2", asked.upscaler_2),
         )
+
+
+def _inside(asset: Asset, tag: NetworkTag, *, name: str) -> EmbeddingUse:
+    """QUIRK(A1111 1.10): for a hash of its own it shows the name by which the LoRA was called."""
+    encoders = asset.embeddings_inside[name]
+    return EmbeddingUse(
+        weights=replace(asset.weights, name=name), listed_hash=tag.name, encoders=encoders, inside=tag.name
+    )
 
 
 SAME_NAME = (

@@ -77,6 +77,8 @@ class EmbeddingUse:
     listed_hash: str = ""
     encoders: int = 1
     """How many text encoders it has vectors for: 2 for SDXL."""
+    inside: str = ""
+    """The LoRA whose file it comes in, as the prompt's tag calls it; ``weights`` has then the file's hash and its own name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -292,7 +294,7 @@ class Recipe:
         yield self.checkpoint
         yield from (use for use in (self.vae, self.refiner and self.refiner.checkpoint) if use)
         yield from (network.weights for network in self.networks)
-        yield from (embedding.weights for embedding in self.embeddings)
+        yield from (embedding.weights for embedding in self.embeddings if not embedding.inside)
         if self.hires:
             yield from (use for use in (self.hires.checkpoint, self.hires.upscaler_weights) if use)
             yield from (network.weights for network in self.hires.networks or ())

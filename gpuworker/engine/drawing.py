@@ -249,6 +249,7 @@ class Drawing:
         named = [
             embedding.named(use.weights.name)
             for use in recipe.embeddings
+            if not use.inside
             for embedding in self.shelf.embeddings(self.spec, use.weights)
         ]
         bundled = [

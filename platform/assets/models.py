@@ -73,6 +73,9 @@ class Asset(models.Model):
     )
     alias = models.CharField(max_length=200, blank=True, help_text="The name a LoRA was trained under.")
     metadata = models.JSONField(default=dict, blank=True, help_text="A LoRA's own, as lists of LoRAs show them.")
+    embeddings_inside = models.JSONField(
+        default=dict, blank=True, help_text="Embeddings inside a LoRA file: name to number of text encoders."
+    )
     family = models.CharField(max_length=32, blank=True)
     state = models.CharField(max_length=16, choices=AssetState, default=AssetState.RECEIVED)
     reason = models.TextField(blank=True, help_text="Why it is quarantined.")
