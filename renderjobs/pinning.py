@@ -7,6 +7,7 @@ assets only; nothing is written.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from accounts.authentication import Caller
 from assets.models import Asset, AssetKind
@@ -60,10 +61,12 @@ class Pinned:
     """What a request came to."""
 
     recipe: AnyRecipe
-    """Seeds are 0, and of several input pictures it has the first."""
+    """Seeds are 0; of several input pictures, and of the texts of several images, it has the first."""
     checkpoint: Asset | None
     assets: dict[int, Asset] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    own: list[Recipe] = field(default_factory=list)
+    """One per image, where images have their own texts."""
 
 
 def pinned(caller: Caller, request: RenderRequest) -> Pinned:
@@ -73,7 +76,17 @@ def pinned(caller: Caller, request: RenderRequest) -> Pinned:
         UnknownNameError: A name that has to be known is not.
         InvalidRequestError: No checkpoint is installed.
     """
-    return _Pinning(caller).of(request)
+    pinning = _Pinning(caller)
+    found = pinning.of(request.of_image(0))
+    if request.texts and found.checkpoint and isinstance(found.recipe, Recipe):
+        recipe, checkpoint = found.recipe, found.checkpoint
+        each = {
+            texts: pinning.with_texts(recipe, request.of_image(index), checkpoint)
+            for index, texts in enumerate(request.texts)
+        }
+        found.own = [each[texts] for texts in request.texts]
+    found.warnings = list(dict.fromkeys(found.warnings))
+    return found
 
 
 class _Pinning:
@@ -82,6 +95,10 @@ class _Pinning:
         self.assets: dict[int, Asset] = {}
         self.warnings: list[str] = []
         self.networks: dict[tuple[str, str], Asset | None] = {}
+
+    @cached_property
+    def known_embeddings(self) -> list[Asset]:
+        return list(newest_of(self.caller, AssetKind.EMBEDDING))
 
     def of(self, request: RenderRequest) -> Pinned:
         if request.extras:
@@ -107,6 +124,28 @@ class _Pinning:
             control=tuple(self._control(index, unit, request) for index, unit in enumerate(request.control)),
         )
         return Pinned(recipe, checkpoint, self.assets, self.warnings)
+
+    def with_texts(self, recipe: Recipe, request: RenderRequest, checkpoint: Asset) -> Recipe:
+        """The recipe of an image whose own texts the request has."""
+        asked = request.hires
+        hires = (
+            recipe.hires
+            and asked
+            and replace(
+                recipe.hires,
+                prompt=asked.prompt,
+                negative_prompt=asked.negative_prompt,
+                networks=self._networks(asked.prompt, request) if asked.prompt else None,
+            )
+        )
+        return replace(
+            recipe,
+            prompt=request.prompt,
+            negative_prompt=request.negative_prompt,
+            networks=self._networks(request.prompt, request),
+            embeddings=self._embeddings(request, checkpoint),
+            hires=hires,
+        )
 
     def _used(self, asset: Asset) -> Weights:
         self.assets[asset.pk] = asset
@@ -166,9 +205,7 @@ class _Pinning:
         """
         prompts, encoders = " ".join(request.prompts()), ENCODERS.get(checkpoint.family, 1)
         fitting = {
-            asset.name: asset
-            for asset in newest_of(self.caller, AssetKind.EMBEDDING)
-            if asset.metadata.get("encoders", 1) == encoders
+            asset.name: asset for asset in self.known_embeddings if asset.metadata.get("encoders", 1) == encoders
         }
         own = tuple(
             EmbeddingUse(weights=self._used(fitting[name]), listed_hash=fitting[name].listed_hash, encoders=encoders)

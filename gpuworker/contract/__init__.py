@@ -21,6 +21,7 @@ from gpuworker.contract.recipe import (
     Reconstruction,
     Refiner,
     SoftInpainting,
+    Texts,
     Weights,
 )
 from gpuworker.contract.settings import SETTINGS, Settings
@@ -50,6 +51,7 @@ __all__ = [
     "Settings",
     "SoftInpainting",
     "Stopped",
+    "Texts",
     "Weights",
     "WeightsFile",
 ]

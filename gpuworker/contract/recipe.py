@@ -82,6 +82,17 @@ class EmbeddingUse:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Texts:
+    """The prompts of one image, where the images of a job have their own."""
+
+    prompt: str
+    negative_prompt: str
+    hires_prompt: str = ""
+    """Empty is as in the first pass; so is the next."""
+    hires_negative_prompt: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Refiner:
     checkpoint: Weights
     switch_at: float | None = None
@@ -410,6 +421,7 @@ _NESTED: dict[str, Any] = {
     "settings": Settings, "picture": InputPicture, "mask": InputPicture, "latent_mask": InputPicture,
     "effective_region_mask": InputPicture,
     "control": (ControlUnit,), "more_pictures": (InputPicture,), "extras": ExtrasRecipe, "detect": (DetectRecipe,),
+    "texts": (Texts,),
 }  # fmt: skip
 """Field → class of its value, or a tuple of one class for a tuple of such values."""
 

@@ -156,6 +156,26 @@ class UploadPart(models.Model):
         return f"{self.upload_id} from {self.offset}"
 
 
+class Wildcard(models.Model):
+    """Lines of which a prompt that names the file takes one: ``__name__``."""
+
+    team = models.ForeignKey(
+        Team, null=True, blank=True, on_delete=models.CASCADE, related_name="+", help_text="Empty: for all teams."
+    )
+    name = models.CharField(max_length=200)
+    text = models.TextField(help_text="One line each, without empty ones and comments.")
+
+    class Meta:
+        ordering = ["name"]
+        constraints = [
+            models.UniqueConstraint(fields=["team", "name"], name="one_wildcard_per_team_and_name"),
+            models.UniqueConstraint(fields=["name"], condition=Q(team=None), name="one_public_wildcard_per_name"),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
 class PromptStyle(models.Model):
     """A text that is put around or behind prompts: a row of A1111's ``styles.csv``."""
 

@@ -34,7 +34,7 @@ def files_of(images: list[RenderImage]) -> list[tuple[str, int]]:
 def info_of(job: RenderJob, images: list[RenderImage], values: dict[str, Any], *, with_grid: bool) -> dict[str, Any]:
     """The ``info`` object, keys in A1111's order. Prompts and seeds are listed for all images asked for."""
     request = RenderRequest.from_json(job.request)
-    count = job.images_total
+    texts = [request.of_image(index) for index in range(job.images_total)]
     seeds = list(job.images.order_by("index").values_list("seed", "subseed"))
     recipe = recipe_from(job.lock)
     assert isinstance(recipe, Recipe)
@@ -43,8 +43,10 @@ def info_of(job: RenderJob, images: list[RenderImage], values: dict[str, Any], *
     if with_grid:
         infotexts.insert(0, infotexts[0])
     return info_of_request(request, values, job.created_at) | {
-        "all_prompts": [request.prompt] * count,
-        "all_negative_prompts": [request.negative_prompt] * count,
+        "prompt": texts[0].prompt,
+        "all_prompts": [own.prompt for own in texts],
+        "negative_prompt": texts[0].negative_prompt,
+        "all_negative_prompts": [own.negative_prompt for own in texts],
         "seed": seeds[0][0],
         "all_seeds": [seed for seed, _ in seeds],
         "subseed": seeds[0][1],

@@ -230,11 +230,12 @@ def _drawn(job: RenderJob | None) -> Drawn:
     images = delivered(job)
     request, recipe = RenderRequest.from_json(job.request), recipe_from(job.lock)
     seeds = list(job.images.order_by("index").values_list("seed", "subseed"))
+    texts = [request.of_image(index) for index in range(len(seeds))]
     return Drawn(
         pictures=StoredPictures(images),
         infotexts=[image.infotext for image in images],
-        prompts=[request.prompt] * len(seeds),
-        negative_prompts=[request.negative_prompt] * len(seeds),
+        prompts=[own.prompt for own in texts],
+        negative_prompts=[own.negative_prompt for own in texts],
         seeds=[seed for seed, _ in seeds],
         subseeds=[subseed for _, subseed in seeds],
         extra=extra_parameters_of(recipe) if isinstance(recipe, Recipe) else {},

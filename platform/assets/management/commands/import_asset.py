@@ -16,7 +16,12 @@ from assets.hashing import sha256_of
 from assets.intake import asset_process, asset_receive
 from assets.models import Access, Asset, AssetKind, AssetState
 from assets.styles import styles_import
+from assets.wildcards import wildcards_import
 from common.errors import PlatformError
+
+STYLES = "styles"
+TEXTS = (STYLES, "wildcards")
+"""Files that become rows and are not kept."""
 
 
 class Command(BaseCommand):
@@ -24,7 +29,7 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("file", type=Path)
-        parser.add_argument("--kind", required=True, choices=[*AssetKind.values, "styles"])
+        parser.add_argument("--kind", required=True, choices=[*AssetKind.values, *TEXTS])
         parser.add_argument("--name", help="Default: the file's stem.")
         access = parser.add_mutually_exclusive_group()
         access.add_argument("--public", action="store_true", help="For everybody (the default).")
@@ -35,8 +40,8 @@ class Command(BaseCommand):
         path: Path = options["file"]
         if not path.is_file():
             raise CommandError(f"There is no file {path}.")
-        if options["kind"] == "styles":
-            self.take_styles(path, options)
+        if options["kind"] in TEXTS:
+            self.take_texts(path, options)
             return
         try:
             asset = self.take_in(path, options)
@@ -48,17 +53,20 @@ class Command(BaseCommand):
             raise CommandError(f"{asset.name} {asset.sha256} {asset.state}: {asset.reason}")
         self.stdout.write(f"{asset.name} {asset.sha256} {asset.state}")
 
-    def take_styles(self, path: Path, options: dict[str, Any]) -> None:
+    def take_texts(self, path: Path, options: dict[str, Any]) -> None:
         team = one(Team, name=slugify(options["team"])) if options["team"] else None
         try:
             with path.open(encoding="utf-8-sig", newline="") as file:
-                count = styles_import(file=file, team=team)
+                if options["kind"] == STYLES:
+                    shown = f"{styles_import(file=file, team=team)} styles"
+                else:
+                    shown = f"{wildcards_import(file=file, name=options['name'] or path.stem, team=team)} lines"
         except PlatformError as error:
             raise CommandError(error.message) from error
         except (OSError, UnicodeDecodeError) as error:
             raise CommandError(f"{path} cannot be read: {error}.") from error
         with path.open("rb") as stored:
-            self.stdout.write(f"{path.stem} {sha256_of(stored)} {AssetState.APPROVED} ({count} styles)")
+            self.stdout.write(f"{path.stem} {sha256_of(stored)} {AssetState.APPROVED} ({shown})")
 
     def take_in(self, path: Path, options: dict[str, Any]) -> Asset:
         config = path.with_suffix(".yaml")
