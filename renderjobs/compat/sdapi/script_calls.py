@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from random import Random
 from typing import Any
 
+from django.conf import settings
 from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
 from django.db import IntegrityError, transaction
@@ -27,10 +28,12 @@ from accounts.authentication import Caller
 from assets.models import AssetKind
 from assets.selectors import asset_find_loosely, newest_of
 from assets.styles import styled
+from assets.wildcards import lines_for
 from common.errors import ConflictError, PlatformError
 from gpuworker.contract import Recipe
 from renderjobs.choices import JOB_OPEN, ImageState, JobKind, Lane
 from renderjobs.compat.sdapi import catalogue, wire
+from renderjobs.compat.sdapi.dynamic_prompts import prompts_resolve
 from renderjobs.compat.sdapi.errors import HandlerError, WireError
 from renderjobs.compat.sdapi.infotext import extra_parameters_of
 from renderjobs.compat.sdapi.profile import installed_options
@@ -304,6 +307,8 @@ def _translated(caller: Caller, tab: str, values: Mapping[str, Any], cell: Cell 
     made = to_request(own, options=installed_options(caller), kind=tab)
     prompts = styled(caller, own["styles"] or (), made.canonical)
     made.canonical["prompt"], made.canonical["negative_prompt"] = prompts
+    most = settings.MAX_SYNC_IMAGES
+    prompts_resolve(made, own, wildcards=lines_for(caller), most=most, part_of_script=True)
     made.canonical["notes"] = dict(cell.notes)
     if cell.latent_mask is not None:
         latent_mask = made.picture(_text(cell.latent_mask))

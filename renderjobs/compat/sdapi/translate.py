@@ -53,6 +53,8 @@ HOSTED_IGNORED = ("save_dir", "id_task", "uid")
 """Entries of ``alwayson_scripts`` by which hosted webuis name folders and tasks of their own."""
 INERT_SCRIPTS = ("refiner", "sampler", "seed", "extra options", "hypertile", "comments")
 """Always-on scripts of A1111 whose arguments do nothing in a call: request fields say the same."""
+DYNAMIC_PROMPTS = re.compile(r"dynamic prompts(?: v[\d.]+)?")
+"""What our always-on script of that name is called by; the extension's name carries its version."""
 CONTROLNET, SOFT_INPAINTING = "controlnet", "soft inpainting"
 SOFT_FIELDS = ("power", "scale", "detail", "mask_influence", "difference_threshold", "difference_contrast")
 AUTOMATIC_VAE = (None, "", "Automatic", "None")
@@ -290,7 +292,7 @@ def refuse_unsupported(values: Mapping[str, Any]) -> None:
     for name in scripts_of(values):
         if name == "":
             raise HandlerError(422, "always on script  not found")
-        if name not in known:
+        if name not in known and not DYNAMIC_PROMPTS.fullmatch(name):
             raise HandlerError(422, f"Script '{name}' not found")
     if details:
         raise WireError(*details)

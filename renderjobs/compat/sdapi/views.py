@@ -22,10 +22,12 @@ from accounts.authentication import Caller, caller_of
 from accounts.models import Scope
 from assets.models import AssetKind
 from assets.styles import styled, styles_of
+from assets.wildcards import lines_for
 from common.errors import FieldError, InvalidRequestError
 from gpuworker.contract.extras import extras_html
 from renderjobs.choices import IMAGE_HELD, JOB_OPEN, JobKind, JobState, Lane
 from renderjobs.compat.sdapi import catalogue, controlnet, infotext_parser, wire
+from renderjobs.compat.sdapi.dynamic_prompts import prompts_resolve
 from renderjobs.compat.sdapi.errors import HandlerError, four_keys, speaks_sdapi
 from renderjobs.compat.sdapi.info import delivered_images, files_of, info_of, info_of_request
 from renderjobs.compat.sdapi.infotext_fields import with_infotext
@@ -314,6 +316,7 @@ def generation_submit(
 ) -> Submitted:
     made = to_request(with_profile(caller, values), options=installed_options(caller), kind=kind)
     made.canonical["prompt"], made.canonical["negative_prompt"] = styled(caller, values["styles"] or (), made.canonical)
+    prompts_resolve(made, values, wildcards=lines_for(caller), most=settings.MAX_SYNC_IMAGES)
     render = made.build()
     if render.images_total > settings.MAX_SYNC_IMAGES:
         message = (
