@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import io
 from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
 from django.test import Client
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from assets.models import AssetKind, Wildcard
 from common.errors import InvalidRequestError
@@ -178,17 +181,28 @@ def door() -> Client:
     return Client(headers={"Authorization": f"Bearer {a_caller().token.text}"})
 
 
+def picture_of(prompt: str) -> bytes:
+    texts, data = PngInfo(), io.BytesIO()
+    texts.add_text("prompt", prompt)
+    Image.new("RGB", (8, 8)).save(data, "PNG", pnginfo=texts)
+    return data.getvalue()
+
+
+def prompt_of(picture: str) -> str:
+    return Image.open(io.BytesIO(base64.b64decode(picture))).info["prompt"]
+
+
 def deliver_all() -> None:
     while RenderImage.objects.filter(state="waiting").exists():
         batch = begun(f"w{RenderImage.objects.exclude(state='waiting').count()}")
         for image in batch.images:
-            picture = a_stored_picture(image, image.recipe.prompt.encode())
+            picture = a_stored_picture(image, picture_of(image.recipe.prompt))
             image_deliver(batch=batch, image=image, picture=picture, gpu_us=1000)
 
 
 @pytest.fixture
 def worker(monkeypatch) -> None:
-    """Draws the prompt of every image."""
+    """Pictures that say what was drawn."""
 
     async def rendered(job_id) -> None:
         await sync_to_async(deliver_all)()
@@ -202,7 +216,7 @@ def test_recipes_and_answer_have_the_resolved_prompts(door, worker):
     job = RenderJob.objects.get()
     wanted = texts(RenderRequest.from_json(job.request))
     assert answer.info["all_prompts"] == wanted and answer.info["prompt"] == wanted[0] and len(set(wanted)) > 1
-    assert [base64.b64decode(image).decode() for image in answer.json()["images"]] == wanted
+    assert [prompt_of(image) for image in answer.json()["images"]] == wanted
     assert answer.json()["parameters"]["prompt"] == "a {red|green|blue} cat"
     again = post(door, **SMALL, prompt="a {red|green|blue} cat", n_iter=4, alwayson_scripts=script())
     assert again.info["all_prompts"] == wanted

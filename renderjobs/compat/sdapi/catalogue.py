@@ -12,10 +12,11 @@ from accounts.authentication import Caller
 from assets.models import AssetKind
 from assets.selectors import checkpoints_of, newest_of
 from assets.styles import styles_of
+from gpuworker.contract.extras import CODEFORMER, GFPGAN
 from gpuworker.contract.samplers import SAMPLERS, SCHEDULES
 
 BUILT_IN_UPSCALERS = ("None", "Lanczos", "Nearest")
-FACE_RESTORERS = ("CodeFormer", "GFPGAN")
+FACE_RESTORERS = (CODEFORMER, GFPGAN)
 LATENT_MODES = (
     "Latent",
     "Latent (antialiased)",
