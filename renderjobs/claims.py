@@ -129,7 +129,7 @@ def _lease(worker_id: int, pool_id: int, jobs: dict[uuid.UUID, RenderJob], image
         if job.state == JobState.QUEUED and any(image.job_id == job.pk for image in images):
             job_move(job, JobState.RUNNING, cause=f"claim {claim.pk}")
     terms = job_terms(jobs)
-    shared = {pk: (recipe_from(job.lock), RenderRequest.from_json(job.request)) for pk, job in jobs.items()}
+    requests = {pk: RenderRequest.from_json(job.request) for pk, job in jobs.items()}
     claimed = tuple(
         ClaimedImage(
             image_id=image.pk,
@@ -138,7 +138,13 @@ def _lease(worker_id: int, pool_id: int, jobs: dict[uuid.UUID, RenderJob], image
             index=image.index,
             run_alone=image.run_alone,
             job=jobs[image.job_id],
-            recipe=recipe_of(*shared[image.job_id], index=image.index, seed=image.seed, subseed=image.subseed),
+            recipe=recipe_of(
+                recipe_from(jobs[image.job_id].lock, image.index),
+                requests[image.job_id],
+                index=image.index,
+                seed=image.seed,
+                subseed=image.subseed,
+            ),
             terms=terms[image.job_id],
         )
         for image, attempt in zip(images, attempts, strict=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -20,24 +20,40 @@ def seeds_of(request: RenderRequest, random: Random) -> list[tuple[int, int]]:
     """(seed, subseed) of every image: consecutive seeds, or one seed and consecutive subseeds under variation."""
     seed = random.randint(0, A1111_RANDOM_SEED_MAX) if request.seed == -1 else request.seed
     subseed = random.randint(0, A1111_RANDOM_SEED_MAX) if request.subseed == -1 else request.subseed
+    if request.seeds:
+        return [(own, subseed + index) for index, own in enumerate(request.seeds)]
     varied = request.subseed_strength != 0
     return [(seed if varied else seed + index, subseed + index) for index in range(request.images_total)]
 
 
-def lock_of(recipe: AnyRecipe) -> dict[str, Any]:
-    """What all images of a job share, as it is stored."""
-    return {"kind": recipe.kind, "recipe": recipe.to_json()}
+OF_TEXTS = ("prompt", "negative_prompt", "networks", "embeddings", "hires")
+"""Fields of a recipe that follow from an image's texts."""
 
 
-def recipe_from(lock: Mapping[str, Any]) -> AnyRecipe:
-    return KINDS[lock["kind"]].from_json(lock["recipe"])
+def lock_of(recipe: AnyRecipe, own: Sequence[Recipe] = ()) -> dict[str, Any]:
+    """What all images of a job share, as it is stored.
+
+    Args:
+        own: One recipe per image, where images have their own texts.
+    """
+    lock = {"kind": recipe.kind, "recipe": recipe.to_json()}
+    if own:
+        plain = [each.to_json() for each in own]
+        lock["own"] = [{name: each[name] for name in OF_TEXTS} for each in plain]
+    return lock
+
+
+def recipe_from(lock: Mapping[str, Any], index: int = 0) -> AnyRecipe:
+    """Of an image, without its seeds and its own picture."""
+    own = lock["own"][index] if "own" in lock else {}
+    return KINDS[lock["kind"]].from_json({**lock["recipe"], **own})
 
 
 def recipe_of(shared: AnyRecipe, request: RenderRequest, *, index: int, seed: int, subseed: int) -> AnyRecipe:
     """The full parameter set of one image.
 
     Args:
-        shared: Of all images of the job, pinned.
+        shared: From the lock, pinned.
         request: As it was asked for; several input pictures are taken in turn.
     """
     match shared:

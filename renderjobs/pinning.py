@@ -7,6 +7,7 @@ assets only; nothing is written.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from accounts.authentication import Caller
@@ -35,7 +36,7 @@ from gpuworker.contract import (
 from gpuworker.contract.control_modules import BY_NAME
 from gpuworker.contract.control_modules import NONE as NO_MODEL
 from gpuworker.contract.flow import FLOW_FAMILIES, refusals
-from gpuworker.contract.prompts import NetworkTag, embedding_names_in, network_tags
+from gpuworker.contract.prompts import NetworkTag, embedding_names_in, network_tags, strip_network_tags
 from gpuworker.contract.recipe import LATENT_MODES
 from renderjobs.request import RenderRequest, unusable
 
@@ -79,10 +80,12 @@ class Pinned:
     """What a request came to."""
 
     recipe: AnyRecipe
-    """Seeds are 0, and of several input pictures it has the first."""
+    """Seeds are 0; of several input pictures, and of the texts of several images, it has the first."""
     checkpoint: Asset | None
     assets: dict[int, Asset] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    own: list[Recipe] = field(default_factory=list)
+    """One per image, where images have their own texts."""
 
 
 def pinned(caller: Caller, request: RenderRequest) -> Pinned:
@@ -93,7 +96,17 @@ def pinned(caller: Caller, request: RenderRequest) -> Pinned:
         UnfitForFamilyError: The checkpoint's family cannot draw it.
         InvalidRequestError: No checkpoint is installed.
     """
-    return _Pinning(caller).of(request)
+    pinning = _Pinning(caller)
+    found = pinning.of(request.of_image(0))
+    if request.texts and found.checkpoint and isinstance(found.recipe, Recipe):
+        recipe, checkpoint = found.recipe, found.checkpoint
+        each = {
+            texts: pinning.with_texts(recipe, request.of_image(index), checkpoint)
+            for index, texts in enumerate(request.texts)
+        }
+        found.own = [each[texts] for texts in request.texts]
+    found.warnings = list(dict.fromkeys(found.warnings))
+    return found
 
 
 class _Pinning:
@@ -101,6 +114,11 @@ class _Pinning:
         self.caller = caller
         self.assets: dict[int, Asset] = {}
         self.warnings: list[str] = []
+        self.networks: dict[tuple[str, str], Asset | None] = {}
+
+    @cached_property
+    def known_embeddings(self) -> list[Asset]:
+        return list(newest_of(self.caller, AssetKind.EMBEDDING))
 
     def of(self, request: RenderRequest) -> Pinned:
         if request.extras:
@@ -109,9 +127,6 @@ class _Pinning:
             return Pinned(request.detect[0], None, self.assets, self.warnings)
         checkpoint = self._checkpoint(request)
         hires = request.hires and self._hires(request.hires, request)
-        prompts = " ".join(
-            (request.prompt, request.negative_prompt, *((hires.prompt, hires.negative_prompt) if hires else ()))
-        )
         recipe = Recipe(
             prompt=request.prompt,
             negative_prompt=request.negative_prompt,
@@ -121,7 +136,7 @@ class _Pinning:
             checkpoint=checkpoint.weights,
             vae=self._vae(request.vae),
             networks=self._networks(request.prompt, request),
-            embeddings=self._embeddings(prompts, checkpoint),
+            embeddings=self._embeddings(request, checkpoint),
             refiner=request.refiner and self._refiner(request.refiner),
             hires=hires,
             img2img=self._img2img(request) if request.img2img else None,
@@ -131,6 +146,28 @@ class _Pinning:
         if checkpoint.family in FLOW_FAMILIES:
             _require_possible(recipe, checkpoint.family)
         return Pinned(recipe, checkpoint, self.assets, self.warnings)
+
+    def with_texts(self, recipe: Recipe, request: RenderRequest, checkpoint: Asset) -> Recipe:
+        """The recipe of an image whose own texts the request has."""
+        asked = request.hires
+        hires = (
+            recipe.hires
+            and asked
+            and replace(
+                recipe.hires,
+                prompt=asked.prompt,
+                negative_prompt=asked.negative_prompt,
+                networks=self._networks(asked.prompt, request) if asked.prompt else None,
+            )
+        )
+        return replace(
+            recipe,
+            prompt=request.prompt,
+            negative_prompt=request.negative_prompt,
+            networks=self._networks(request.prompt, request),
+            embeddings=self._embeddings(request, checkpoint),
+            hires=hires,
+        )
 
     def _used(self, asset: Asset) -> Weights:
         self.assets[asset.pk] = asset
@@ -163,9 +200,14 @@ class _Pinning:
         tags = network_tags(prompt) if request.networks else []
         return tuple(use for tag in tags if (use := self._network(tag)))
 
+    def _of_tag(self, tag: NetworkTag) -> Asset | None:
+        if (tag.kind, tag.name) not in self.networks:
+            self.networks[tag.kind, tag.name] = asset_find(self.caller, NETWORK_KINDS[tag.kind], tag.name)
+        return self.networks[tag.kind, tag.name]
+
     def _network(self, tag: NetworkTag) -> NetworkUse | None:
         """QUIRK(A1111 1.10): an unknown network is no error."""
-        asset = asset_find(self.caller, NETWORK_KINDS[tag.kind], tag.name)
+        asset = self._of_tag(tag)
         if asset is None:
             self.warnings.append(f"Network {tag.name!r} is unknown; the picture is drawn without it.")
             return None
@@ -178,18 +220,31 @@ class _Pinning:
             listed_hash=asset.listed_hash,
         )
 
-    def _embeddings(self, prompts: str, checkpoint: Asset) -> tuple[EmbeddingUse, ...]:
-        """QUIRK(A1111 1.10): to a checkpoint of another family the name is a word like any other."""
-        encoders = ENCODERS.get(checkpoint.family, 1)
+    def _embeddings(self, request: RenderRequest, checkpoint: Asset) -> tuple[EmbeddingUse, ...]:
+        """Those in files of their own and those inside the LoRA files that the prompts switch on.
+
+        QUIRK(A1111 1.10): to a checkpoint of another family the name is a word like any other.
+        """
+        prompts, encoders = " ".join(request.prompts()), ENCODERS.get(checkpoint.family, 1)
         fitting = {
-            asset.name: asset
-            for asset in newest_of(self.caller, AssetKind.EMBEDDING)
-            if asset.metadata.get("encoders", 1) == encoders
+            asset.name: asset for asset in self.known_embeddings if asset.metadata.get("encoders", 1) == encoders
         }
-        return tuple(
+        own = tuple(
             EmbeddingUse(weights=self._used(fitting[name]), listed_hash=fitting[name].listed_hash, encoders=encoders)
             for name in embedding_names_in(prompts, fitting)
         )
+        if not request.networks:
+            return own
+        inside = {
+            name: (asset, tag)
+            for tag in network_tags(prompts)
+            if (asset := self._of_tag(tag))
+            for name, count in asset.embeddings_inside.items()
+            if count == encoders and name not in fitting
+        }
+        # A LoRA is often called as the embedding inside it; its tag alone does not use that.
+        found = embedding_names_in(strip_network_tags(prompts), inside)
+        return own + tuple(_inside(*inside[name], name=name) for name in found)
 
     def _refiner(self, asked: Refiner) -> Refiner:
         return replace(asked, checkpoint=self._loosely("refiner_checkpoint", asked.checkpoint.name))
@@ -264,6 +319,14 @@ def _require_possible(recipe: Recipe, family: str) -> None:
 def _shown(value: Any) -> Any:
     """Whole records are not repeated to the caller."""
     return value if isinstance(value, str | int | float) else None
+
+
+def _inside(asset: Asset, tag: NetworkTag, *, name: str) -> EmbeddingUse:
+    """QUIRK(A1111 1.10): for a hash of its own it shows the name by which the LoRA was called."""
+    encoders = asset.embeddings_inside[name]
+    return EmbeddingUse(
+        weights=replace(asset.weights, name=name), listed_hash=tag.name, encoders=encoders, inside=tag.name
+    )
 
 
 SAME_NAME = (

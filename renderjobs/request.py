@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from django.conf import settings
@@ -25,9 +25,11 @@ from gpuworker.contract import (
     Img2Img,
     Inpaint,
     InputPicture,
+    Reconstruction,
     Refiner,
     Settings,
     SoftInpainting,
+    Texts,
     Weights,
 )
 from gpuworker.contract.control_modules import (
@@ -112,12 +114,24 @@ class RenderRequest:
     """Of a job that enlarges: what follows the picture of ``extras``."""
     detect: tuple[DetectRecipe, ...] = ()
     """Of a job that makes control maps: one per picture."""
+    texts: tuple[Texts, ...] = ()
+    """One per image, where a door has resolved what ``prompt`` leaves open; empty is one for all."""
+    seeds: tuple[int, ...] = ()
+    """One per image, in place of those that follow from ``seed``."""
 
     @property
     def images_total(self) -> int:
         if self.extras:
             return 1 + len(self.more_pictures)
-        return len(self.detect) or self.n_iter * self.batch_size
+        return len(self.detect) or len(self.texts) or self.n_iter * self.batch_size
+
+    def of_image(self, index: int) -> RenderRequest:
+        """With the texts of this image alone."""
+        if not self.texts:
+            return self
+        own = self.texts[index]
+        hires = self.hires and replace(self.hires, prompt=own.hires_prompt, negative_prompt=own.hires_negative_prompt)
+        return replace(self, prompt=own.prompt, negative_prompt=own.negative_prompt, hires=hires, texts=())
 
     @property
     def canvas(self) -> tuple[int, int]:
@@ -131,6 +145,13 @@ class RenderRequest:
             maps = [map_size(recipe) for recipe in self.detect]
             return max(width for width, _ in maps), max(height for _, height in maps)
         return self.width, self.height
+
+    def prompts(self) -> Iterator[str]:
+        """Every text that is encoded."""
+        first = self.img2img[0].reconstruction if self.img2img else None
+        for part in (self, self.hires, first):
+            if part:
+                yield from (part.prompt, part.negative_prompt)
 
     def inputs(self) -> Iterator[InputPicture]:
         """Every picture the caller sent."""
@@ -479,12 +500,21 @@ INPAINT_CHECKS = {
     "invert": a_boolean,
     "soft": group(SoftInpainting, SOFT_CHECKS),
 }
+RECONSTRUCTION_CHECKS = {
+    "prompt": a_text,
+    "negative_prompt": a_text,
+    "cfg_scale": real(-100, 100),
+    "steps": whole(1, settings.MAX_STEPS),
+    "randomness": real(0, 1),
+    "sigma_adjustment": a_boolean,
+}
 IMG2IMG_CHECKS = {
     "picture": an_input,
     "resize_mode": whole(0, 3),
     "inpaint": group(Inpaint, INPAINT_CHECKS),
     "image_cfg_scale": real(0, 100),
     "noise_multiplier": real(0, 10),
+    "reconstruction": group(Reconstruction, RECONSTRUCTION_CHECKS),
 }
 HIRES_CHECKS = {
     "scale": real(0.05, 16),
@@ -537,6 +567,7 @@ DETECT_CHECKS = {
     "threshold_a": number(0, 360),
     "threshold_b": number(0, 360),
 }
+TEXT_FIELDS = ("prompt", "negative_prompt", "hires_prompt", "hires_negative_prompt")
 CHECKS: dict[str, Any] = {
     "kind": one_of(tuple(JobKind.values)),
     "checkpoint": a_text,
@@ -581,5 +612,7 @@ CHECKS: dict[str, Any] = {
     "strict_control": a_boolean,
     "detect": several(group(DetectRecipe, DETECT_CHECKS), settings.MAX_BATCH_SIZE),
     "more_pictures": several(an_input, settings.MAX_BATCH_SIZE),
+    "texts": several(group(Texts, dict.fromkeys(TEXT_FIELDS, a_text)), settings.MAX_IMAGES_PER_JOB),
+    "seeds": several(whole(*SEED_RANGE), settings.MAX_IMAGES_PER_JOB),
 }
 assert set(CHECKS) == {field.name for field in fields(RenderRequest)}

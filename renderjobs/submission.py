@@ -26,7 +26,6 @@ from billing.subjects import Subject
 from common.database import insert_rows, now_plus
 from common.errors import ConflictError, FieldError, ForbiddenError, InvalidRequestError
 from fleet.services import pool_for_new_jobs
-from gpuworker.contract import AnyRecipe
 from renderjobs.choices import IMAGE_HELD, JOB_OPEN, AttemptOutcome, ImageState, JobState, Lane
 from renderjobs.claims import claim_close
 from renderjobs.dispatch import wake_on_commit
@@ -129,7 +128,7 @@ def job_submit(
     job.priority, job.task_id = priority, task_id
     job.template_version, job.schedule, job.scheduled_for = template_version, schedule, scheduled_for
     job.script_call, job.script_cell = script or (None, None)
-    pattern = _image_pattern(job, pins.recipe)
+    pattern = RenderImage(job=job, pool_id=job.pool_id, lane=job.lane, priority=job.priority)
     seeds = seeds_of(request, random.SystemRandom())
     input_store(team=caller.team, uploads=uploads)
     try:
@@ -147,7 +146,9 @@ def job_submit(
             job.inputs.set(InputFile.objects.filter(team=caller.team, sha256__in=_hashes(request)))
             job_created(job, cause=f"submitted through {source}")
             rows = [(index, seed, subseed) for index, (seed, subseed) in enumerate(seeds)]
-            insert_rows(pattern, varying=("index", "seed", "subseed"), rows=rows)
+            for pattern.pass_key, indices in _passes(pins).items():
+                chosen = rows if indices is None else [rows[index] for index in indices]
+                insert_rows(pattern, varying=("index", "seed", "subseed"), rows=chosen)
             if idempotency_key:
                 _remember(caller, idempotency_key, digest, job)
             wake_on_commit(job.pool.name)
@@ -213,7 +214,7 @@ def _accepted(
         checkpoint=pins.checkpoint,
         lane=lane,
         request=request.to_json(),
-        lock=lock_of(pins.recipe),
+        lock=lock_of(pins.recipe, pins.own),
         warnings=pins.warnings,
         tags=_tags(tags),
         images_total=request.images_total,
@@ -314,6 +315,13 @@ def _tags(tags: Mapping[str, str]) -> dict[str, str]:
     return dict(tags)
 
 
-def _image_pattern(job: RenderJob, recipe: AnyRecipe) -> RenderImage:
-    """An unsaved image with everything that all images of the job have in common."""
-    return RenderImage(job=job, pool_id=job.pool_id, lane=job.lane, priority=job.priority, pass_key=pass_digest(recipe))
+def _passes(pins: Pinned) -> dict[str, list[int] | None]:
+    """Pass key → the images that may be denoised together; None is all of them."""
+    if not pins.own:
+        return {pass_digest(pins.recipe): None}
+    found: dict[str, list[int] | None] = {}
+    for index, recipe in enumerate(pins.own):
+        indices = found.setdefault(pass_digest(recipe), [])
+        assert indices is not None
+        indices.append(index)
+    return found

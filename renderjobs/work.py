@@ -12,12 +12,15 @@ MOST_STRENGTH = 0.999
 
 
 def pixel_steps(request: RenderRequest) -> int:
-    """Of one image: its first pass and, where it has one, the second; an enlargement or a control map is one step over what
-    comes out."""
+    """Of one image: its first pass, with the search for its noise where it has one, and its second pass; an enlargement or a
+    control map is one step over what comes out."""
     if request.extras or request.detect:
         width, height = request.canvas
         return width * height
-    first = request.width * request.height * (partial(request, request.steps) if request.img2img else request.steps)
+    steps = partial(request, request.steps) if request.img2img else request.steps
+    if request.img2img and (search := request.img2img[0].reconstruction):
+        steps += search.steps
+    first = request.width * request.height * steps
     if not request.hires:
         return first
     width, height = request.canvas

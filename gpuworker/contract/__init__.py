@@ -18,8 +18,10 @@ from gpuworker.contract.recipe import (
     InputPicture,
     NetworkUse,
     Recipe,
+    Reconstruction,
     Refiner,
     SoftInpainting,
+    Texts,
     Weights,
 )
 from gpuworker.contract.settings import SETTINGS, Settings
@@ -42,12 +44,14 @@ __all__ = [
     "NetworkUse",
     "Picture",
     "Recipe",
+    "Reconstruction",
     "Refiner",
     "RenderSpec",
     "Rendered",
     "Settings",
     "SoftInpainting",
     "Stopped",
+    "Texts",
     "Weights",
     "WeightsFile",
 ]

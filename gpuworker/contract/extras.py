@@ -11,6 +11,9 @@ import json
 from gpuworker.contract.recipe import ExtrasRecipe, InputPicture
 
 NO_UPSCALER = "None"
+GFPGAN, CODEFORMER = "GFPGAN", "CodeFormer"
+FACES_MISSING = "Restoring faces needs {}, which is not installed here."
+"""What every door and the engine say where a restorer is missing."""
 
 
 def extras_parameters(recipe: ExtrasRecipe) -> dict[str, str | float]:

@@ -17,6 +17,10 @@ NETWORK_TAG = re.compile(r"<(\w++):([^>]++)>")
 LORA_TAGS = ("lora", "lyco")
 """Two names of one thing."""
 HYPERNETWORK_TAG = "hypernet"
+BUNDLED = "bundle_emb."
+"""Prefix of embeddings inside a LoRA file: ``bundle_emb.<name>.<key of an embedding file>``."""
+CLIP_L, CLIP_G = "clip_l", "clip_g"
+"""The two parts of an SDXL embedding."""
 MOST_RANKS = 1_000_000
 """More than any file has; a larger ``dyn`` says the same and need not overflow anything."""
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)

@@ -77,6 +77,19 @@ class EmbeddingUse:
     listed_hash: str = ""
     encoders: int = 1
     """How many text encoders it has vectors for: 2 for SDXL."""
+    inside: str = ""
+    """The LoRA whose file it comes in, as the prompt's tag calls it; ``weights`` has then the file's hash and its own name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Texts:
+    """The prompts of one image, where the images of a job have their own."""
+
+    prompt: str
+    negative_prompt: str
+    hires_prompt: str = ""
+    """Empty is as in the first pass; so is the next."""
+    hires_negative_prompt: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +156,21 @@ class Inpaint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reconstruction:
+    """Noise that leads to the picture one begins with, in place of random noise: A1111's ``img2img alternative test``."""
+
+    prompt: str
+    """What the picture shows; as it is, network tags and all."""
+    negative_prompt: str
+    cfg_scale: float
+    steps: int
+    randomness: float = 0.0
+    """Share of random noise mixed into it."""
+    sigma_adjustment: bool = False
+    """Take each step at the noise level it comes from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Img2Img:
     picture: InputPicture
     resize_mode: int = 0
@@ -153,6 +181,7 @@ class Img2Img:
     noise_multiplier: float = 1.0
     upscaler: Weights | None = None
     """The weights of ``Settings.upscaler_for_img2img``, where it has any."""
+    reconstruction: Reconstruction | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,7 +305,7 @@ class Recipe:
         yield self.checkpoint
         yield from (use for use in (self.vae, self.refiner and self.refiner.checkpoint) if use)
         yield from (network.weights for network in self.networks)
-        yield from (embedding.weights for embedding in self.embeddings)
+        yield from (embedding.weights for embedding in self.embeddings if not embedding.inside)
         if self.hires:
             yield from (use for use in (self.hires.checkpoint, self.hires.upscaler_weights) if use)
             yield from (network.weights for network in self.hires.networks or ())
@@ -388,9 +417,11 @@ _NESTED: dict[str, Any] = {
     "checkpoint": Weights, "vae": Weights, "weights": Weights, "upscaler_weights": Weights,
     "upscaler_1_weights": Weights, "upscaler_2_weights": Weights, "networks": (NetworkUse,), "embeddings": (EmbeddingUse,),
     "refiner": Refiner, "hires": Hires, "img2img": Img2Img, "inpaint": Inpaint, "soft": SoftInpainting,
+    "reconstruction": Reconstruction,
     "settings": Settings, "picture": InputPicture, "mask": InputPicture, "latent_mask": InputPicture,
     "effective_region_mask": InputPicture,
     "control": (ControlUnit,), "more_pictures": (InputPicture,), "extras": ExtrasRecipe, "detect": (DetectRecipe,),
+    "texts": (Texts,),
 }  # fmt: skip
 """Field → class of its value, or a tuple of one class for a tuple of such values."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
 from typing import Any
@@ -16,7 +16,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from gpuworker.contract import Attachment, ControlUnit, Img2Img, NetworkUse, Picture, Recipe, RenderSpec, Weights
+from gpuworker.contract import (
+    Attachment,
+    ControlUnit,
+    Img2Img,
+    NetworkUse,
+    Picture,
+    Recipe,
+    Reconstruction,
+    RenderSpec,
+    Weights,
+)
 from gpuworker.contract.prompts import strip_network_tags
 from gpuworker.contract.recipe import LATENT_FACTOR
 from gpuworker.engine.errors import InvalidPictureError
@@ -59,6 +69,7 @@ from gpuworker.engine.sampling.guidance import (
     UNet,
 )
 from gpuworker.engine.sampling.noise import Noise, PassNoise
+from gpuworker.engine.sampling.reconstruction import ReversedPrediction, mixed, noise_behind
 from gpuworker.engine.sampling.samplers import SOLVERS, SolverRun
 from gpuworker.engine.sampling.schedules import LcmNoiseLevels, NoiseLevels, alphas_for
 from gpuworker.engine.sampling.start import Range, Start, begin_from_latents, begin_from_noise
@@ -243,6 +254,7 @@ class Drawing:
         named = [
             embedding.named(use.weights.name)
             for use in recipe.embeddings
+            if not use.inside
             for embedding in self.shelf.embeddings(self.spec, use.weights)
         ]
         bundled = [
@@ -327,6 +339,7 @@ class _Pass:
         self.networks = networks
         self.solver = SOLVERS[plan.sampler.name]
         self.device = drawing.shelf.device
+        self.watch = drawing.watch
         self._open = ExitStack()
         self._concat: torch.Tensor | None = None
         self._blend: Blend | None = None
@@ -378,9 +391,16 @@ class _Pass:
             )
         self._concat = begin.concat
         self._blend = begin.blend(given.inpaint, before=self.solver.prediction == "timestep")
+        first = (
+            self._reconstructed(begin.latents, noise, given.reconstruction)
+            if given.reconstruction
+            else noise.first.to(self.device) * given.noise_multiplier
+        )
+        if first is None:
+            return None
         start = begin_from_latents(
             begin.latents,
-            noise.first.to(self.device) * given.noise_multiplier,
+            first,
             self._range(),
             strength=self.recipe.strength,
             all_steps=self.recipe.settings.img2img_fix_steps,
@@ -389,6 +409,36 @@ class _Pass:
         if finished and given.inpaint and given.inpaint.soft:
             self.drawing.moved(self.group, distances(finished.latents, begin.latents))
         return finished
+
+    def _reconstructed(self, latents: torch.Tensor, noise: PassNoise, asked: Reconstruction) -> torch.Tensor | None:
+        """What to add to the latents in place of random noise: all of it leads back to them."""
+        checkpoint, watch = self.loaded.checkpoint, self.watch
+        levels = NoiseLevels(alphas_for(checkpoint.alphas_cumprod, self.recipe.settings))
+        whole = asked.steps + self.plan.steps
+
+        def begin_step(done: int) -> bool:
+            watch.on_step(done, whole)
+            return not watch.should_stop()
+
+        with self._open:
+            self._install(self.loaded)
+            network = ReversedPrediction(UNet(checkpoint.unet), levels, checkpoint.prediction)
+            steering = Steering(
+                cfg_scales=(asked.cfg_scale,) * len(self.group),
+                total_calls=asked.steps,
+                concat=self._concat,
+                rows_per_call=EXACT_ROWS if self.recipe.exact else None,
+            )
+            prompts = replace(self._prompts_of(self.recipe), prompt=asked.prompt, negative_prompt=asked.negative_prompt)
+            guided = GuidedDenoiser(network, [self._encoded(prompts)] * len(self.group), steering)
+            found = noise_behind(latents, asked, levels, guided, begin_step)
+        if found is None:
+            return None
+        self.watch = replace(watch, on_step=lambda done, _: watch.on_step(asked.steps + done, whole))
+        together = mixed(found, noise.first.to(self.device), asked.randomness)
+        # QUIRK(A1111 1.10): the generators have not been asked yet, so an ancestral step draws what begins an ordinary pass.
+        noise.begin_again()
+        return together - latents / levels.sigma_max
 
     @property
     def _vae_key(self) -> str:
@@ -418,9 +468,7 @@ class _Pass:
                 if self.plan.sampler.brownian
                 else noise.ancestral(self.device)
             )
-            latents = denoise(
-                self.solver, self._solver_run(start, guided, draws), guided, self.drawing.watch, self._preview
-            )
+            latents = denoise(self.solver, self._solver_run(start, guided, draws), guided, self.watch, self._preview)
             if latents is not None and self._blend:
                 latents = self._blend(latents, None)
         return None if latents is None else _Finished(latents, self.loaded.checkpoint)
@@ -549,13 +597,12 @@ class _Pass:
     # --- prompts -----------------------------------------------------------------------------------------------------
 
     def _conditionings(self) -> list[Conditioning]:
-        checkpoint = self.loaded.checkpoint
+        return [self._encoded(self._prompts_of(recipe)) for recipe in self.recipes]
+
+    def _encoded(self, prompts: PromptRequest) -> Conditioning:
         # What a network changes in the text encoder is part of what its output is remembered by.
         key = f"{self.loaded.key} {self.networks}"
-        return [
-            self.drawing.prompts.encode(self._prompts_of(recipe), checkpoint=checkpoint, weights_key=key)
-            for recipe in self.recipes
-        ]
+        return self.drawing.prompts.encode(prompts, checkpoint=self.loaded.checkpoint, weights_key=key)
 
     def _prompts_of(self, recipe: Recipe) -> PromptRequest:
         prompt, negative_prompt = recipe.prompt, recipe.negative_prompt

@@ -28,7 +28,7 @@ from django.db.models.functions import Now
 from accounts.models import Team, User
 from assets.conversion import convert, needs_conversion
 from assets.hashing import CHUNK_BYTES, HashedStream, sha256_of
-from assets.listing import alias, listed_hash, shown_metadata
+from assets.listing import alias, embeddings_inside, encoders_of, listed_hash, shown_metadata
 from assets.models import Access, Asset, AssetKind, AssetQuerySet, AssetState, Upload
 from assets.recognition import recognised
 from assets.scanning import UnsafeFileError, header_read
@@ -221,8 +221,11 @@ def _examine(asset: Asset, progress: Callable[[int], Any]) -> None:
     if asset.kind == AssetKind.CHECKPOINT:
         metadata = {**metadata, "input_channels": found.input_channels}
     if asset.kind == AssetKind.EMBEDDING:
-        metadata = {**metadata, "encoders": 2 if {"clip_l", "clip_g"} <= header.shapes.keys() else 1}
-    _step(asset, AssetState.RECOGNISED, family=found.family, alias=other_name, metadata=metadata)
+        metadata = {**metadata, "encoders": encoders_of(header.shapes)}
+    inside = embeddings_inside(asset.kind, header.shapes)
+    _step(
+        asset, AssetState.RECOGNISED, family=found.family, alias=other_name, metadata=metadata, embeddings_inside=inside
+    )
 
 
 def _replace_by_conversion(asset: Asset, file: IO[bytes]) -> None:

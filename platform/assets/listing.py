@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import IO, Any
 
 from assets.hashing import CHUNK_BYTES
 from assets.models import AssetKind
+from gpuworker.contract.prompts import BUNDLED, CLIP_G, CLIP_L
 
 LORA_DIGITS = 12
 CONTROLNET_DIGITS = 8
@@ -19,6 +21,7 @@ CONTROLNET_SAMPLE = (1024 * 1024, 64 * 1024)
 """Where the old hash of a model begins to read, and how much."""
 MAX_METADATA_BYTES = 1024 * 1024
 MAX_ALIAS_CHARACTERS = 200
+MOST_EMBEDDINGS_INSIDE = 1000
 FIRST_METADATA = ("ss_sd_model_name", "ss_resolution", "ss_clip_skip", "ss_num_train_images", "ss_tag_frequency")
 """What A1111 shows before the rest."""
 
@@ -75,6 +78,22 @@ def shown_metadata(kind: str, metadata: dict[str, str]) -> dict[str, Any]:
             kept.add(name)
     ordered = sorted(kept, key=lambda name: (places.get(name, len(places)), list(usable).index(name)))
     return {name: _opened(usable[name]) for name in ordered}
+
+
+def encoders_of(parts: Iterable[str]) -> int:
+    """How many text encoders an embedding of these tensors has vectors for."""
+    return 2 if {CLIP_L, CLIP_G} <= set(parts) else 1
+
+
+def embeddings_inside(kind: str, tensors: Iterable[str]) -> dict[str, int]:
+    """Embeddings that come in a LoRA file: their names, and for how many text encoders they are."""
+    found: dict[str, list[str]] = {}
+    for tensor in tensors if kind == AssetKind.LORA else ():
+        if tensor.startswith(BUNDLED):
+            name, _, part = tensor.removeprefix(BUNDLED).partition(".")
+            found.setdefault(name, []).append(part)
+    names = [name for name in found if name and len(name) <= MAX_ALIAS_CHARACTERS and _is_storable(name)]
+    return {name: encoders_of(found[name]) for name in names[:MOST_EMBEDDINGS_INSIDE]}
 
 
 def _is_storable(text: str) -> bool:

@@ -73,6 +73,9 @@ class Asset(models.Model):
     )
     alias = models.CharField(max_length=200, blank=True, help_text="The name a LoRA was trained under.")
     metadata = models.JSONField(default=dict, blank=True, help_text="A LoRA's own, as lists of LoRAs show them.")
+    embeddings_inside = models.JSONField(
+        default=dict, blank=True, help_text="Embeddings inside a LoRA file: name to number of text encoders."
+    )
     family = models.CharField(max_length=32, blank=True)
     state = models.CharField(max_length=16, choices=AssetState, default=AssetState.RECEIVED)
     reason = models.TextField(blank=True, help_text="Why it is quarantined.")
@@ -151,6 +154,26 @@ class UploadPart(models.Model):
 
     def __str__(self) -> str:
         return f"{self.upload_id} from {self.offset}"
+
+
+class Wildcard(models.Model):
+    """Lines of which a prompt that names the file takes one: ``__name__``."""
+
+    team = models.ForeignKey(
+        Team, null=True, blank=True, on_delete=models.CASCADE, related_name="+", help_text="Empty: for all teams."
+    )
+    name = models.CharField(max_length=200)
+    text = models.TextField(help_text="One line each, without empty ones and comments.")
+
+    class Meta:
+        ordering = ["name"]
+        constraints = [
+            models.UniqueConstraint(fields=["team", "name"], name="one_wildcard_per_team_and_name"),
+            models.UniqueConstraint(fields=["name"], condition=Q(team=None), name="one_public_wildcard_per_name"),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
 
 
 class PromptStyle(models.Model):

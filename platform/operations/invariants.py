@@ -20,7 +20,7 @@ from django.utils import timezone
 
 from assets.hashing import sha256_of
 from assets.intake import UNDERWAY
-from assets.models import Asset, AssetState, Upload, UploadPart
+from assets.models import Asset, AssetState, Upload, UploadPart, Wildcard
 from audit.sealing import broken_seals
 from billing.models import (
     Account,
@@ -389,6 +389,19 @@ def c3_kept_options_are_known() -> Iterator[str]:
             yield f"C3 option profile {pk} holds {', '.join(sorted(unknown))}, which no call knows."
 
 
+def c6_images_with_texts_of_their_own_have_one_each() -> Iterator[str]:
+    jobs = RenderJob.objects.filter(lock__has_key="own").values_list("pk", "images_total", "lock")
+    for job_id, images, lock in jobs.iterator(chunk_size=100):
+        if len(lock["own"]) != images:
+            yield f"C6 job {job_id} has {images} images and texts for {len(lock['own'])}."
+
+
+def c6_wildcards_have_lines() -> Iterator[str]:
+    empty = Q(text="") | Q(text__startswith="\n") | Q(text__endswith="\n") | Q(text__contains="\n\n")
+    for pk, name in Wildcard.objects.filter(empty).values_list("pk", "name"):
+        yield f"C6 wildcard {pk} ({name}) has an empty line."
+
+
 def c3_scripts_have_their_requests() -> Iterator[str]:
     for pk, key in ScriptCall.objects.values_list("pk", "body_key"):
         if not default_storage.exists(key):
@@ -526,6 +539,8 @@ ROW_CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
     j20_versions_of_a_template_are_counted_from_one,
     c3_an_ended_script_has_no_open_job,
     c3_kept_options_are_known,
+    c6_images_with_texts_of_their_own_have_one_each,
+    c6_wildcards_have_lines,
 )
 OBJECT_CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
     i2_a_delivered_images_object_has_its_hash,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from assets.listing import MAX_METADATA_BYTES, alias, listed_hash, shown_metadata
+from assets.listing import MAX_METADATA_BYTES, alias, embeddings_inside, listed_hash, shown_metadata
 from assets.scanning import header_read
 from tests.engine.recordings import MORE, REFERENCE, needs_recordings
 from tests.weights import framed
@@ -93,3 +93,12 @@ def found(name: str) -> Path:
 def header_of(path: Path):
     with path.open("rb") as file:
         return header_read(file, size_bytes=path.stat().st_size)
+
+
+def test_embeddings_inside_a_lora_are_listed_with_their_text_encoders():
+    tensors = ["bundle_emb.ink.string_to_param.*", "bundle_emb.xl.clip_l", "bundle_emb.xl.clip_g", "lora_unet_a.alpha"]
+    assert embeddings_inside("lora", tensors) == {"ink": 1, "xl": 2} and embeddings_inside("vae", tensors) == {}
+
+
+def test_names_inside_a_lora_that_no_database_takes_are_left_out():
+    assert embeddings_inside("lora", ["bundle_emb.a\0.emb_params", f"bundle_emb.{'x' * 300}.emb_params"]) == {}

@@ -42,16 +42,20 @@ def test_what_was_never_measured_is_assumed_to_take_long():
     [
         ({}, 64 * 64 * 4),
         ({"kind": "img2img", "denoising_strength": 0.5, "img2img": True}, 64 * 64 * 3),
+        ({"kind": "img2img", "denoising_strength": 0.5, "img2img": True, "search": 50}, 64 * 64 * (50 + 3)),
         ({"hires": {"scale": 2.0}, "denoising_strength": 0.5}, 64 * 64 * 4 + 128 * 128 * 3),
         ({"hires": {"scale": 2.0, "steps": 10}, "denoising_strength": 1.0}, 64 * 64 * 4 + 128 * 128 * 10),
     ],
-    ids=["plain", "img2img", "hires", "hires with its own steps"],
+    ids=["plain", "img2img", "search for noise", "hires", "hires with its own steps"],
 )
 def test_work_counts_pixels_and_steps_of_every_pass(values, expected):
     from gpuworker.contract import InputPicture
 
     if values.pop("img2img", False):
-        values["img2img"] = [{"picture": InputPicture(sha256="0" * 64, width=64, height=64)}]
+        search = values.pop("search", 0)
+        found = {"prompt": "", "negative_prompt": "", "cfg_scale": 1.0, "steps": search} if search else None
+        picture = InputPicture(sha256="0" * 64, width=64, height=64)
+        values["img2img"] = [{"picture": picture, "reconstruction": found}]
     request = RenderRequest.build({"width": 64, "height": 64, "steps": 4, **values})
     assert pixel_steps(request) == expected
 

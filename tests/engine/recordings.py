@@ -44,6 +44,7 @@ from gpuworker.contract import (
     WeightsFile,
 )
 from gpuworker.contract.control_modules import BY_NAME
+from gpuworker.contract.prompts import embedding_names_in, network_tags, strip_network_tags
 from gpuworker.contract.samplers import resolve_sampler
 
 REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "reference"
@@ -300,6 +301,20 @@ def _embeddings(text: str, checkpoint: Weights) -> Iterator[EmbeddingUse]:
                 yield EmbeddingUse(
                     weights=weights_of(path), listed_hash=shown_hash("embedding", path), encoders=1 + of_sdxl
                 )
+    for tag in network_tags(text):
+        path = weights_path(ALIASES.get(tag.name, tag.name)) if tag.kind == "lora" else None
+        for name in embedding_names_in(strip_network_tags(text), _embeddings_inside(path) if path else ()):
+            weights = replace(weights_of(path), name=name)
+            yield EmbeddingUse(weights=weights, listed_hash=tag.name, inside=tag.name)
+
+
+def _embeddings_inside(path: Path) -> dict[str, int]:
+    """As the product's intake finds them."""
+    from assets.listing import embeddings_inside
+    from assets.scanning import header_read
+
+    with path.open("rb") as file:
+        return embeddings_inside("lora", header_read(file, size_bytes=path.stat().st_size).shapes)
 
 
 def _optional(stem: str) -> Weights | None:

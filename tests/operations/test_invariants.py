@@ -19,7 +19,7 @@ from django.db import connection, transaction
 from django.db.models import QuerySet
 from django.utils import timezone
 
-from assets.models import Asset, Upload, UploadPart
+from assets.models import Asset, Upload, UploadPart, Wildcard
 from assets.uploads import upload_append, upload_begin
 from audit.models import Seal
 from audit.sealing import seal_entries
@@ -221,6 +221,8 @@ BREAKAGES = {
     "J20 gap": lambda job: TemplateVersion.objects.update(number=2),
     "C3 open": lambda job: ScriptCall.objects.update(ended_at=timezone.now()),
     "C3 option": lambda job: OptionProfile.objects.update(values={"nope": 1}),
+    "C6 texts": lambda job: RenderJob.objects.filter(pk=job.pk).update(lock={**job.lock, "own": [{}]}),
+    "C6 lines": lambda job: Wildcard.objects.create(name="colours", text="red\n\nblue"),
     "C3 request": lambda job: default_storage.delete(ScriptCall.objects.get().body_key),
     "P4 file": lambda job: Asset.objects.update(size_bytes=2),
 }

@@ -52,6 +52,23 @@ def test_embeddings_are_pinned_where_a_prompt_names_them_and_they_fit(caller):
     assert [use.weights.name for use in found.embeddings] == ["bad-hands"]
 
 
+def test_embeddings_inside_a_lora_are_pinned_where_its_tag_and_their_name_stand_in_the_prompts(caller):
+    lora = an_asset(AssetKind.LORA, "ink", embeddings_inside={"inkling": 1, "other": 1, "of-sdxl": 2, "ink": 1})
+    found = pinned(caller, a_request(prompt="a cat <lora:ink:1>, inkling of-sdxl")).recipe
+    assert [(use.weights.name, use.weights.sha256, use.inside) for use in found.embeddings] == [
+        ("inkling", lora.sha256, "ink")
+    ]
+    assert pinned(caller, a_request(prompt="a cat, inkling")).recipe.embeddings == ()
+    assert pinned(caller, a_request(prompt="inkling <lora:ink:1>", networks=False)).recipe.embeddings == ()
+
+
+def test_an_embedding_of_its_own_file_comes_before_one_inside_a_lora(caller):
+    an_asset(AssetKind.LORA, "ink", embeddings_inside={"inkling": 1})
+    an_asset(AssetKind.EMBEDDING, "inkling")
+    (use,) = pinned(caller, a_request(prompt="<lora:ink:1> inkling")).recipe.embeddings
+    assert use.inside == "" and use.listed_hash == "0123456789ab"
+
+
 def test_another_teams_files_are_unknown(caller):
     an_asset(AssetKind.LORA, "secret", access=Access.TEAMS)
     assert pinned(caller, a_request(prompt="<lora:secret:1>")).recipe.networks == ()

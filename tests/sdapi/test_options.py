@@ -85,7 +85,7 @@ def test_setting_twice_keeps_one_row_and_a_default_takes_it_back(door):
 REFUSED = {
     "an unknown option": ({"nope": 1}, 500, "'nope'"),
     "an unknown checkpoint": ({"sd_model_checkpoint": "nope"}, 500, "model 'nope' not found"),
-    "what this version has not": ({"face_restoration": True}, 501, "not supported"),
+    "what this version has not": ({"face_restoration": True}, 501, "needs CodeFormer, which is not installed"),
 }
 
 

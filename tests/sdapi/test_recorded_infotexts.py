@@ -12,8 +12,6 @@ from tests.engine.test_recorded_pictures import recorded_cases
 
 pytestmark = needs_recordings
 KNOWN_TO_DIFFER = {
-    # An embedding that comes inside a LoRA file is found by the engine, after the text is written.
-    ("networks", "bundled_embedding"),
     # The recorded body holds a whole number that the door makes decimal before a recipe sees it; an option would stay whole.
     ("sdxl", "alternation_ngms"),
 }

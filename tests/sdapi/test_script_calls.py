@@ -10,7 +10,7 @@ import pytest
 from django.core.files.storage import default_storage
 from PIL import Image
 
-from common.errors import ConflictError
+from common.errors import ConflictError, InvalidRequestError
 from renderjobs.compat.sdapi.errors import HandlerError
 from renderjobs.compat.sdapi.script_calls import (
     script_advance,
@@ -175,3 +175,42 @@ def test_one_cell_that_is_refused_refuses_the_call_and_leaves_nothing(caller):
     with pytest.raises(Exception, match="nobody"):
         begin(caller, body)
     assert not ScriptCall.objects.exists() and not RenderJob.objects.exists()
+
+
+def alternative(*changes: tuple[int, Any]) -> dict[str, Any]:
+    """img2img alternative test, its arguments changed at their places."""
+    arguments = ["", True, True, "a blue ring", "blurry", True, 5, True, 2.0, 0.3, True]
+    for place, value in changes:
+        arguments[place] = value
+    return {
+        **SMALL,
+        "init_images": [picture_text()],
+        "script_name": "img2img alternative test",
+        "script_args": arguments,
+    }
+
+
+def test_the_alternative_test_is_one_job_that_knows_how_to_find_its_noise(caller):
+    call = begin(caller, alternative(), tab="img2img")
+    asked = RenderJob.objects.get(script_call=call).request
+    assert asked["img2img"][0]["reconstruction"] == {
+        "prompt": "a blue ring", "negative_prompt": "blurry", "cfg_scale": 2.0, "steps": 5, "randomness": 0.3,
+        "sigma_adjustment": True,
+    }  # fmt: skip
+    assert (asked["prompt"], asked["sampler"], asked["steps"], asked["denoising_strength"]) == (
+        "a blue ring", "Euler", 5, 1.0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", [(6, 10**9), (6, 0), (8, 10**6), (9, 2), (9, float("nan")), (3, "x" * 20_000)])
+def test_the_alternative_test_refuses_what_no_search_for_noise_takes(caller, wrong):
+    with pytest.raises(InvalidRequestError):
+        begin(caller, alternative(wrong), tab="img2img")
+    assert not ScriptCall.objects.exists() and not RenderJob.objects.exists()
+
+
+@pytest.mark.parametrize("wrong", [(6, "many"), (8, None), (9, [])])
+def test_the_alternative_test_answers_arguments_of_other_types_as_a1111_does(caller, wrong):
+    with pytest.raises(HandlerError) as refused:
+        begin(caller, alternative(wrong), tab="img2img")
+    assert refused.value.status == 500 and refused.value.error in ("ValueError", "TypeError")

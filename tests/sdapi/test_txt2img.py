@@ -147,7 +147,6 @@ WRONG = {
         {"save_images": True, "override_settings": {"n_rows": 1}}, 422, ["body", "override_settings", "n_rows"], "1",
     ),
     "a long task id": ({"force_task_id": "t" * 121}, 422, ["body", "force_task_id"], "at most 120"),
-    "restored faces": ({"restore_faces": True}, 422, ["body", "restore_faces"], "not supported"),
     "a hires pass without size": ({"enable_hr": True, "hr_scale": 0.01}, 422, ["body", "hr_scale"], "accepted are"),
 }  # fmt: skip
 

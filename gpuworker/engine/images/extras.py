@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from PIL import Image
 
 from gpuworker.contract import ExtrasRecipe, Picture
-from gpuworker.contract.extras import NO_UPSCALER, uses_second
-from gpuworker.engine.images.faces import CODEFORMER, GFPGAN, FaceRestorer, restored
+from gpuworker.contract.extras import CODEFORMER, GFPGAN, NO_UPSCALER, uses_second
+from gpuworker.engine.images.faces import FaceRestorer, restored
 from gpuworker.engine.images.upscale import Upscaler, upscale
 
 

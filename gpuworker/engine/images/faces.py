@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from PIL import Image
 
+from gpuworker.contract.extras import FACES_MISSING
 from gpuworker.engine.errors import ComponentMissingError
 
-GFPGAN, CODEFORMER = "GFPGAN", "CodeFormer"
 FaceRestorer = Callable[[np.ndarray, float], np.ndarray]
 """uint8 (height, width, 3) and CodeFormer's weight → the same picture with better faces."""
 
@@ -30,7 +30,7 @@ def restored(
     if not visibility:
         return picture
     if name not in installed:
-        raise ComponentMissingError(f"Restoring faces needs {name}, which is not installed here.")
+        raise ComponentMissingError(FACES_MISSING.format(name))
     given = picture.convert("RGB")
     made = Image.fromarray(installed[name](np.asarray(given), weight))
     return Image.blend(given, made, visibility) if visibility < 1.0 else made

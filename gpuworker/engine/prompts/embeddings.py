@@ -13,12 +13,10 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-CLIP_L, CLIP_G = "clip_l", "clip_g"
-"""The two parts of an SDXL embedding."""
+from gpuworker.contract.prompts import BUNDLED, CLIP_G, CLIP_L
+
 CONVERTED = "string_to_param."
 """How the intake writes the one parameter of a pickled embedding."""
-BUNDLED = "bundle_emb."
-"""Prefix of embeddings inside a LoRA file: ``bundle_emb.<name>.<key of an embedding file>``."""
 MOST_TENSORS = 8
 """A file with more of them is no embedding."""
 Tensors = Mapping[str, torch.Tensor]

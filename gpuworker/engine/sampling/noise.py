@@ -38,6 +38,7 @@ class PassNoise:
         first = [_first_draw(recipe, shape, own) for recipe, own in zip(recipes, self._generators, strict=True)]
         self.first = torch.stack(first)
         """float32 on the CPU, unit variance."""
+        self._begins_again = False
         for index, recipe in enumerate(recipes):
             if recipe.ensd:
                 self._generators[index] = _generator(recipe.seed + recipe.ensd, self._settings)
@@ -47,7 +48,14 @@ class PassNoise:
         """The first draw of each seed without its variation, float32 on the CPU."""
         return torch.stack([_generator(seed, self._settings).randn(self.shape) for seed in self._seeds])
 
+    def begin_again(self) -> None:
+        """The next draw is the first one once more."""
+        self._begins_again = True
+
     def next_draw(self) -> torch.Tensor:
+        if self._begins_again:
+            self._begins_again = False
+            return self.first
         return torch.stack([generator.randn(self.shape) for generator in self._generators])
 
     def ancestral(self, device: torch.device) -> Noise:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from accounts.authentication import Caller
 from assets.models import AssetKind
 from assets.selectors import checkpoints_of, newest_of
 from assets.styles import styles_of
+from gpuworker.contract.extras import CODEFORMER, GFPGAN
 from gpuworker.contract.samplers import SAMPLERS, SCHEDULES
 
 BUILT_IN_UPSCALERS = ("None", "Lanczos", "Nearest")
-FACE_RESTORERS = ("CodeFormer", "GFPGAN")
+FACE_RESTORERS = (CODEFORMER, GFPGAN)
 LATENT_MODES = (
     "Latent",
     "Latent (antialiased)",
@@ -80,8 +82,13 @@ def upscalers(caller: Caller) -> list[dict[str, Any]]:
 def loras(caller: Caller) -> list[dict[str, Any]]:
     return [
         {"name": asset.name, "alias": asset.alias or asset.name, "path": asset.filename, "metadata": asset.metadata}
-        for asset in newest_of(caller, AssetKind.LORA)
+        for asset in sorted(newest_of(caller, AssetKind.LORA), key=lambda asset: natural(asset.filename))
     ]
+
+
+def natural(filename: str) -> list[int | str]:
+    """A1111's order of files: numbers as such, and the extension takes part, so that ``ink2`` comes before ``ink``."""
+    return [int(part) if part.isdecimal() else part.lower() for part in re.split(r"(\d+)", filename)]
 
 
 def hypernetworks(caller: Caller) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from gpuworker.contract.extras import CODEFORMER, FACES_MISSING, GFPGAN
 from renderjobs.choices import JobKind
 from renderjobs.compat.sdapi.errors import HandlerError
 from renderjobs.compat.sdapi.translate import Translation
@@ -26,8 +27,9 @@ def batch_extras(values: Mapping[str, Any]) -> Translation:
 
 
 def _extras(values: Mapping[str, Any], texts: list[str]) -> Translation:
-    if values["gfpgan_visibility"] or values["codeformer_visibility"]:
-        raise HandlerError(501, "Face restoration is not installed here.")
+    for name, field in ((GFPGAN, "gfpgan_visibility"), (CODEFORMER, "codeformer_visibility")):
+        if values[field]:
+            raise HandlerError(501, FACES_MISSING.format(name))
     made = Translation({"kind": JobKind.EXTRAS})
     pictures = [made.picture(text) for text in texts]
     made.canonical["extras"] = {"picture": pictures[0], **{name: values[name] for name in EXTRAS_FIELDS}}

@@ -13,10 +13,11 @@ import json
 import secrets
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from random import Random
 from typing import Any
 
+from django.conf import settings
 from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
 from django.db import IntegrityError, transaction
@@ -27,10 +28,12 @@ from accounts.authentication import Caller
 from assets.models import AssetKind
 from assets.selectors import asset_find_loosely, newest_of
 from assets.styles import styled
+from assets.wildcards import lines_for
 from common.errors import ConflictError, PlatformError
 from gpuworker.contract import Recipe
 from renderjobs.choices import JOB_OPEN, ImageState, JobKind, Lane
 from renderjobs.compat.sdapi import catalogue, wire
+from renderjobs.compat.sdapi.dynamic_prompts import prompts_resolve
 from renderjobs.compat.sdapi.errors import HandlerError, WireError
 from renderjobs.compat.sdapi.infotext import extra_parameters_of
 from renderjobs.compat.sdapi.profile import installed_options
@@ -230,11 +233,12 @@ def _drawn(job: RenderJob | None) -> Drawn:
     images = delivered(job)
     request, recipe = RenderRequest.from_json(job.request), recipe_from(job.lock)
     seeds = list(job.images.order_by("index").values_list("seed", "subseed"))
+    texts = [request.of_image(index) for index in range(len(seeds))]
     return Drawn(
         pictures=StoredPictures(images),
         infotexts=[image.infotext for image in images],
-        prompts=[request.prompt] * len(seeds),
-        negative_prompts=[request.negative_prompt] * len(seeds),
+        prompts=[own.prompt for own in texts],
+        negative_prompts=[own.negative_prompt for own in texts],
         seeds=[seed for seed, _ in seeds],
         subseeds=[subseed for _, subseed in seeds],
         extra=extra_parameters_of(recipe) if isinstance(recipe, Recipe) else {},
@@ -295,8 +299,6 @@ def _translated(caller: Caller, tab: str, values: Mapping[str, Any], cell: Cell 
         picture = made.picture(_text(cell.picture))
         made.canonical["extras"] = {"picture": picture, "upscaler_1": cell.upscaler, "upscaling_resize": cell.scale}
         return made
-    if cell.reconstruction is not None:
-        raise HandlerError(501, "img2img alternative test is not available in this version.")
     own = request_of(values, cell)
     if cell.init_images:
         own["init_images"] = [_text(picture) for picture in cell.init_images]
@@ -305,11 +307,16 @@ def _translated(caller: Caller, tab: str, values: Mapping[str, Any], cell: Cell 
     made = to_request(own, options=installed_options(caller), kind=tab)
     prompts = styled(caller, own["styles"] or (), made.canonical)
     made.canonical["prompt"], made.canonical["negative_prompt"] = prompts
+    most = settings.MAX_SYNC_IMAGES
+    prompts_resolve(made, own, wildcards=lines_for(caller), most=most, part_of_script=True)
     made.canonical["notes"] = dict(cell.notes)
     if cell.latent_mask is not None:
         latent_mask = made.picture(_text(cell.latent_mask))
         for given in made.canonical["img2img"]:
             given["inpaint"] = given["inpaint"] and {**given["inpaint"], "latent_mask": latent_mask}
+    if cell.reconstruction is not None:
+        for given in made.canonical["img2img"]:
+            given["reconstruction"] = asdict(cell.reconstruction)
     return made
 
 

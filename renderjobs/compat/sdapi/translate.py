@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gpuworker.contract import SETTINGS
+from gpuworker.contract.extras import CODEFORMER, FACES_MISSING
 from gpuworker.contract.samplers import resolve_sampler
 from renderjobs.choices import JobKind
 from renderjobs.compat.sdapi.control_units import DEFAULT_UNITS, NO_MAPS, names_of, places_of, units_of
@@ -34,15 +35,13 @@ OPTIONS = {
 WITHOUT_EFFECT = re.compile(
     r"samples_save|grid_save|save_|return_grid|outdir_|directories_|live_preview|show_progress|do_not_show|"
     r"grid_only_if_multiple|grid_save_to_dirs|grid_extended_filename|add_.*_to_info|enable_pnginfo|"
-    r"sd_checkpoint_cache|sd_checkpoints_|persistent_cond_cache|batch_cond_uncond|disable_weights_auto_swap|"
+    r"sd_checkpoint_cache|sd_checkpoints_|persistent_cond_cache|face_restoration|code_former_weight|batch_cond_uncond|disable_weights_auto_swap|"
     r"use_scale_latent|export_for_4chan|samples_log|samples_filename|multiple_tqdm|initial_noise_multiplier$"
 )
-"""Options about A1111's own files, pages or speed, those of the contact sheet that the answer honours, and one that A1111 reads
-before it is set."""
+"""Options about A1111's own files, pages or speed, those of the contact sheet that the answer honours, those of faces where none
+are restored, and one that A1111 reads before it is set."""
 OF_THE_GRID = re.compile(r"n_rows|grid_")
 """Options of the contact sheet's looks: without effect unless one is asked for."""
-NEUTRAL = {"restore_faces": (None, False)}
-"""Fields whose other values this version cannot honour; passing them over would give another picture than was asked for."""
 NETWORK_OPTIONS = {"sd_hypernetwork": "hypernet", "sd_lora": "lora"}
 """Options that put a network tag behind every prompt → the tag's type."""
 COMMENT_LINE = re.compile(r"(^|\n)#[^\n]*(\n|$)")
@@ -53,6 +52,8 @@ HOSTED_IGNORED = ("save_dir", "id_task", "uid")
 """Entries of ``alwayson_scripts`` by which hosted webuis name folders and tasks of their own."""
 INERT_SCRIPTS = ("refiner", "sampler", "seed", "extra options", "hypertile", "comments")
 """Always-on scripts of A1111 whose arguments do nothing in a call: request fields say the same."""
+DYNAMIC_PROMPTS = re.compile(r"dynamic prompts(?: v[\d.]+)?")
+"""What our always-on script of that name is called by; the extension's name carries its version."""
 CONTROLNET, SOFT_INPAINTING = "controlnet", "soft inpainting"
 SOFT_FIELDS = ("power", "scale", "detail", "mask_influence", "difference_threshold", "difference_contrast")
 AUTOMATIC_VAE = (None, "", "Automatic", "None")
@@ -281,19 +282,17 @@ def as_type_of(value: Any, default: Any) -> Any:
 
 
 def refuse_unsupported(values: Mapping[str, Any]) -> None:
-    details = [
-        field_detail(name, f"{name} is not supported by this version.", "value_error.unsupported")
-        for name, neutral in NEUTRAL.items()
-        if values[name] not in neutral
-    ]
     known = (*HOSTED_OPTIONS, *HOSTED_IGNORED, *INERT_SCRIPTS, CONTROLNET, SOFT_INPAINTING)
     for name in scripts_of(values):
         if name == "":
             raise HandlerError(422, "always on script  not found")
-        if name not in known:
+        if name not in known and not DYNAMIC_PROMPTS.fullmatch(name):
             raise HandlerError(422, f"Script '{name}' not found")
-    if details:
-        raise WireError(*details)
+    options = values["override_settings"] or {}
+    faces = options.get("face_restoration") if values["restore_faces"] is None else values["restore_faces"]
+    if faces:
+        # Passing it over would give another picture than was asked for.
+        raise HandlerError(501, FACES_MISSING.format(options.get("face_restoration_model") or CODEFORMER))
 
 
 def hosted_options(scripts: Mapping[str, Any]) -> dict[str, str]:

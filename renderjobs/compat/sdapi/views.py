@@ -8,7 +8,6 @@ import math
 import re
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 from asgiref.sync import sync_to_async
@@ -23,13 +22,14 @@ from accounts.authentication import Caller, caller_of
 from accounts.models import Scope
 from assets.models import AssetKind
 from assets.styles import styled, styles_of
+from assets.wildcards import lines_for
 from common.errors import FieldError, InvalidRequestError
-from gpuworker.contract import Recipe
 from gpuworker.contract.extras import extras_html
-from renderjobs.choices import IMAGE_HELD, JOB_OPEN, ImageState, JobKind, JobState, Lane
+from renderjobs.choices import IMAGE_HELD, JOB_OPEN, JobKind, JobState, Lane
 from renderjobs.compat.sdapi import catalogue, controlnet, infotext_parser, wire
+from renderjobs.compat.sdapi.dynamic_prompts import prompts_resolve
 from renderjobs.compat.sdapi.errors import HandlerError, four_keys, speaks_sdapi
-from renderjobs.compat.sdapi.infotext import INPAINTING, VERSION, extra_parameters_of
+from renderjobs.compat.sdapi.info import delivered_images, files_of, info_of, info_of_request
 from renderjobs.compat.sdapi.infotext_fields import with_infotext
 from renderjobs.compat.sdapi.pictures import batch_extras, single_extras
 from renderjobs.compat.sdapi.profile import default_options, installed_options, options_of, options_set, with_profile
@@ -45,10 +45,9 @@ from renderjobs.compat.sdapi.scripts.base import Shown
 from renderjobs.compat.sdapi.scripts.info import script_info as scripts_described
 from renderjobs.compat.sdapi.scripts.info import scripts_listed
 from renderjobs.compat.sdapi.translate import grid_wanted, ignored_fields, to_request
-from renderjobs.expansion import recipe_from
 from renderjobs.grids import grid_ensure
 from renderjobs.inputs import UnreadablePictureError, Upload, picture_from_text
-from renderjobs.models import RenderImage, RenderJob, ScriptCall
+from renderjobs.models import RenderJob, ScriptCall
 from renderjobs.models.jobs import Source
 from renderjobs.pinning import UnknownNameError
 from renderjobs.previews import preview_ask
@@ -58,8 +57,6 @@ from renderjobs.submission import Submitted, job_cancel, job_submit
 from renderjobs.waiting import job_wait, release_request_thread
 
 PLAIN = re.compile(r"[\x21-\x7e][\x20-\x7e]*")
-CONTROL_MAP = "control_map"
-"""Role of an attachment."""
 MAX_KEY_LENGTH, MAX_TASK_ID_LENGTH = 255, 120
 
 
@@ -71,15 +68,16 @@ def generation(kind: str, fields: Mapping[str, wire.Field]) -> Any:
         sent = wire.body_of(request.body)
         body = await sync_to_async(filled)(caller, sent, kind)
         values = wire.parsed(body, {**fields, **wire.OURS})
-        if values["script_name"]:
-            return await scripted(request, caller, body, values, kind, fields)
-        submitted = await sync_to_async(generation_submit)(request, caller, body, values, kind)
-        await job_wait(submitted.job.pk)
         echo = {name: values[name] for name in fields}
-        response = await sync_to_async(answer)(submitted.job.pk, caller, values, echo)
+        if values["script_name"]:
+            response = await scripted(request, caller, body, values, kind, echo)
+        else:
+            submitted = await sync_to_async(generation_submit)(request, caller, body, values, kind)
+            await job_wait(submitted.job.pk)
+            response = await sync_to_async(answer)(submitted.job.pk, caller, values, echo)
+            warn(response, submitted)
         # The answer may be long on its way to a slow client; it needs neither this request's thread nor its connection.
         await release_request_thread()
-        warn(response, submitted)
         if ignored := ignored_fields(sent, values):
             response["X-Ignored-Fields"] = ", ".join(re.sub(r"[^\w.-]", "_", name)[:64] for name in ignored[:20])
         return response
@@ -93,17 +91,14 @@ async def scripted(
     body: dict[str, Any],
     values: dict[str, Any],
     kind: str,
-    fields: Mapping[str, wire.Field],
+    echo: dict[str, Any],
 ) -> HttpResponseBase:
     """Run a selectable script: wait for the jobs of each step, and answer with what it makes of them."""
     call = await sync_to_async(script_submit)(request, caller, body, values, kind)
     while (made := await sync_to_async(script_advance)(call.pk)).answer is None:
         for job_id in made.waiting:
             await job_wait(job_id)
-    echo = {name: values[name] for name in fields}
-    response = await sync_to_async(script_answer)(call, made, values, echo)
-    await release_request_thread()
-    return response
+    return await sync_to_async(script_answer)(call, made, values, echo)
 
 
 txt2img = generation(JobKind.TXT2IMG, wire.TXT2IMG)
@@ -321,6 +316,7 @@ def generation_submit(
 ) -> Submitted:
     made = to_request(with_profile(caller, values), options=installed_options(caller), kind=kind)
     made.canonical["prompt"], made.canonical["negative_prompt"] = styled(caller, values["styles"] or (), made.canonical)
+    prompts_resolve(made, values, wildcards=lines_for(caller), most=settings.MAX_SYNC_IMAGES)
     render = made.build()
     if render.images_total > settings.MAX_SYNC_IMAGES:
         message = (
@@ -452,21 +448,6 @@ def answer(job_id: uuid.UUID, caller: Caller, values: dict[str, Any], echo: dict
     return pictures_answer(files if values["send_images"] else [], rest)
 
 
-def delivered_images(job: RenderJob) -> list[RenderImage]:
-    delivered = job.images.filter(state=ImageState.DELIVERED).order_by("index")
-    return list(delivered.prefetch_related("attachments"))
-
-
-def files_of(images: list[RenderImage]) -> list[tuple[str, int]]:
-    """In A1111's order: every picture followed by its masks, then the control maps, which all images share."""
-    files = []
-    for image in images:
-        files.append((image.file_key, image.size_bytes))
-        files += [(one.file_key, one.size_bytes) for one in image.attachments.all() if one.role != CONTROL_MAP]
-    maps = images[0].attachments.all() if images else ()
-    return files + [(one.file_key, one.size_bytes) for one in maps if one.role == CONTROL_MAP]
-
-
 def pictures_made(job_id: uuid.UUID, shape: Any) -> HttpResponseBase:
     job = RenderJob.objects.get(pk=job_id)
     images = delivered_images(job)
@@ -520,74 +501,6 @@ def base64_length(size: int) -> int:
 def encoded(key: str) -> bytes:
     with default_storage.open(key) as file:
         return base64.b64encode(file.read())
-
-
-def info_of(job: RenderJob, images: list[RenderImage], values: dict[str, Any], *, with_grid: bool) -> dict[str, Any]:
-    """The ``info`` object, keys in A1111's order. Prompts and seeds are listed for all images asked for."""
-    request = RenderRequest.from_json(job.request)
-    count = job.images_total
-    seeds = list(job.images.order_by("index").values_list("seed", "subseed"))
-    recipe = recipe_from(job.lock)
-    assert isinstance(recipe, Recipe)
-    checkpoint, vae = recipe.checkpoint, recipe.vae
-    infotexts = [image.infotext for image in images]
-    if with_grid:
-        infotexts.insert(0, infotexts[0])
-    return info_of_request(request, values, job.created_at) | {
-        "all_prompts": [request.prompt] * count,
-        "all_negative_prompts": [request.negative_prompt] * count,
-        "seed": seeds[0][0],
-        "all_seeds": [seed for seed, _ in seeds],
-        "subseed": seeds[0][1],
-        "all_subseeds": [subseed for _, subseed in seeds],
-        "restore_faces": False,
-        "sd_model_name": checkpoint.name,
-        "sd_model_hash": checkpoint.short_hash,
-        "sd_vae_name": f"{vae.name}.safetensors" if vae else None,
-        "sd_vae_hash": vae.short_hash if vae else None,
-        "extra_generation_params": extra_parameters_of(recipe),
-        "index_of_first_image": int(with_grid),
-        "infotexts": infotexts,
-        "is_using_inpainting_conditioning": checkpoint.input_channels == INPAINTING,
-    }
-
-
-def info_of_request(request: RenderRequest, values: dict[str, Any], created_at: datetime) -> dict[str, Any]:
-    """What can be said of a request of which nothing was drawn."""
-    return {
-        "prompt": request.prompt,
-        "all_prompts": [request.prompt],
-        "negative_prompt": request.negative_prompt,
-        "all_negative_prompts": [request.negative_prompt],
-        "seed": -1,
-        "all_seeds": [-1],
-        "subseed": -1,
-        "all_subseeds": [-1],
-        "subseed_strength": values["subseed_strength"] or 0,
-        "width": request.width,
-        "height": request.height,
-        "sampler_name": request.sampler,
-        "cfg_scale": float(request.cfg_scale),
-        "steps": request.steps,
-        "batch_size": request.batch_size,
-        "restore_faces": None,
-        "face_restoration_model": None,
-        "sd_model_name": None,
-        "sd_model_hash": None,
-        "sd_vae_name": None,
-        "sd_vae_hash": None,
-        "seed_resize_from_w": request.seed_resize_from_w,
-        "seed_resize_from_h": request.seed_resize_from_h,
-        "denoising_strength": values["denoising_strength"],
-        "extra_generation_params": {},
-        "index_of_first_image": 0,
-        "infotexts": [],
-        "styles": values["styles"] or [],
-        "job_timestamp": f"{created_at:%Y%m%d%H%M%S}",
-        "clip_skip": request.clip_skip,
-        "is_using_inpainting_conditioning": False,
-        "version": VERSION,
-    }
 
 
 def own_job(caller: Caller) -> RenderJob | None:

@@ -19,7 +19,12 @@ from assets.hashing import sha256_of
 from assets.intake import asset_process, asset_receive
 from assets.models import Access, Asset, AssetKind, AssetState
 from assets.styles import styles_import
+from assets.wildcards import wildcards_import
 from common.errors import PlatformError
+
+STYLES = "styles"
+TEXTS = (STYLES, "wildcards")
+"""Files that become rows and are not kept."""
 
 
 class Command(BaseCommand):
@@ -27,7 +32,7 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("file", type=Path)
-        parser.add_argument("--kind", required=True, choices=[*AssetKind.values, "styles"])
+        parser.add_argument("--kind", required=True, choices=[*AssetKind.values, *TEXTS])
         parser.add_argument("--name", help="Default: the file's stem.")
         access = parser.add_mutually_exclusive_group()
         access.add_argument("--public", action="store_true", help="For everybody (the default).")
@@ -38,8 +43,8 @@ class Command(BaseCommand):
         path: Path = options["file"]
         if not path.exists() or (path.is_dir() and options["kind"] != AssetKind.CHECKPOINT):
             raise CommandError(f"There is no file {path}.")
-        if options["kind"] == "styles":
-            self.take_styles(path, options)
+        if options["kind"] in TEXTS:
+            self.take_texts(path, options)
             return
         try:
             asset = self.take_folder_in(path, options) if path.is_dir() else self.take_in(path, options)
@@ -51,17 +56,20 @@ class Command(BaseCommand):
             raise CommandError(f"{asset.name} {asset.sha256} {asset.state}: {asset.reason}")
         self.stdout.write(f"{asset.name} {asset.sha256} {asset.state}")
 
-    def take_styles(self, path: Path, options: dict[str, Any]) -> None:
+    def take_texts(self, path: Path, options: dict[str, Any]) -> None:
         team = one(Team, name=slugify(options["team"])) if options["team"] else None
         try:
             with path.open(encoding="utf-8-sig", newline="") as file:
-                count = styles_import(file=file, team=team)
+                if options["kind"] == STYLES:
+                    shown = f"{styles_import(file=file, team=team)} styles"
+                else:
+                    shown = f"{wildcards_import(file=file, name=options['name'] or path.stem, team=team)} lines"
         except PlatformError as error:
             raise CommandError(error.message) from error
         except (OSError, UnicodeDecodeError) as error:
             raise CommandError(f"{path} cannot be read: {error}.") from error
         with path.open("rb") as stored:
-            self.stdout.write(f"{path.stem} {sha256_of(stored)} {AssetState.APPROVED} ({count} styles)")
+            self.stdout.write(f"{path.stem} {sha256_of(stored)} {AssetState.APPROVED} ({shown})")
 
     def take_folder_in(self, path: Path, options: dict[str, Any]) -> Asset:
         with TemporaryDirectory(prefix="import-", dir=settings.FILE_UPLOAD_TEMP_DIR) as folder:

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from random import Random
 from typing import Any
 
-from renderjobs.compat.sdapi.scripts.base import Answer, Cell, Plan, Reconstruction, Run, Shown, Surroundings
+from gpuworker.contract import Reconstruction
+from renderjobs.compat.sdapi.scripts.base import Answer, Cell, Plan, Run, Shown, Surroundings
 
 TITLE = "img2img alternative test"
 DEFAULTS: Mapping[str, Any] = {

@@ -14,23 +14,12 @@ from typing import Any
 
 from PIL import Image
 
+from gpuworker.contract import Reconstruction
 from gpuworker.contract.samplers import resolve_sampler
 from renderjobs.compat.sdapi.infotext import VERSION, pair
 
 RANDOM_SEEDS = 4294967294
 """A1111 draws a seed below this number."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reconstruction:
-    """The noise that leads to the picture one begins with, in place of random noise (``img2img alternative test``)."""
-
-    prompt: str
-    negative_prompt: str
-    cfg_scale: float
-    steps: int
-    randomness: float
-    sigma_adjustment: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,7 @@
 """`/scripts` and `/script-info`: which scripts there are and what A1111's page would ask for. Data; nothing here runs a script.
 
-Source: answers of A1111 1.10.1, kept in ``data/script_info.json``; a list that depends on the installation stands there as a name.
+Source: answers of A1111 1.10.1 and the page of sd-dynamic-prompts 2.17, kept in ``data/script_info.json``; a list that depends on
+the installation stands there as a name.
 """
 
 from __future__ import annotations
@@ -15,13 +16,17 @@ from gpuworker.contract.samplers import SAMPLERS, SCHEDULES
 from renderjobs.compat.sdapi.scripts.axes import axes_of
 
 EVERYWHERE = ("prompt matrix", "prompts from file or textbox")
+OWN_SCRIPTS = ("dynamic prompts v2.17.1",)
+"""Behind A1111's own, under the name by which clients of the extension look for it."""
 LISTED: dict[str, tuple[str, ...]] = {
     "txt2img": (
         *EVERYWHERE, "x/y/z plot", "extra options", "Hypertile", "controlnet", "controlnet m2m", "refiner", "sampler", "seed",
+        *OWN_SCRIPTS,
     ),
     "img2img": (
         "img2img alternative test", "loopback", "outpainting mk2", "poor man's outpainting", *EVERYWHERE, "sd upscale",
         "x/y/z plot", "extra options", "Hypertile", "soft inpainting", "controlnet", "controlnet m2m", "refiner", "sampler", "seed",
+        *OWN_SCRIPTS,
     ),
 }  # fmt: skip
 """In A1111's order. Clients look for ``controlnet m2m`` to learn whether there is ControlNet; the script itself is not offered."""
