@@ -172,6 +172,12 @@ def test_exact_mode_draws_a_references_noise_by_image_whoever_is_beside_it(studi
     assert pixels(studio.render(*crowd, own)[8]) == pixels(alone)
 
 
+def test_exact_mode_holds_where_one_image_needs_no_negative_half(studio):
+    free = studio.recipe(studio.reference(), cfg_scale=1.0, steps=6, exact=True)
+    (alone,) = studio.render(free)
+    assert pixels(studio.render(replace(free, cfg_scale=7.0, seed=3), free)[1]) == pixels(alone)
+
+
 def test_a_reference_is_what_it_is_alone_beside_images_of_other_lengths(studio):
     own = studio.recipe(studio.reference(), prompt="a red circle on blue, " * 30)
     (alone,) = studio.render(own)

@@ -283,9 +283,12 @@ class GuidedDenoiser:
         positive, negative = self._rows()
         scales = [1.0 if skipped else scale for scale in self._scales]
         positive = [_Row(row.image, row.cond, row.scale * scales[row.image]) for row in positive]
-        # The unconditional half changes nothing where all of the guidance is one condition at scale 1 (H7).
+        # The unconditional half changes nothing but a rounding where all of the guidance is one condition at scale 1 (H7).
         guided = not skipped and (
-            self._steering.cfg_plus_plus or any(row.scale != 1.0 for row in positive) or len(positive) > len(negative)
+            self._steering.cfg_plus_plus
+            or self._steering.rows_per_call is not None
+            or any(row.scale != 1.0 for row in positive)
+            or len(positive) > len(negative)
         )
         left_out = [] if guided or skipped else negative
         predictions = self._predict([*positive, *negative] if guided else positive, latents, level, left_out)
