@@ -221,6 +221,8 @@ def _examine(asset: Asset, progress: Callable[[int], Any]) -> None:
     other_name, metadata = alias(asset.kind, header.metadata), shown_metadata(asset.kind, header.metadata)
     if asset.kind == AssetKind.CHECKPOINT:
         metadata = {**metadata, "input_channels": recognise(header.shapes).input_channels}
+    if asset.kind == AssetKind.CONTROLNET:
+        metadata = {**metadata, "base": recognise(header.shapes).base}
     if asset.kind == AssetKind.EMBEDDING:
         metadata = {**metadata, "encoders": 2 if {"clip_l", "clip_g"} <= header.shapes.keys() else 1}
     _step(asset, AssetState.RECOGNISED, family=family, alias=other_name, metadata=metadata)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from assets.models import AssetKind
 from assets.scanning import UnsafeFileError
-from gpuworker.contract.families import Recognition, recognise
+from gpuworker.contract.families import RENDERABLE_CONTROL, Recognition, recognise
 
 RENDERABLE_FAMILIES = ("sd1", "sd2", "sdxl", "sdxl-refiner")
 """Checkpoint families that this version's engine renders."""
@@ -33,6 +33,10 @@ def family_of(kind: str, shapes: dict[str, tuple[int, ...]]) -> str:
         return _checkpoint_family(found, found.family)
     if found.family != FAMILY_OF_KIND[AssetKind(kind)]:
         raise UnsafeFileError(f"The file holds weights of kind {found.family}, not {kind}.")
+    if found.make and found.make not in RENDERABLE_CONTROL:
+        raise UnsafeFileError(
+            f"A control network of the sort {found.make} is recognised, but this version uses ControlNets only."
+        )
     return found.family
 
 
