@@ -35,6 +35,7 @@ from gpuworker.contract import (
 )
 from gpuworker.contract.control_modules import BY_NAME
 from gpuworker.contract.control_modules import NONE as NO_MODEL
+from gpuworker.contract.families import FAMILY_NAMES
 from gpuworker.contract.flow import FLOW_FAMILIES, refusals
 from gpuworker.contract.prompts import NetworkTag, embedding_names_in, network_tags, strip_network_tags
 from gpuworker.contract.recipe import LATENT_MODES
@@ -94,7 +95,7 @@ def pinned(caller: Caller, request: RenderRequest) -> Pinned:
     Raises:
         UnknownNameError: A name that has to be known is not.
         UnfitForFamilyError: The checkpoint's family cannot draw it.
-        InvalidRequestError: No checkpoint is installed.
+        InvalidRequestError: No checkpoint is installed, or a ControlNet is for another family of them.
     """
     pinning = _Pinning(caller)
     found = pinning.of(request.of_image(0))
@@ -141,7 +142,9 @@ class _Pinning:
             hires=hires,
             img2img=self._img2img(request) if request.img2img else None,
             notes=tuple(request.notes.items()),
-            control=tuple(self._control(index, unit, request) for index, unit in enumerate(request.control)),
+            control=tuple(
+                self._control(index, unit, request, checkpoint) for index, unit in enumerate(request.control)
+            ),
         )
         if checkpoint.family in FLOW_FAMILIES:
             _require_possible(recipe, checkpoint.family)
@@ -282,7 +285,7 @@ class _Pinning:
         known = name not in BUILT_IN_UPSCALERS and asset_find(self.caller, AssetKind.UPSCALER, name)
         return replace(request.img2img[0], upscaler=self._used(known) if known else None)
 
-    def _control(self, index: int, asked: ControlUnit, request: RenderRequest) -> ControlUnit:
+    def _control(self, index: int, asked: ControlUnit, request: RenderRequest, checkpoint: Asset) -> ControlUnit:
         """QUIRK(sd-webui-controlnet 1.1.455): a unit that cannot be used is no error; the image is drawn without any control."""
         if why := unusable(asked, request):
             self.warnings.append(f"Unit {index} of ControlNet: {why[1]} The picture is drawn without control.")
@@ -290,6 +293,7 @@ class _Pinning:
             return asked
         asset = control_find(self.caller, asked.model)
         if asset is not None:
+            require_same_family(f"control.{index}.model", asset, checkpoint)
             return replace(asked, weights=self._used(asset))
         if request.strict_control:
             raise UnknownNameError(f"control.{index}.model", AssetKind.CONTROLNET, asked.model)
@@ -327,6 +331,21 @@ def _inside(asset: Asset, tag: NetworkTag, *, name: str) -> EmbeddingUse:
     return EmbeddingUse(
         weights=replace(asset.weights, name=name), listed_hash=tag.name, encoders=encoders, inside=tag.name
     )
+
+
+def require_same_family(where: str, network: Asset, checkpoint: Asset) -> None:
+    """Of a ControlNet. Where its file does not show what it was made for, the engine finds out.
+
+    Raises:
+        InvalidRequestError: It was made for checkpoints of another family.
+    """
+    base = network.metadata.get("base")
+    if base and base != checkpoint.family:
+        message = (
+            f"ControlNet {network.name!r} is for {FAMILY_NAMES[base]}; checkpoint {checkpoint.name!r} is "
+            f"{FAMILY_NAMES[checkpoint.family]}."
+        )
+        raise InvalidRequestError([FieldError(where, message, network.name)])
 
 
 SAME_NAME = (

@@ -67,6 +67,8 @@ class Recognition:
     """Of the denoiser: 4 for text to image (16 of SD 3 and Flux), 9 for an inpainting checkpoint, 8 for an editing one."""
     base: str | None = None
     """The checkpoint family a part such as a LoRA was made for, where the file shows it."""
+    make: str = ""
+    """Of a control network: which sort, one of ``RENDERABLE_CONTROL`` where the engine can use it."""
 
     @property
     def is_checkpoint(self) -> bool:
@@ -239,13 +241,18 @@ _LORA_BASES = {
     r"joint_blocks|add_q_proj|^lora_transformer_transformer_blocks": "sd3",
     r"^(?:lora|lycoris)_te[12]_|^text_encoder_2\.|label_emb|add_embedding": "sdxl",
 }
+RENDERABLE_CONTROL = ("ControlNet", "ControlNet in diffusers' names")
 _CONTROLNETS = {
-    r"^control_model\.|(?:^|\.)(?:input_hint_block|zero_convs)\.|^lora_controlnet$": "ControlNet",
-    r"^controlnet_(?:cond_embedding|down_blocks|mid_block)": "ControlNet in diffusers' names",
+    r"^lora_controlnet$": "Control-LoRA",
+    r"(?:^|\.)(?:task_embedding$|control_add_embedding\.|controlnet_mode_embedder\.)": "ControlNet union",
+    r"^difference$": "ControlNet as a difference",
+    r"^control_model\.|(?:^|\.)(?:input_hint_block|zero_convs)\.": "ControlNet",
+    r"(?:^|\.)controlnet_(?:cond_embedding|down_blocks|mid_block)": "ControlNet in diffusers' names",
     r"lllite": "ControlNet-LLLite",
     r"^ip_adapter\.|^image_proj\.": "IP-Adapter",
     r"^(?:adapter\.)?body\.\d+\.(?:block1|resnets\.\d+\.block1|in_conv)\.": "T2I-Adapter",
 }
+"""The first that any name matches; what is like another sort and more comes before it."""
 _CONTROLNET = re.compile("|".join(_CONTROLNETS))
 _HYPERNETWORK = re.compile(r"^(\d+)\.[01]\.linear\d?\.")
 _EMBEDDING = re.compile(r"^(?:emb_params|clip_[lg]|string_to_param\..+|<.+>)$")
@@ -289,7 +296,7 @@ def _controlnet(shapes: Shapes) -> Recognition | None:
         return None
     is_sized = _any_matches(re.compile(r"(?:^|\.)(?:label_emb|add_embedding)\."), shapes)
     base = _base_by_context(shapes) or ("sdxl" if is_sized else None)
-    return Recognition("controlnet", reason=f"A control network: {kind}.", base=base)
+    return Recognition("controlnet", reason=f"A control network: {kind}.", base=base, make=kind)
 
 
 def _vae(shapes: Shapes) -> Recognition | None:

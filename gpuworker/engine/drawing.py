@@ -29,10 +29,17 @@ from gpuworker.contract import (
 )
 from gpuworker.contract.prompts import strip_network_tags
 from gpuworker.contract.recipe import LATENT_FACTOR
-from gpuworker.engine.errors import InvalidPictureError
+from gpuworker.engine.errors import CheckpointError, ControlNetworkError, EngineError, InvalidPictureError
 from gpuworker.engine.execution_plan import ExecutionPlan, PassPlan
 from gpuworker.engine.images.controlnet.hints import unit_of_pass
-from gpuworker.engine.images.controlnet.units import NoControlError, PreparedUnit, finished_by, prepare_unit, region_of
+from gpuworker.engine.images.controlnet.units import (
+    NoControlError,
+    PreparedUnit,
+    finished_by,
+    is_model_free,
+    prepare_unit,
+    region_of,
+)
 from gpuworker.engine.images.init import ORIGINAL, Prepared, prepare
 from gpuworker.engine.images.latents import EDITING_CHANNELS, PictureEncoder, concat_without_picture, given_latents
 from gpuworker.engine.images.resize import Scale, lanczos
@@ -110,8 +117,8 @@ class Drawing:
         self.pictures = pictures
         self.watch = watch
         self.recipes = [recipe for recipe in spec.recipes if isinstance(recipe, Recipe)]
-        self.failures: dict[int, InvalidPictureError] = {}
-        """Images whose own input cannot be used; the others are drawn without them."""
+        self.failures: dict[int, EngineError] = {}
+        """Images whose own input or control cannot be used; the others are drawn without them."""
         self._ready: dict[Img2Img, Prepared] = {}
         self._prepared: dict[int, Prepared] = {}
         """Of img2img: what became of each input picture."""
@@ -121,15 +128,20 @@ class Drawing:
         self._units: dict[int, list[PreparedUnit]] = {}
         """Of control: what each unit shows; images whose units cannot be used have none."""
         self._warnings: dict[int, list[str]] = {}
+        self.family = ""
+        """Of the checkpoint that begins."""
 
     def load(self) -> None:
         """Bring the checkpoint to the device and open the input pictures: time that counts for nobody."""
-        self.checkpoint(self.recipes[0].checkpoint)
+        loaded = self.checkpoint(self.recipes[0].checkpoint)
+        self.family = loaded.checkpoint.family
         for position, recipe in enumerate(self.recipes):
             if recipe.img2img:
                 self._prepare(position, recipe, recipe.img2img)
             if recipe.control and position not in self.failures:
                 self._prepare_units(position, recipe)
+        if self._units:
+            self._load_networks(loaded)
 
     def _prepare(self, position: int, recipe: Recipe, given: Img2Img) -> None:
         try:
@@ -155,9 +167,28 @@ class Drawing:
                 for unit in recipe.control
             ]
         except NoControlError as error:
-            self.drop_control([position], str(error))
+            self.warn([position], [str(error)])
         except InvalidPictureError as error:
             self.failures[position] = error
+
+    def _load_networks(self, loaded: LoadedCheckpoint) -> None:
+        """Images with control cannot do without its networks; those that have none can."""
+        try:
+            for unit in self.recipes[0].control:
+                self.control_network(unit, loaded)
+        except (CheckpointError, ControlNetworkError) as error:
+            self.failures |= dict.fromkeys(self._units, error)
+
+    def control_network(self, unit: ControlUnit, loaded: LoadedCheckpoint) -> ControlNetwork | None:
+        """None for modules that need none, whatever the unit names.
+
+        Raises:
+            CheckpointError: The file is no ControlNet.
+            ControlNetworkError: It was made for another family.
+        """
+        if unit.weights is None or is_model_free(unit):
+            return None
+        return self.shelf.controlnet(self.spec, unit.weights, loaded)
 
     def _prepared_unit(self, unit: ControlUnit, img2img: Img2Img | None, seed: int) -> PreparedUnit:
         """Images of one job mostly show the same."""
@@ -173,14 +204,10 @@ class Drawing:
             )
         return self._ready_units[key]
 
-    def units(self, group: Sequence[int], index: int) -> list[PreparedUnit]:
-        """What one unit shows for each image of a group; empty where control was dropped."""
-        return [self._units[position][index] for position in group if position in self._units]
-
-    def drop_control(self, group: Sequence[int], reason: str) -> None:
-        for position in group:
-            self._units.pop(position, None)
-        self.warn(group, [reason])
+    def units(self, group: Sequence[int]) -> list[list[PreparedUnit]]:
+        """What each unit shows, image by image of a group that goes together; none where control was dropped."""
+        shown = [self._units.get(position, []) for position in group]
+        return [list(unit) for unit in zip(*shown, strict=True)]
 
     def finish_of(self, position: int) -> Finish | None:
         """What control units do to the decoded picture."""
@@ -209,7 +236,7 @@ class Drawing:
         alone = any(plan and SOLVERS[plan.sampler.name].adaptive for plan in passes)
         everyone = [position for position in range(len(self.recipes)) if position not in self.failures]
         drawn: dict[int, Drawn] = {}
-        for group in [[position] for position in everyone] if alone else [everyone] if everyone else []:
+        for group in [[position] for position in everyone] if alone else self._groups(everyone):
             finished = self._draw(group)
             if finished is None:
                 return None
@@ -217,6 +244,12 @@ class Drawing:
             for position, latents in zip(group, finished.latents, strict=True):
                 drawn[position] = Drawn(latents, decoder.vae, decoder.latent_scale)
         return drawn
+
+    def _groups(self, everyone: list[int]) -> list[list[int]]:
+        """Images that go together: one that lost its control does not see that of the others."""
+        controlled = [position for position in everyone if position in self._units]
+        plain = [position for position in everyone if position not in self._units]
+        return [group for group in (controlled, plain) if group]
 
     def _draw(self, group: list[int]) -> _Finished | None:
         recipe = self.recipes[group[0]]
@@ -344,8 +377,6 @@ class _Pass:
         self._concat: torch.Tensor | None = None
         self._blend: Blend | None = None
         self._control: PassControl | None = None
-        self._controlled: LoadedCheckpoint | None = None
-        """What the control was made for: a refiner takes over without it."""
 
     def _range(self) -> Range:
         checkpoint = self.loaded.checkpoint
@@ -475,37 +506,47 @@ class _Pass:
 
     def _begin_control(self) -> None:
         """Read every unit's map and keep it for the pass."""
-        checkpoint = self._controlled = self.loaded
+        prepared, checkpoint = self.drawing.units(self.group), self.loaded.checkpoint
         generators = [torch.Generator("cpu").manual_seed(recipe.seed) for recipe in self.recipes]
-        try:
-            networks = [self._control_network(unit) for unit in self.recipe.control]
-            units = [self._unit_of_pass(index, one, generators) for index, one in enumerate(networks)]
-        except NoControlError as error:
-            self.drawing.drop_control(self.group, str(error))
-            units = []
-        alphas = alphas_for(checkpoint.checkpoint.alphas_cumprod, self.recipe.settings)
-        control = pass_control([unit for unit in units if unit], alphas, generators, checkpoint.checkpoint.unet)
+        units: list[UnitOfPass] = []
+        if networks := self._control_networks(self.loaded) if prepared else None:
+            units = [
+                self._unit_of_pass(index, shown, network, generators)
+                for index, (shown, network) in enumerate(zip(prepared, networks, strict=True))
+            ]
+        alphas = alphas_for(checkpoint.alphas_cumprod, self.recipe.settings)
+        control = pass_control(units, checkpoint, alphas, generators, exact=self.recipe.exact)
         self._control = self._open.enter_context(control)
 
-    def _control_network(self, unit: ControlUnit) -> ControlNetwork | None:
-        """Raises: NoControlError: It was made for another family."""
-        if unit.weights is None:
+    def _control_networks(self, loaded: LoadedCheckpoint) -> list[ControlNetwork | None] | None:
+        """One per unit; None where control does not go with a checkpoint that comes second.
+
+        With the first one it does, else the images had failed already. A1111 loads a checkpoint of the same configuration into the
+        network that has the extension's hooks, and any other into a new one, which has none.
+        """
+        try:
+            if loaded.checkpoint.family != self.drawing.family:
+                raise ControlNetworkError(f"{loaded.checkpoint.family} is another family than {self.drawing.family}.")
+            return [self.drawing.control_network(unit, loaded) for unit in self.recipe.control]
+        except ControlNetworkError as error:
+            self.drawing.warn(self.group, [f"Control ends where another checkpoint takes over: {error}"])
             return None
-        network = self.drawing.shelf.controlnet(self.drawing.spec, unit.weights, self.loaded)
-        if not network.fits(self.loaded.checkpoint):
-            name = unit.weights.name
-            raise NoControlError(f"ControlNet {name!r} is for another family than the checkpoint; it has no effect.")
-        return network
 
     def _unit_of_pass(
-        self, index: int, network: ControlNetwork | None, generators: Sequence[torch.Generator]
-    ) -> UnitOfPass | None:
-        prepared = self.drawing.units(self.group, index)
-        if not prepared:
-            return None
+        self,
+        index: int,
+        prepared: Sequence[PreparedUnit],
+        network: ControlNetwork | None,
+        generators: Sequence[torch.Generator],
+    ) -> UnitOfPass:
         regions = [region_of(recipe.control[index], self.drawing.spec.path_of) for recipe in self.recipes]
-        checkpoint = self.loaded.checkpoint
-        return unit_of_pass(prepared, regions, network, checkpoint, generators, hires=self.plan.hires)
+        return unit_of_pass(prepared, regions, network, self.loaded.checkpoint, generators, hires=self.plan.hires)
+
+    def _take_control_along(self, refined: LoadedCheckpoint) -> None:
+        if self._control and self._control_networks(refined) is not None:
+            self._control.follow(refined.checkpoint.unet)
+        else:
+            self._control = None
 
     def _solver_run(self, start: Start, guided: GuidedDenoiser, draws: Noise) -> SolverRun:
         recipe, settings = self.recipe, self.recipe.settings
@@ -556,7 +597,7 @@ class _Pass:
     def _network(self, loaded: LoadedCheckpoint) -> Network:
         """The checkpoint's UNet in the terms of the solver."""
         unet: Denoiser = UNet(loaded.checkpoint.unet)
-        if self._control and loaded is self._controlled:
+        if self._control:
             unet = ControlledUNet(UNet(loaded.checkpoint.unet), self._control)
         levels = self._levels(loaded)
         match self.solver.prediction:
@@ -588,7 +629,9 @@ class _Pass:
             return None
 
         def swap() -> tuple[Network, Sequence[Conditioning]]:
-            self.loaded = self.drawing.checkpoint(refiner.checkpoint)
+            refined = self.drawing.checkpoint(refiner.checkpoint)
+            self._take_control_along(refined)
+            self.loaded = refined
             self._install(self.loaded)
             return self._network(self.loaded), self._conditionings()
 

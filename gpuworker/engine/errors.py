@@ -28,6 +28,12 @@ class CheckpointError(EngineError):
         """Tensors it lacks."""
 
 
+class ControlNetworkError(EngineError):
+    """A ControlNet cannot act on the checkpoint it is wanted for."""
+
+    code = "control_unusable"
+
+
 class UpscalerError(EngineError):
     """The file is not an upscaler this engine knows."""
 

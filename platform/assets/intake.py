@@ -220,6 +220,8 @@ def _examine(asset: Asset, progress: Callable[[int], Any]) -> None:
     other_name, metadata = alias(asset.kind, header.metadata), shown_metadata(asset.kind, header.metadata)
     if asset.kind == AssetKind.CHECKPOINT:
         metadata = {**metadata, "input_channels": found.input_channels}
+    if asset.kind == AssetKind.CONTROLNET:
+        metadata = {**metadata, "base": found.base}
     if asset.kind == AssetKind.EMBEDDING:
         metadata = {**metadata, "encoders": encoders_of(header.shapes)}
     inside = embeddings_inside(asset.kind, header.shapes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from assets.models import AssetKind
 from assets.scanning import UnsafeFileError
-from gpuworker.contract.families import Recognition, recognise
+from gpuworker.contract.families import RENDERABLE_CONTROL, Recognition, recognise
 from gpuworker.contract.layouts import Shapes
 
 RENDERABLE_CHANNELS = (4, 8, 9, 16)
@@ -32,6 +32,10 @@ def recognised(kind: str, shapes: Shapes) -> Recognition:
         _require_renderable(found)
     elif found.family != FAMILY_OF_KIND[AssetKind(kind)]:
         raise UnsafeFileError(f"The file holds weights of kind {found.family}, not {kind}.")
+    if found.make and found.make not in RENDERABLE_CONTROL:
+        raise UnsafeFileError(
+            f"A control network of the sort {found.make} is recognised, but this version uses ControlNets only."
+        )
     return found
 
 

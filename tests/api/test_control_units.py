@@ -159,3 +159,12 @@ def test_maps_and_warnings_are_shown_with_their_image(api):
     assert one["role"] == "control_map" and one["url"].startswith("http://testserver/files/")
     assert shown["warnings"] == ["A region mask in grey switches control off."]
     assert api.get(f"/api/v1/jobs/{job_id}").json()["warnings"] == []
+
+
+def test_a_network_for_another_family_than_the_checkpoint_is_refused_by_its_place(api):
+    a_checkpoint(
+        "xl-edges", kind=AssetKind.CONTROLNET, family="controlnet", metadata={"base": "sdxl"}, is_default=False
+    )
+    refused = problems(post(api, {**UNIT, "enabled": False}, {**UNIT, "model": "xl-edges"}))
+    assert list(refused) == ["#/request/control/1/model"] and nothing_is_kept()
+    assert "'xl-edges' is for SDXL" in refused["#/request/control/1/model"]

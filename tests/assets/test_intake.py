@@ -265,3 +265,27 @@ def test_import_asset_for_a_team_that_does_not_exist_takes_nothing_in(tmp_path):
     with pytest.raises(CommandError, match="There is no team 'nobody'"):
         call_command("import_asset", str(tmp_path / "dream.safetensors"), "--kind", "checkpoint", "--team", "nobody")
     assert not Asset.objects.exists()
+
+
+CONTROL_LAYER = "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+
+
+@pytest.mark.parametrize("prefix", ["", "control_model.", "controlnet."])
+@pytest.mark.parametrize(("width", "base"), [(768, "sd1"), (2048, "sdxl"), (48, None)])
+def test_a_controlnet_remembers_the_family_it_was_made_for(prefix, width, base):
+    shapes = {f"{prefix}input_hint_block.0.weight": [4, 3, 3, 3], f"{prefix}{CONTROL_LAYER}": [4, width]}
+    asset = take_in(safetensors(shapes), kind="controlnet")
+    assert (asset.state, asset.metadata) == ("approved", {"base": base})
+
+
+@pytest.mark.parametrize(
+    ("sort", "name"),
+    [
+        ("Control-LoRA", "lora_controlnet"),
+        ("IP-Adapter", "image_proj.norm.weight"),
+        ("T2I-Adapter", "body.0.in_conv.weight"),
+    ],
+)
+def test_control_networks_of_other_sorts_are_refused_by_their_name(sort, name):
+    asset = take_in(safetensors({name: [4, 4]}), kind="controlnet")
+    assert asset.state == "quarantined" and f"of the sort {sort}" in asset.reason

@@ -176,7 +176,6 @@ def test_both_key_layouts_give_one_network(checkpoint, tmp_path):
     other = load_controlnet(tmp_path / "diffusers.safetensors", like=checkpoint, device=CPU, dtype=torch.float32)
     theirs = other.model.state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in original.model.state_dict().items())
-    assert original.fits(checkpoint) and other.fits(checkpoint)
 
 
 def test_a_file_that_is_no_controlnet_is_refused_by_what_it_lacks(checkpoint, tmp_path):

@@ -72,8 +72,8 @@ def caller():
     return a_caller()
 
 
-def a_network(name: str):
-    return a_checkpoint(name, kind=AssetKind.CONTROLNET, family="controlnet", is_default=False)
+def a_network(name: str, **changes: object):
+    return a_checkpoint(name, kind=AssetKind.CONTROLNET, family="controlnet", is_default=False, **changes)
 
 
 @pytest.mark.django_db
@@ -92,3 +92,30 @@ def test_an_unknown_network_refuses_a_strict_request_and_is_told_of_otherwise(ca
     with pytest.raises(UnknownNameError) as refused:
         pinned(caller, replace(asked, strict_control=True))
     assert refused.value.errors[0].field == "control.1.model"
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("base", "family", "fits"),
+    [("sd1", "sd1", True), ("sd1", "sdxl", False), ("sdxl", "sd2", False), (None, "sdxl", True)],
+)
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_network_for_another_family_than_the_checkpoint_refuses_the_request(caller, base, family, fits, strict):
+    a_checkpoint("big", family=family)
+    a_network("edges", metadata={"base": base})
+    asked = a_request(checkpoint="big", control=[UNIT], strict_control=strict)
+    if fits:
+        assert pinned(caller, asked).recipe.control[0].weights
+        return
+    with pytest.raises(InvalidRequestError, match="ControlNet 'edges' is for .*; checkpoint 'big' is") as refused:
+        pinned(caller, asked)
+    assert refused.value.errors[0].field == "control.0.model"
+
+
+@pytest.mark.django_db
+def test_a_reference_passes_over_the_family_of_the_network_it_names(caller):
+    a_checkpoint("big", family="sdxl")
+    a_network("edges", metadata={"base": "sd1"})
+    unit = {"module": "reference_only", "model": "edges", "picture": PICTURE}
+    pins = pinned(caller, a_request(checkpoint="big", control=[unit], strict_control=True))
+    assert pins.recipe.control[0].weights is None and pins.warnings == []

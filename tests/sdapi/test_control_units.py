@@ -253,3 +253,18 @@ def test_recorded_units_are_written_as_they_were_and_read_again(name):
     for text in found.values():
         read = fields_of_text(text)
         assert read and fields_of_text(unit_text(ControlUnit(**read))) == read
+
+
+@pytest.mark.parametrize("script", [None, "x/y/z plot"])
+def test_a_network_for_another_family_is_refused_where_it_was_sent(door, script):
+    a_checkpoint(
+        "xl-edges", kind=AssetKind.CONTROLNET, family="controlnet", metadata={"base": "sdxl"}, is_default=False
+    )
+    body = {"prompt": "a ring", **scripts({"enabled": False}, {**UNIT, "model": "xl-edges"}, name="ControlNet")}
+    if script:
+        body |= {"script_name": script, "script_args": [4, "20,30", "", 0, "", "", 0, "", ""]}
+    answer = post(door, **body)
+    (error,) = answer.json()["detail"]
+    assert answer.status_code == 422 and not RenderJob.objects.exists() and not InputFile.objects.exists()
+    assert error["loc"] == ["body", "alwayson_scripts", "controlnet", "args", "1", "model"]
+    assert error["msg"].startswith("ControlNet 'xl-edges' is for SDXL; checkpoint")

@@ -6,7 +6,7 @@ What such a network does to a pass is in ``sampling.control``.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,28 @@ import torch
 from diffusers import ControlNetModel
 from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 
-from gpuworker.engine.errors import CheckpointError
+from gpuworker.contract.families import CONTEXT_WIDTHS, FAMILY_NAMES, RENDERABLE_CONTROL, recognise
+from gpuworker.engine.errors import CheckpointError, ControlNetworkError
 from gpuworker.engine.models.loader import Checkpoint, Place, fill
 from gpuworker.engine.models.tensor_files import Tensors, read_safetensors
 
-ORIGINAL_PREFIX = "control_model."
 ORIGINAL_MARK = "input_hint_block.0.weight"
 DIFFUSERS_MARK = "controlnet_cond_embedding.conv_in.weight"
 VECTOR_NAMES = {"label_emb.0.0.": "class_embedding.linear_1.", "label_emb.0.2.": "class_embedding.linear_2.",
                 "add_embedding.": "class_embedding."}  # fmt: skip
 """Where SDXL's vector goes in: names of both layouts → ours, as the UNet takes it."""
+DOWNSAMPLER = r"input_blocks\.(\d+)\.0\.op\.weight"
+"""The last block of a level, and so what tells how many residual blocks a level has."""
+LATENT_CHANNELS, COLOURS = 4, 3
+BUILD = {
+    "block_out_channels": "its levels are of the widths",
+    "layers_per_block": "its residual blocks per level are",
+    "cross_attention_dim": "it reads text of the width",
+    "projection_class_embeddings_input_dim": "its vector of sizes has the length",
+    "in_channels": "the channels of its latents are",
+    "conditioning_channels": "the channels of its maps are",
+}
+"""What must be as in the checkpoint's UNet, and how it is said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +53,6 @@ class ControlNetwork:
         parts = (self.model, self.hint_encoder)
         return sum(tensor.nbytes for part in parts for tensor in part.state_dict().values())
 
-    def fits(self, checkpoint: Checkpoint) -> bool:
-        """Whether what it says can be added to this UNet."""
-        mine, unet = self.model.config, checkpoint.unet.config
-        same = ("cross_attention_dim", "layers_per_block", "projection_class_embeddings_input_dim")
-        return list(mine.block_out_channels) == list(unet.block_out_channels) and all(
-            mine[name] == unet[name] for name in same
-        )
-
 
 def load_controlnet(path: Path, *, like: Checkpoint, device: torch.device, dtype: torch.dtype) -> ControlNetwork:
     """Load a ControlNet.
@@ -57,12 +61,16 @@ def load_controlnet(path: Path, *, like: Checkpoint, device: torch.device, dtype
         like: The checkpoint it is wanted for: how many attention heads there are is in no tensor's shape.
     Raises:
         CheckpointError: The file is damaged, or no ControlNet the engine knows.
+        ControlNetworkError: It was made for checkpoints of another build.
     """
-    tensors = _in_diffusers_names(read_safetensors(path), path.name, like)
+    tensors = read_safetensors(path)
+    _require_renderable(tensors, path.name)
+    tensors = _in_diffusers_names(_without_prefix(tensors), path.name)
     try:
         config = _config(tensors, like.unet.config)
     except (KeyError, IndexError, ValueError) as error:
         raise CheckpointError(f"{path.name} is no complete ControlNet: {error}.", family="controlnet") from error
+    require_same_build(config, like)
     with torch.device("meta"):
         model: Any = ControlNetModel(**config)
     names = {name: name for name in model.state_dict()}
@@ -71,12 +79,50 @@ def load_controlnet(path: Path, *, like: Checkpoint, device: torch.device, dtype
     return ControlNetwork(model, encoder)
 
 
-def _in_diffusers_names(tensors: Tensors, file: str, like: Checkpoint) -> Tensors:
-    tensors = {name.removeprefix(ORIGINAL_PREFIX): tensor for name, tensor in tensors.items()}
+def require_same_build(config: Mapping[str, Any], checkpoint: Checkpoint) -> None:
+    """Whether what such a network says can be added to the checkpoint's UNet.
+
+    Raises:
+        ControlNetworkError: It cannot; the message goes after the network's name.
+    """
+    theirs = {**checkpoint.unet.config, "in_channels": LATENT_CHANNELS, "conditioning_channels": COLOURS}
+    for name, what in BUILD.items():
+        mine, wanted = config[name], theirs[name]
+        if (list(mine) if isinstance(mine, Sequence) else mine) == (
+            list(wanted) if isinstance(wanted, Sequence) else wanted
+        ):
+            continue
+        family = CONTEXT_WIDTHS.get(config["cross_attention_dim"])
+        made_for = FAMILY_NAMES[family] if family and family != checkpoint.family else "checkpoints of another build"
+        raise ControlNetworkError(
+            f"is for {made_for}, the checkpoint is {FAMILY_NAMES[checkpoint.family]}: {what} {mine}, not {wanted}."
+        )
+
+
+def _require_renderable(tensors: Tensors, file: str) -> None:
+    """Raises: CheckpointError: It is no ControlNet, or one of a sort that is used in another way."""
+    found = recognise({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    if found.make and found.make not in RENDERABLE_CONTROL:
+        message = f"{file} holds a control network of the sort {found.make}, which the engine does not know to use."
+        raise CheckpointError(message, family="controlnet")
+
+
+def _without_prefix(tensors: Tensors) -> Tensors:
+    """The network alone: names without what stands in front of each (``control_model.``, ``controlnet.`` …)."""
+    for name in tensors:
+        for mark in (ORIGINAL_MARK, DIFFUSERS_MARK):
+            prefix = name.removesuffix(mark)
+            if prefix != name and (not prefix or prefix.endswith(".")):
+                return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+    return tensors
+
+
+def _in_diffusers_names(tensors: Tensors, file: str) -> Tensors:
     if DIFFUSERS_MARK not in tensors:
         if ORIGINAL_MARK not in tensors:
             raise CheckpointError(f"{file} holds no ControlNet: nothing in it reads a map.", family="controlnet")
-        converted = convert_controlnet_checkpoint(tensors, like.unet.config)
+        downsamplers = (int(match[1]) for name in tensors if (match := re.match(DOWNSAMPLER, name)))
+        converted = convert_controlnet_checkpoint(tensors, {"layers_per_block": min(downsamplers, default=2) - 1})
         tensors = {**{name: tensors[name] for name in tensors if name.startswith("label_emb.")}, **converted}
     return {_renamed(name): tensor for name, tensor in tensors.items() if tensor is not None}
 

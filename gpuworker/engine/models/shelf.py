@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 import torch
 
 from gpuworker.contract import NetworkUse, RenderSpec, Weights, WeightsFile
+from gpuworker.engine.errors import ControlNetworkError
 from gpuworker.engine.models.cache import ByteCache
-from gpuworker.engine.models.controlnets import ControlNetwork, load_controlnet
+from gpuworker.engine.models.controlnets import ControlNetwork, load_controlnet, require_same_build
 from gpuworker.engine.models.flow import FlowModel, load_flow
 from gpuworker.engine.models.loader import Checkpoint, load_checkpoint, load_vae
 from gpuworker.engine.models.networks import ActiveNetwork, NetworkMerger, load_network
@@ -82,13 +83,23 @@ class ModelShelf:
         return self._kept.get_or_make((kind, weights.sha256), loaded)
 
     def controlnet(self, spec: RenderSpec, weights: Weights, like: LoadedCheckpoint) -> ControlNetwork:
-        """Raises: CheckpointError: The file is no ControlNet."""
+        """
+        Raises:
+            CheckpointError: The file is no ControlNet.
+            ControlNetworkError: It does not go with that checkpoint.
+        """
 
         def load(path: Path) -> ControlNetwork:
             return load_controlnet(path, like=like.checkpoint, device=self.device, dtype=self.dtype)
 
         # How many attention heads it has is the checkpoint's to say.
-        return self.model(f"controlnet {like.checkpoint.unet.config.attention_head_dim}", spec, weights, load)
+        kind = f"controlnet {like.checkpoint.unet.config.attention_head_dim}"
+        try:
+            network = self.model(kind, spec, weights, load)
+            require_same_build(network.model.config, like.checkpoint)
+        except ControlNetworkError as error:
+            raise ControlNetworkError(f"ControlNet {weights.name!r} {error}") from None
+        return network
 
     def upscaler(self, spec: RenderSpec, weights: Weights) -> UpscalerNetwork:
         """Full precision on any device, as A1111 runs them."""

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from gpuworker.contract import ControlUnit
 from gpuworker.contract.recipe import LATENT_FACTOR
 from gpuworker.engine.models.controlnets import ControlNetwork
+from gpuworker.engine.models.loader import Checkpoint
 from gpuworker.engine.sampling.guidance import Level, Rows, UNet
 from gpuworker.engine.sampling.reference import ReferenceHooks
 
@@ -100,10 +101,12 @@ class PassControl:
         self,
         units: Sequence[UnitOfPass],
         alphas_cumprod: torch.Tensor,
+        latent_scale: float,
         noise: ReferenceNoise,
         hooks: ReferenceHooks | None,
     ) -> None:
         self.units = units
+        self._latent_scale = latent_scale
         self._mixture = Mixture(alphas_cumprod)
         self._noise = noise
         self._hooks = hooks
@@ -111,8 +114,14 @@ class PassControl:
         self._gathered: dict[tuple[int, str, tuple[int, ...]], torch.Tensor] = {}
 
     def move_to(self, step: int, *, steps: int) -> None:
-        """How many of the steps lie behind the next call."""
+        """How many of the steps lie behind the next call of the denoiser."""
         self._progress = step / steps
+        self._noise.begin()
+
+    def follow(self, unet: Any) -> None:
+        """Act on another UNet of the same build from now on."""
+        if self._hooks:
+            self._hooks.follow(unet)
 
     def predict(self, unet: UNet, latents: torch.Tensor, timestep: Level, rows: Rows) -> torch.Tensor:
         rows = self._with_own_concat(rows)
@@ -191,12 +200,14 @@ class PassControl:
     def _show_references(self, acting: Sequence[UnitOfPass], unet: UNet, timestep: Level, rows: Rows) -> None:
         assert self._hooks is not None
         self._hooks.begin([index for index, negative in enumerate(rows.negative) if negative])
-        for unit in acting:
-            if not unit.is_reference or unit.latents is None:
-                continue
+        references = [unit for unit in acting if unit.is_reference and unit.latents is not None]
+        for index, unit in enumerate(references):
             clean = self._rows_of(unit, "latents", rows)
-            noisy = self._mixture.noised(clean, timestep, self._noise.draw(rows, clean))
-            shown = rows if rows.concat is None else replace(rows, concat=_seen_reference(clean, rows.concat))
+            noise = self._noise.draw(rows, clean, reference=index, references=len(references))
+            noisy = self._mixture.noised(clean, timestep, noise)
+            shown = (
+                rows if rows.concat is None else replace(rows, concat=_seen_reference(clean, rows, self._latent_scale))
+            )
             with self._hooks.writing(unit.module, unit.unit.weight, unit.style_fidelity):
                 unet(noisy, timestep, shown)
 
@@ -260,20 +271,40 @@ class Mixture:
 
 
 class ReferenceNoise:
-    """What A1111's global generator draws for a reference in each call, continued from the image's first noise."""
+    """What A1111's global generator draws for references, continued from the image's first noise.
+
+    Each image draws what it would draw alone, whatever else is in the pass and however its rows are spread over network calls.
+    """
 
     def __init__(self, generators: Sequence[torch.Generator]) -> None:
         self._generators = generators
+        self._drawn: dict[int, list[list[torch.Tensor]]] = {}
+        """Of this call of the denoiser: image → its own network calls → references."""
 
-    def draw(self, rows: Rows, like: torch.Tensor) -> torch.Tensor:
-        """Unit variance, in the shape of ``like``; each image's rows from its own generator, in their order."""
-        own: dict[int, list[int]] = {}
-        for index, image in enumerate(rows.images):
-            own.setdefault(image, []).append(index)
-        noise = torch.empty(like.shape)
-        for image, places in own.items():
-            noise[places] = torch.randn((len(places), *like.shape[1:]), generator=self._generators[image])
-        return noise.to(like, non_blocking=True)
+    def begin(self) -> None:
+        """The denoiser is called once more."""
+        self._drawn.clear()
+
+    def draw(self, rows: Rows, like: torch.Tensor, *, reference: int, references: int) -> torch.Tensor:
+        """Unit variance, in the shape of ``like``.
+
+        Args:
+            reference, references: Which one it is for, of how many that act in this call.
+        """
+        for image in dict.fromkeys(rows.images):
+            if image not in self._drawn:
+                self._drawn[image] = [
+                    [
+                        torch.randn((count, *like.shape[1:]), generator=self._generators[image])
+                        for _ in range(references)
+                    ]
+                    for count in rows.own_calls[image]
+                ]
+        own = [
+            self._drawn[image][call][reference][place]
+            for image, (call, place) in zip(rows.images, rows.places, strict=True)
+        ]
+        return torch.stack(own).to(like, non_blocking=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,18 +320,23 @@ class ControlledUNet:
 
 @contextmanager
 def pass_control(
-    units: Sequence[UnitOfPass], alphas_cumprod: torch.Tensor, generators: Sequence[torch.Generator], unet: Any
+    units: Sequence[UnitOfPass],
+    checkpoint: Checkpoint,
+    alphas_cumprod: torch.Tensor,
+    generators: Sequence[torch.Generator],
+    *,
+    exact: bool,
 ) -> Iterator[PassControl | None]:
     """The control of a pass for as long as it runs; None without units. Hooks in the UNet go with it."""
     if not units:
         yield None
         return
-    noise = ReferenceNoise(generators)
+    noise, scale = ReferenceNoise(generators), checkpoint.latent_scale
     if not any(unit.is_reference for unit in units):
-        yield PassControl(units, alphas_cumprod, noise, None)
+        yield PassControl(units, alphas_cumprod, scale, noise, None)
         return
-    with ReferenceHooks(unet) as hooks:
-        yield PassControl(units, alphas_cumprod, noise, hooks)
+    with ReferenceHooks(checkpoint.unet, exact=exact) as hooks:
+        yield PassControl(units, alphas_cumprod, scale, noise, hooks)
 
 
 def _positive_mark(rows: Rows, like: torch.Tensor) -> torch.Tensor:
@@ -315,6 +351,14 @@ def _blurred(values: torch.Tensor, radius: int) -> torch.Tensor:
     return F.avg_pool2d(padded, 2 * radius + 1, stride=1)
 
 
-def _seen_reference(clean: torch.Tensor, concat: torch.Tensor) -> torch.Tensor:
-    """Nothing of the reference is masked."""
-    return torch.cat([torch.zeros_like(concat[:, :1]), clean], dim=1)
+def _seen_reference(clean: torch.Tensor, rows: Rows, latent_scale: float) -> torch.Tensor:
+    """The reference takes the place of the picture beside the latents.
+
+    To an inpainting checkpoint nothing of it is masked; an editing one sees it unscaled, in rows that see a picture at all. The
+    extension knows the first only, and fails on the second.
+    """
+    assert rows.concat is not None
+    if rows.concat.shape[1] > LATENT_CHANNELS:
+        return torch.cat([torch.zeros_like(rows.concat[:, :1]), clean], dim=1)
+    sees = torch.stack([clean.new_zeros(()) if blind else clean.new_ones(()) for blind in rows.blind])
+    return clean / latent_scale * sees.view(-1, 1, 1, 1)

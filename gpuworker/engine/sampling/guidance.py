@@ -7,7 +7,7 @@ Source: ``CFGDenoiser``, A1111 1.10 ``modules/sd_samplers_cfg_denoiser.py``; Kar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -37,6 +37,12 @@ class Rows:
     """Shape (rows, adm): SDXL's pooled text and sizes."""
     concat: torch.Tensor | None = None
     """Shape (rows, channels, height, width): what inpainting and editing checkpoints see beside the latents."""
+    blind: tuple[bool, ...] = ()
+    """Whether the row sees no picture beside the latents; empty is none."""
+    places: tuple[tuple[int, int], ...] = ()
+    """Which of its image's network calls each row would be in if that image were alone, and where in it."""
+    own_calls: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    """Image → rows of each of these calls, also of rows that change nothing and are left out."""
 
 
 class Blend(Protocol):
@@ -277,11 +283,15 @@ class GuidedDenoiser:
         positive, negative = self._rows()
         scales = [1.0 if skipped else scale for scale in self._scales]
         positive = [_Row(row.image, row.cond, row.scale * scales[row.image]) for row in positive]
-        # The unconditional half changes nothing where all of the guidance is one condition at scale 1 (H7).
+        # The unconditional half changes nothing but a rounding where all of the guidance is one condition at scale 1 (H7).
         guided = not skipped and (
-            self._steering.cfg_plus_plus or any(row.scale != 1.0 for row in positive) or len(positive) > len(negative)
+            self._steering.cfg_plus_plus
+            or self._steering.rows_per_call is not None
+            or any(row.scale != 1.0 for row in positive)
+            or len(positive) > len(negative)
         )
-        predictions = self._predict([*positive, *negative] if guided else positive, latents, level)
+        left_out = [] if guided or skipped else negative
+        predictions = self._predict([*positive, *negative] if guided else positive, latents, level, left_out)
         if skipped:
             predictions = torch.cat([predictions, _first_of_each_image(positive, predictions)])
         elif not guided:
@@ -325,18 +335,23 @@ class GuidedDenoiser:
         assert self._steering.image_cfg_scale is not None
         return by_neither + scale * (by_text - by_picture) + self._steering.image_cfg_scale * (by_picture - by_neither)
 
-    def _predict(self, rows: list[_Row], latents: torch.Tensor, level: Level) -> torch.Tensor:
+    def _predict(
+        self, rows: list[_Row], latents: torch.Tensor, level: Level, left_out: Sequence[_Row] = ()
+    ) -> torch.Tensor:
         if self._batch is None or not self._batch.holds(rows):
-            self._batch = _Batch(rows, self._steering.concat, self._steering.rows_per_call)
+            self._batch = _Batch(rows, left_out, self._steering.concat, self._steering.rows_per_call)
         return self._batch.predict(self._network, latents, level)
 
 
 class _Batch:
     """Rows as the network takes them: together where their contexts are of one length, apart where not."""
 
-    def __init__(self, rows: list[_Row], concat: torch.Tensor | None, rows_per_call: int | None) -> None:
+    def __init__(
+        self, rows: list[_Row], left_out: Sequence[_Row], concat: torch.Tensor | None, rows_per_call: int | None
+    ) -> None:
         self._rows = rows
         self._concat = concat
+        self._places, self._own_calls = _own_calls([*rows, *left_out])
         self._scales: torch.Tensor | None = None
         self._groups: list[tuple[list[int], Rows]] = []
         for length in dict.fromkeys(row.cond.context.shape[0] for row in rows):
@@ -355,6 +370,9 @@ class _Batch:
             context=torch.stack([row.cond.context for row in rows]),
             vector=torch.stack(vectors) if vectors else None,
             concat=None if self._concat is None else torch.stack([self._seen(row) for row in rows]),
+            blind=tuple(row.blind for row in rows),
+            places=tuple(self._places[index] for index in members),
+            own_calls=self._own_calls,
         )
 
     def _seen(self, row: _Row) -> torch.Tensor:
@@ -388,6 +406,18 @@ class _Batch:
             for index, prediction in zip(members, answers, strict=False):  # padding is left out
                 predictions[index] = prediction
         return torch.stack([prediction for prediction in predictions if prediction is not None])
+
+
+def _own_calls(rows: Sequence[_Row]) -> tuple[list[tuple[int, int]], dict[int, tuple[int, ...]]]:
+    """``Rows.places`` and ``Rows.own_calls``: an image alone has a call for each length of its contexts."""
+    counts: dict[int, dict[int, int]] = {}
+    places = []
+    for row in rows:
+        own, length = counts.setdefault(row.image, {}), row.cond.context.shape[0]
+        own.setdefault(length, 0)
+        places.append((list(own).index(length), own[length]))
+        own[length] += 1
+    return places, {image: tuple(own.values()) for image, own in counts.items()}
 
 
 def _at(latents: torch.Tensor, rows: Rows) -> torch.Tensor:

@@ -26,8 +26,13 @@ NORM_OUTPUTS = {False: 8, True: 6}
 class ReferenceHooks:
     """All hooks of one UNet."""
 
-    def __init__(self, unet: Any) -> None:
+    def __init__(self, unet: Any, *, exact: bool = False) -> None:
+        """
+        Args:
+            exact: Every call inside the UNet keeps its shape, however many rows are negative.
+        """
         self._unet = unet
+        self._exact = exact
         self._open = ExitStack()
         self._negative: list[int] = []
         self._written: tuple[str, float, float] | None = None
@@ -35,6 +40,20 @@ class ReferenceHooks:
         self._banks: list[_Bank] = []
 
     def __enter__(self) -> Self:
+        self._hook()
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._open.close()
+
+    def follow(self, unet: Any) -> None:
+        """Leave this UNet for another of the same build."""
+        self._open.close()
+        self._banks.clear()
+        self._unet = unet
+        self._hook()
+
+    def _hook(self) -> None:
         blocks: list[Any] = [
             module
             for part in _parts(self._unet)
@@ -47,10 +66,6 @@ class ReferenceHooks:
             self._hook_attention(block.attn1, place / len(blocks))
         for module, threshold in _normed_blocks(self._unet):
             self._hook_norm(module, threshold)
-        return self
-
-    def __exit__(self, *failure: object) -> None:
-        self._open.close()
 
     def begin(self, negative: list[int]) -> None:
         """Forget the references of the last call.
@@ -106,7 +121,8 @@ class ReferenceHooks:
         apart = led
         if self._negative and fidelity > SMALLEST_FIDELITY:
             apart = led.clone()
-            apart[self._negative] = plain(self._negative)
+            alone = plain(list(range(len(led))))[self._negative] if self._exact else plain(self._negative)
+            apart[self._negative] = alone
         return fidelity * apart + (1 - fidelity) * led
 
     # --- norms -------------------------------------------------------------------------------------------------------

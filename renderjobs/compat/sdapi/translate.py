@@ -127,8 +127,13 @@ def to_request(values: Mapping[str, Any], *, options: Mapping[str, Any], kind: s
         add_pictures(made, values)
     units = arguments_of(scripts_of(values).get(CONTROLNET))
     made.canonical["control"] = units_of(units, made.picture, save_maps=not overrides.get(NO_MAPS), most=DEFAULT_UNITS)
-    made.names |= names_of(places_of(units, most=DEFAULT_UNITS), f"alwayson_scripts.{CONTROLNET}.args")
+    made.names |= names_of_units(units)
     return made
+
+
+def names_of_units(units: list[Any]) -> dict[str, str]:
+    """Fields of the canonical units → where they were sent."""
+    return names_of(places_of(units, most=DEFAULT_UNITS), f"alwayson_scripts.{CONTROLNET}.args")
 
 
 def add_hires(made: Translation, values: Mapping[str, Any]) -> None:

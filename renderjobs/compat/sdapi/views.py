@@ -8,6 +8,7 @@ import math
 import re
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from asgiref.sync import sync_to_async
@@ -44,7 +45,15 @@ from renderjobs.compat.sdapi.script_calls import (
 from renderjobs.compat.sdapi.scripts.base import Shown
 from renderjobs.compat.sdapi.scripts.info import script_info as scripts_described
 from renderjobs.compat.sdapi.scripts.info import scripts_listed
-from renderjobs.compat.sdapi.translate import grid_wanted, ignored_fields, to_request
+from renderjobs.compat.sdapi.translate import (
+    CONTROLNET,
+    arguments_of,
+    grid_wanted,
+    ignored_fields,
+    names_of_units,
+    scripts_of,
+    to_request,
+)
 from renderjobs.grids import grid_ensure
 from renderjobs.inputs import UnreadablePictureError, Upload, picture_from_text
 from renderjobs.models import RenderJob, ScriptCall
@@ -342,6 +351,8 @@ def script_submit(
         )
     except UnknownNameError as error:
         raise unknown_name(error) from error
+    except InvalidRequestError as error:
+        raise as_sent(error, body) from error
 
 
 def script_answer(call: ScriptCall, made: Progressed, values: dict[str, Any], echo: dict[str, Any]) -> HttpResponseBase:
@@ -409,6 +420,16 @@ def submit(
         )
     except UnknownNameError as error:
         raise unknown_name(error) from error
+    except InvalidRequestError as error:
+        raise as_sent(error, body) from error
+
+
+def as_sent(error: InvalidRequestError, body: Mapping[str, Any]) -> InvalidRequestError:
+    """The error of a submission with a control unit's field where this (valid) body has it."""
+    scripts = body.get("alwayson_scripts")
+    sent = scripts_of({"alwayson_scripts": scripts}) if isinstance(scripts, Mapping) else {}
+    names = names_of_units(arguments_of(sent.get(CONTROLNET)))
+    return InvalidRequestError([replace(item, field=names.get(item.field, item.field)) for item in error.errors])
 
 
 def unknown_name(error: UnknownNameError) -> HandlerError:

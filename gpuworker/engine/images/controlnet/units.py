@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from gpuworker.contract import Attachment, ControlUnit, DetectRecipe, Img2Img, Inpaint, InputPicture, Picture
+from gpuworker.contract.control_modules import BY_NAME, NONE
 from gpuworker.engine.errors import InvalidPictureError
 from gpuworker.engine.images.controlnet.fitting import FILL, JUST, RESIZE_MODES, fitted
 from gpuworker.engine.images.controlnet.preprocess import detected, plain_name, rgb
@@ -92,8 +93,9 @@ def prepare_unit(
     """
     if unit.effective_region_mask and open_picture(path_of(unit.effective_region_mask)).mode not in ("RGB", "RGBA"):
         raise NoControlError("A region mask in grey switches control off; it has to be in RGB.")
-    if unit.weights is None and not unit.module.startswith("reference"):
-        raise NoControlError(f"ControlNet {unit.model!r} is not known; the image is drawn without control.")
+    if unit.weights is None and not is_model_free(unit):
+        named = "No ControlNet is named" if unit.model == NONE else f"ControlNet {unit.model!r} is not known"
+        raise NoControlError(f"{named}; the image is drawn without control.")
     unit = replace(unit, module=plain_name(unit.module))
     inpaint = img2img.inpaint if img2img else None
     if unit.module == "inpaint_only" and inpaint:
@@ -133,6 +135,11 @@ def control_map(recipe: DetectRecipe, path_of: Callable[[InputPicture], Path]) -
         threshold_b=recipe.threshold_b,
     )
     return _shown(made if inpaints(recipe) or made.shape[2] != 1 else rgb(made), masked=inpaints(recipe))
+
+
+def is_model_free(unit: ControlUnit) -> bool:
+    """Whether the module needs no network; what the unit names all the same is passed over."""
+    return (module := BY_NAME.get(unit.module)) is not None and module.model_free
 
 
 def inpaints(unit: ControlUnit | DetectRecipe) -> bool:
