@@ -21,7 +21,7 @@ def preview_ask(image_id: int) -> bytes | None:
     """The newest preview, as PNG; None while there is none. Asks for the next one."""
     with _client() as client:
         try:
-            client.setex(_asked(image_id), ASKED_SECONDS, b"1")
+            client.set(_asked(image_id), b"1", ex=ASKED_SECONDS)
             return client.get(_made(image_id))  # type: ignore[return-value]
         except redis.RedisError as error:
             logger.warning("Previews are not available: %s", error)
@@ -43,7 +43,7 @@ def previews_asked(image_ids: Collection[int]) -> set[int]:
 def preview_put(image_id: int, png: bytes) -> None:
     with _client() as client:
         try:
-            client.setex(_made(image_id), KEPT_SECONDS, png)
+            client.set(_made(image_id), png, ex=KEPT_SECONDS)
         except redis.RedisError as error:
             logger.warning("A preview is lost: %s", error)
 

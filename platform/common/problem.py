@@ -45,7 +45,7 @@ def exception_handler(error: Exception, context: dict[str, Any]) -> Response | N
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
     """Django's handler of unknown paths: the sdapi's clients expect FastAPI's body, everybody else a problem."""
-    if request.path.startswith(("/sdapi/", "/controlnet/")):
+    if request.path.startswith(("/sdapi/", "/controlnet/", "/internal/", "/sd_extra_networks/")):
         return JsonResponse({"detail": "Not Found"}, status=404)
     return JsonResponse(problem(404, "not_found", "There is no such page."), status=404, content_type=CONTENT_TYPE)
 

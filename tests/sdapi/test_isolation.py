@@ -9,13 +9,14 @@ from asgiref.sync import async_to_sync, sync_to_async
 from django.test import Client
 
 from assets.models import Access, AssetKind, PromptStyle
-from renderjobs.compat.sdapi.urls import CONTROLNET_ROUTES, ROUTES
+from renderjobs.compat.sdapi.urls import PREFIXES, ROUTES
 from renderjobs.models import OptionProfile, RenderJob
 from tests.factories import a_caller, a_checkpoint, a_job, a_platform
 from tests.sdapi.test_controlnet import picture_text
 
 pytestmark = pytest.mark.django_db(transaction=True)
 SECRET = "confidential"
+TASK = f"task({SECRET})"
 SMALL = {"prompt": "x", "width": 64, "height": 64, "steps": 1}
 GET: dict[str, Any] | None = None
 CALLS: dict[str, dict[str, Any] | None] = {
@@ -32,7 +33,7 @@ CALLS: dict[str, dict[str, Any] | None] = {
     "sdapi/v1/unload-checkpoint": {},
     "sdapi/v1/reload-checkpoint": {},
     "controlnet/detect": {"controlnet_input_images": [picture_text()]},
-    **{f"sdapi/v1/{name}": {} for name in ROUTES if name.startswith(("create/", "train/", "refresh-"))},
+    **{f"sdapi/v1/{name}": {} for name in ROUTES if name.startswith(("create/", "train/", "refresh-", "server-"))},
     **{
         f"sdapi/v1/{name}": GET
         for name in (
@@ -41,14 +42,19 @@ CALLS: dict[str, dict[str, Any] | None] = {
             "extensions", "memory", "cmd-flags",
         )
     },
+    "internal/progress": {"id_task": TASK},
+    **{
+        f"internal/{name}": GET
+        for name in ("pending-tasks", "ping", "quicksettings-hint", "profile-startup", "sysinfo", "sysinfo-download")
+    },
+    **{f"sd_extra_networks/{name}": GET for name in ("metadata", "get-single-card", "thumb", "cover-images")},
     **{f"controlnet/{name}": GET for name in ("version", "settings", "model_list", "module_list", "control_types")},
 }  # fmt: skip
 """Route → the body of a call, or a GET."""
 
 
 def test_every_route_is_called_here():
-    known = {f"sdapi/v1/{name}" for name in ROUTES} | {f"controlnet/{name}" for name in CONTROLNET_ROUTES}
-    assert set(CALLS) == known
+    assert set(CALLS) == {f"{prefix}/{name}" for prefix, routes in PREFIXES.items() for name in routes}
 
 
 @pytest.fixture
@@ -61,7 +67,7 @@ def owner_job() -> RenderJob:
     PromptStyle.objects.create(team=owner.team, name=SECRET, prompt=SECRET)
     OptionProfile.objects.create(team=owner.team, user=owner.user, values={"CLIP_stop_at_last_layers": 2})
     job = a_job(owner, prompt=SECRET)
-    RenderJob.objects.filter(pk=job.pk).update(state="running", source="sdapi", started_at=job.created_at)
+    RenderJob.objects.filter(pk=job.pk).update(state="running", source="sdapi", started_at=job.created_at, task_id=TASK)
     return job
 
 
@@ -89,7 +95,7 @@ def test_n10_a_stranger_neither_sees_nor_stops_anothers_work(owner_job, stranger
     for route, body in CALLS.items():
         path = f"/{route}"
         answer = stranger.get(path) if body is None else stranger.post(path, body, content_type="application/json")
-        assert answer.status_code in (200, 500, 501) and SECRET.encode() not in whole(answer), route
+        assert answer.status_code in (200, 404, 500, 501) and SECRET.encode() not in whole(answer), route
         owner_job.refresh_from_db()
         assert owner_job.state == "running" and not owner_job.images.exclude(state="waiting").exists(), route
         assert OptionProfile.objects.get(team=owner_job.team).values == {"CLIP_stop_at_last_layers": 2}, route

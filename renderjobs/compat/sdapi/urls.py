@@ -1,10 +1,10 @@
-"""`/sdapi/v1/…` and `/controlnet/…`; a known path with a slash at its end is sent to the one without."""
+"""`/sdapi/v1/…`, `/controlnet/…` and what A1111's own page asks; a slash at the end of a known path is sent away."""
 
 from __future__ import annotations
 
 from django.urls import path
 
-from renderjobs.compat.sdapi import views
+from renderjobs.compat.sdapi import internal, views
 
 ROUTES = {
     "txt2img": views.txt2img,
@@ -40,6 +40,9 @@ ROUTES = {
     "create/hypernetwork": views.training,
     "train/embedding": views.training,
     "train/hypernetwork": views.training,
+    "server-kill": views.server_control,
+    "server-restart": views.server_control,
+    "server-stop": views.server_control,
     "refresh-checkpoints": views.refresh,
     "refresh-embeddings": views.refresh,
     "refresh-vae": views.refresh,
@@ -53,9 +56,30 @@ CONTROLNET_ROUTES = {
     "control_types": views.control_types,
     "detect": views.detect,
 }
+INTERNAL_ROUTES = {
+    "progress": internal.progress,
+    "pending-tasks": internal.pending,
+    "ping": internal.ping,
+    "quicksettings-hint": internal.quicksettings_hint,
+    "profile-startup": internal.profile_startup,
+    "sysinfo": internal.sysinfo,
+    "sysinfo-download": internal.sysinfo_download,
+}
+CARD_ROUTES = {
+    "metadata": internal.card_metadata,
+    "get-single-card": internal.single_card,
+    "thumb": internal.card_file,
+    "cover-images": internal.card_file,
+}
+PREFIXES = {
+    "sdapi/v1": ROUTES,
+    "controlnet": CONTROLNET_ROUTES,
+    "internal": INTERNAL_ROUTES,
+    "sd_extra_networks": CARD_ROUTES,
+}
 urlpatterns = [
     path(f"{prefix}/{name}{slash}", views.without_slash if slash else view)
-    for prefix, routes in (("sdapi/v1", ROUTES), ("controlnet", CONTROLNET_ROUTES))
+    for prefix, routes in PREFIXES.items()
     for name, view in routes.items()
     for slash in ("", "/")
 ]

@@ -238,6 +238,13 @@ EXTRAS = {
     "extras_upscaler_2_visibility": Field(bounded(0, 1), 0),
     "upscale_first": Field(boolean, False),
 }
+PROGRESS = {"skip_current_image": Field(boolean, False)}
+"""Of the query."""
+TASK_PROGRESS = {
+    "id_task": Field(text),
+    "id_live_preview": Field(integer, -1, nullable=False),
+    "live_preview": Field(boolean, True, nullable=False),
+}
 INTERROGATE = {"image": Field(text, ""), "model": Field(text, "clip")}
 PNG_INFO = {"image": Field(text, nullable=False, required=True)}
 DETECT = {
@@ -272,7 +279,7 @@ def body_of(data: bytes) -> dict[str, Any]:
     return body
 
 
-def parsed(body: Mapping[str, Any], fields: Mapping[str, Field]) -> dict[str, Any]:
+def parsed(body: Mapping[str, Any], fields: Mapping[str, Field], *, place: str = "body") -> dict[str, Any]:
     """Every field with its coerced value or default, in the order of ``fields``; unknown keys are passed over.
 
     Raises:
@@ -283,12 +290,12 @@ def parsed(body: Mapping[str, Any], fields: Mapping[str, Field]) -> dict[str, An
         if name not in body:
             values[name] = field.default
             if field.required:
-                details.append(field_detail(name, "field required", "value_error.missing"))
+                details.append(field_detail(name, "field required", "value_error.missing", place))
             continue
         try:
             values[name] = coerced(body[name], field)
         except Mismatch as error:
-            detail = field_detail(name, str(error), error.kind)
+            detail = field_detail(name, str(error), error.kind, place)
             details.append(detail if error.item is None else {**detail, "loc": [*detail["loc"], error.item]})
     if details:
         raise WireError(*details)
