@@ -475,7 +475,6 @@ class _Pass:
     def _steering(self, start: Start) -> Steering:
         return Steering(
             cfg_scales=tuple(recipe.cfg_scale for recipe in self.recipes),
-            total_steps=start.steps,
             total_calls=start.steps * 2 if self.plan.sampler.second_order else start.steps,
             settings=self.recipe.settings,
             cfg_plus_plus=self.solver.cfg_plus_plus,
@@ -483,7 +482,7 @@ class _Pass:
             concat=self._concat,
             blend=self._blend,
             timesteps=self.solver.prediction == "timestep",
-            on_progress=self._control.move_to if self._control else None,
+            on_call=partial(self._control.move_to, steps=start.steps) if self._control else None,
             rows_per_call=EXACT_ROWS if self.recipe.exact else None,
         )
 

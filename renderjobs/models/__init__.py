@@ -1,3 +1,4 @@
+from renderjobs.models.approvals import JobApproval
 from renderjobs.models.images import Attempt, Claim, RenderImage
 from renderjobs.models.inputs import ImageAttachment, InputFile
 from renderjobs.models.jobs import IdempotencyRecord, JobEvent, RenderJob
@@ -13,6 +14,7 @@ __all__ = [
     "IdempotencyRecord",
     "ImageAttachment",
     "InputFile",
+    "JobApproval",
     "JobEvent",
     "OptionProfile",
     "RenderImage",

@@ -110,9 +110,9 @@ class PassControl:
         self._progress = 0.0
         self._gathered: dict[tuple[int, str, tuple[int, ...]], torch.Tensor] = {}
 
-    def move_to(self, progress: float) -> None:
-        """The share of the steps that lie behind the next call."""
-        self._progress = progress
+    def move_to(self, step: int, *, steps: int) -> None:
+        """How many of the steps lie behind the next call."""
+        self._progress = step / steps
 
     def predict(self, unet: UNet, latents: torch.Tensor, timestep: Level, rows: Rows) -> torch.Tensor:
         rows = self._with_own_concat(rows)

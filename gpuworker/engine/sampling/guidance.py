@@ -159,8 +159,6 @@ class Steering:
 
     cfg_scales: tuple[float, ...]
     """One per image."""
-    total_steps: int
-    """Steps of the solver."""
     total_calls: int
     """Denoiser calls as A1111 counts them: steps, twice as many for second-order samplers."""
     settings: Settings = field(default_factory=Settings)
@@ -172,8 +170,8 @@ class Steering:
     blend: Blend | None = None
     timesteps: bool = False
     """Levels are timesteps."""
-    on_progress: Callable[[float], None] | None = None
-    """Told before every call the share of the steps that lie behind, as A1111's progress bar counts them."""
+    on_call: Callable[[int], None] | None = None
+    """Told before every call how many steps lie behind, as A1111's progress bar counts them."""
     rows_per_call: int | None = None
     """Every network call holds exactly so many rows, padded at the end: then a row's result cannot depend on its companions."""
 
@@ -236,8 +234,8 @@ class GuidedDenoiser:
     def __call__(self, latents: torch.Tensor, level: Level) -> torch.Tensor:
         self._refine(level)
         steering = self._steering
-        if steering.on_progress:
-            steering.on_progress(self._shown_step / steering.total_steps)
+        if steering.on_call:
+            steering.on_call(self._shown_step)
         if steering.blend and steering.blend.before:
             latents = steering.blend(latents, level)
         prediction = self._guided(latents, level)
