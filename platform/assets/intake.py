@@ -28,7 +28,7 @@ from django.db.models.functions import Now
 from accounts.models import Team, User
 from assets.conversion import convert, is_pickle
 from assets.hashing import CHUNK_BYTES, HashedStream, sha256_of
-from assets.listing import alias, listed_hash, shown_metadata
+from assets.listing import alias, embedding_facts, listed_hash, shown_metadata
 from assets.models import Access, Asset, AssetKind, AssetQuerySet, AssetState, Upload
 from assets.recognition import family_of
 from assets.scanning import UnsafeFileError, header_read
@@ -222,7 +222,7 @@ def _examine(asset: Asset, progress: Callable[[int], Any]) -> None:
     if asset.kind == AssetKind.CHECKPOINT:
         metadata = {**metadata, "input_channels": recognise(header.shapes).input_channels}
     if asset.kind == AssetKind.EMBEDDING:
-        metadata = {**metadata, "encoders": 2 if {"clip_l", "clip_g"} <= header.shapes.keys() else 1}
+        metadata = {**metadata, **embedding_facts(header.shapes, header.metadata)}
     _step(asset, AssetState.RECOGNISED, family=family, alias=other_name, metadata=metadata)
 
 

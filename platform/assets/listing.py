@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import IO, Any
 
 from assets.hashing import CHUNK_BYTES
@@ -19,6 +20,8 @@ CONTROLNET_SAMPLE = (1024 * 1024, 64 * 1024)
 """Where the old hash of a model begins to read, and how much."""
 MAX_METADATA_BYTES = 1024 * 1024
 MAX_ALIAS_CHARACTERS = 200
+TWO_ENCODERS = ("clip_g", "clip_l")
+"""Tensors of an SDXL embedding."""
 FIRST_METADATA = ("ss_sd_model_name", "ss_resolution", "ss_clip_skip", "ss_num_train_images", "ss_tag_frequency")
 """What A1111 shows before the rest."""
 
@@ -75,6 +78,28 @@ def shown_metadata(kind: str, metadata: dict[str, str]) -> dict[str, Any]:
             kept.add(name)
     ordered = sorted(kept, key=lambda name: (places.get(name, len(places)), list(usable).index(name)))
     return {name: _opened(usable[name]) for name in ordered}
+
+
+def embedding_facts(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What lists say of a textual inversion: width and number of its vectors, and of its training what the file says.
+
+    ``shape`` of one with vectors for two text encoders is the width of both together.
+    """
+    two = [shapes[name] for name in TWO_ENCODERS if name in shapes]
+    vectors = two if len(two) == len(TWO_ENCODERS) else [next(iter(shapes.values()))]
+    said = _opened(metadata.get("embedding", ""))
+    training = said if isinstance(said, dict) else {}
+    return {
+        "encoders": len(vectors),
+        "shape": sum(shape[-1] for shape in vectors),
+        "vectors": vectors[0][0] if len(vectors[0]) > 1 else 1,
+        "step": step if isinstance(step := training.get("step"), int) else None,
+        **{name: _short_text(training.get(name)) for name in ("sd_checkpoint", "sd_checkpoint_name")},
+    }
+
+
+def _short_text(value: Any) -> str | None:
+    return value[:MAX_ALIAS_CHARACTERS] if isinstance(value, str) and _is_storable(value) else None
 
 
 def _is_storable(text: str) -> bool:

@@ -31,7 +31,15 @@ from renderjobs.compat.sdapi.errors import HandlerError, four_keys, speaks_sdapi
 from renderjobs.compat.sdapi.infotext import INPAINTING, VERSION, extra_parameters_of
 from renderjobs.compat.sdapi.infotext_fields import with_infotext
 from renderjobs.compat.sdapi.pictures import batch_extras, single_extras
-from renderjobs.compat.sdapi.profile import default_options, installed_options, options_of, options_set, with_profile
+from renderjobs.compat.sdapi.profile import (
+    chosen_checkpoint,
+    default_options,
+    installed_options,
+    options_of,
+    options_set,
+    overrides_keep,
+    with_profile,
+)
 from renderjobs.compat.sdapi.progress import own_job, progress_of
 from renderjobs.compat.sdapi.script_calls import (
     Progressed,
@@ -281,7 +289,7 @@ upscalers = listing(catalogue.upscalers)
 loras = listing(catalogue.loras)
 hypernetworks = listing(catalogue.hypernetworks)
 sd_vae = listing(catalogue.sd_vae)
-embeddings = listing(catalogue.embeddings)
+embeddings = listing(lambda caller: catalogue.embeddings(caller, chosen_checkpoint(caller)))
 prompt_styles = listing(catalogue.prompt_styles)
 memory = listing(lambda _: catalogue.memory())
 cmd_flags = listing(lambda _: catalogue.cmd_flags())
@@ -314,14 +322,17 @@ def generation_submit(
         )
         raise InvalidRequestError([FieldError("n_iter", message)])
     task_id = name_given("force_task_id", values["force_task_id"], MAX_TASK_ID_LENGTH)
-    return submit(request, caller, body, render, made.uploads, task_id=task_id)
+    submitted = submit(request, caller, body, render, made.uploads, task_id=task_id)
+    if not submitted.replayed:
+        overrides_keep(caller, values)
+    return submitted
 
 
 def script_submit(
     request: HttpRequest, caller: Caller, body: dict[str, Any], values: dict[str, Any], kind: str
 ) -> ScriptCall:
     try:
-        return script_begin(
+        call = script_begin(
             caller=caller,
             body={**body, "override_settings": with_profile(caller, values)["override_settings"]},
             tab=kind,
@@ -331,6 +342,8 @@ def script_submit(
         )
     except UnknownNameError as error:
         raise unknown_name(error) from error
+    overrides_keep(caller, values)
+    return call
 
 
 def script_answer(call: ScriptCall, made: Progressed, values: dict[str, Any], echo: dict[str, Any]) -> HttpResponseBase:
