@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from django.urls import path
+from drf_spectacular.views import SpectacularSwaggerView
 
 from renderjobs.compat.sdapi import internal, views
+from renderjobs.compat.sdapi.openapi import openapi_json
 
 ROUTES = {
     "txt2img": views.txt2img,
@@ -82,4 +84,7 @@ urlpatterns = [
     for prefix, routes in PREFIXES.items()
     for name, view in routes.items()
     for slash in ("", "/")
+] + [
+    path("openapi.json", openapi_json, name="sdapi-document"),
+    path("docs", SpectacularSwaggerView.as_view(url_name="sdapi-document")),
 ]
