@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -10,7 +11,7 @@ from typing import Any
 
 from django.http import HttpRequest, JsonResponse
 
-from renderjobs.compat.sdapi import wire
+from renderjobs.compat.sdapi import agent_scheduler, wire
 from renderjobs.compat.sdapi.catalogue import cmd_flags
 from renderjobs.compat.sdapi.infotext import VERSION
 from renderjobs.compat.sdapi.profile import default_options
@@ -96,6 +97,8 @@ BODIES = {
     "InterrogateRequest": wire.INTERROGATE,
     "ProgressRequest": wire.TASK_PROGRESS,
     "DetectRequest": wire.DETECT,
+    "Txt2ImgApiTaskArgs": agent_scheduler.TXT2IMG,
+    "Img2ImgApiTaskArgs": agent_scheduler.IMG2IMG,
 }
 
 # --- answers ----------------------------------------------------------------------------------------------------------
@@ -144,6 +147,29 @@ UPSCALER = record(
 CONTROL_TYPE = record(module_list=many(TEXT), model_list=many(TEXT), default_option=TEXT, default_model=TEXT)
 MODULES = record(module_list=many(TEXT), module_detail=named(record(model_free=BOOLEAN, sliders=many(OBJECT))))
 VALIDATION_ERROR = record(loc=many({"anyOf": [TEXT, INTEGER]}), msg=TEXT, type=TEXT)
+TASK = record(
+    id=TEXT,
+    api_task_id=nullable(TEXT),
+    api_task_callback=nullable(TEXT),
+    name=nullable(TEXT),
+    type=TEXT,
+    status={**TEXT, "enum": ["pending", "running", "done", "failed", "interrupted"]},
+    params=OBJECT,
+    priority=INTEGER,
+    position=nullable(INTEGER),
+    result=nullable(TEXT),
+    bookmarked=BOOLEAN,
+    created_at={"anyOf": [INTEGER, TEXT]},
+    updated_at={"anyOf": [INTEGER, TEXT]},
+)
+QUEUE = record(
+    current_task_id=nullable(TEXT), pending_tasks=many(ref("TaskModel")), total_pending_tasks=INTEGER, paused=BOOLEAN
+)
+SAID = {
+    "type": "object",
+    "required": ["success"],
+    "properties": {"success": BOOLEAN, "message": TEXT, "data": ANYTHING},
+}
 FOUR_KEYS = record(error=TEXT, detail=TEXT, body=TEXT, errors=TEXT)
 
 ANSWERS = {
@@ -177,6 +203,11 @@ ANSWERS = {
     "ExtensionItem": EXTENSION,
     "ControlModules": MODULES,
     "ControlTypes": record(control_types=named(CONTROL_TYPE)),
+    "TaskModel": TASK,
+    "QueueTaskResponse": record(task_id=TEXT),
+    "QueueStatusResponse": QUEUE,
+    "HistoryResponse": record(tasks=many(ref("TaskModel")), total=INTEGER),
+    "TaskAnswer": SAID,
     "ValidationError": VALIDATION_ERROR,
     "HTTPValidationError": record(detail=many(ref("ValidationError"))),
     "HTTPException": FOUR_KEYS,
@@ -240,7 +271,13 @@ def training(answer: str) -> Call:
     return Call(ref(answer), body=OBJECT, statuses=NOT_HERE)
 
 
+def said(*statuses: int) -> Call:
+    """What agent-scheduler answers about a task, also when there is none."""
+    return Call(ref("TaskAnswer"), statuses=statuses)
+
+
 FLAG = {**BOOLEAN, "default": False}
+PAGE = {"limit": {**INTEGER, "default": 20}, "offset": {**INTEGER, "default": 0}}
 CALLS: dict[tuple[str, str], Call] = {
     ("post", "/sdapi/v1/txt2img"): work("TextToImageResponse", "StableDiffusionProcessingTxt2Img"),
     ("post", "/sdapi/v1/img2img"): work("ImageToImageResponse", "StableDiffusionProcessingImg2Img"),
@@ -295,7 +332,36 @@ CALLS: dict[tuple[str, str], Call] = {
     ("get", "/sd_extra_networks/cover-images"): Call(
         ANYTHING, query={"page": TEXT, "item": TEXT, "index": INTEGER}, statuses=(404,)
     ),
-}
+    ("get", "/agent-scheduler/v1/samplers"): Call(many(TEXT)),
+    ("get", "/agent-scheduler/v1/sd-models"): Call(many(TEXT)),
+    ("post", "/agent-scheduler/v1/queue/txt2img"): work("QueueTaskResponse", "Txt2ImgApiTaskArgs"),
+    ("post", "/agent-scheduler/v1/queue/img2img"): work("QueueTaskResponse", "Img2ImgApiTaskArgs"),
+    ("get", "/agent-scheduler/v1/queue"): Call(ref("QueueStatusResponse"), query=PAGE, statuses=(422,)),
+    ("get", "/agent-scheduler/v1/history"): Call(
+        ref("HistoryResponse"), query={**PAGE, "status": TEXT}, statuses=(422,)
+    ),
+    ("get", "/agent-scheduler/v1/task/{task_id}"): said(),
+    ("put", "/agent-scheduler/v1/task/{task_id}"): said(),
+    ("delete", "/agent-scheduler/v1/task/{task_id}"): said(),
+    ("get", "/agent-scheduler/v1/task/{task_id}/position"): said(),
+    **{
+        ("post", f"/agent-scheduler/v1/{name}"): said(429, 402)
+        for name in ("task/{task_id}/requeue", "requeue/{task_id}", "task/requeue-failed")
+    },
+    **{
+        ("get", f"/agent-scheduler/v1/{name}"): Call(ref("TaskAnswer"), query={"zip": FLAG}, statuses=(422,))
+        for name in ("task/{task_id}/results", "results/{task_id}")
+    },
+    **{
+        ("post", f"/agent-scheduler/v1/{name}"): said()
+        for name in (
+            "queue/pause", "queue/resume", "queue/clear", "pause", "resume", "history/clear", "task/{task_id}/run",
+            "task/{task_id}/move/{over_id}", "task/{task_id}/bookmark", "task/{task_id}/unbookmark",
+            "task/{task_id}/rename", "run/{task_id}", "delete/{task_id}", "bookmark/{task_id}", "unbookmark/{task_id}",
+            "rename/{task_id}", "move/{task_id}/{over_id}",
+        )
+    },
+}  # fmt: skip
 """Method and path → what is read and answered, in A1111's order."""
 REASONS = {
     401: "No token, or one that is not valid.",
@@ -315,17 +381,18 @@ WRONG_FIELDS = {"oneOf": [ref("HTTPValidationError"), ref("HTTPException")]}
 
 def operation(method: str, path: str, call: Call) -> dict[str, Any]:
     made: dict[str, Any] = {
-        "operationId": f"{path.strip('/').replace('/', '_').replace('-', '_')}_{method}",
+        "operationId": f"{re.sub(r'[^a-z0-9]+', '_', path).strip('_')}_{method}",
         "responses": {"200": {"description": "Done.", "content": {call.content_type: {"schema": call.answer}}}},
     }
     for status in sorted({*REFUSED, *call.statuses}):
         schema = WRONG_FIELDS if status == 422 else ref("HTTPException")
         content = {"application/json": {"schema": schema}}
         made["responses"][str(status)] = {"description": REASONS[status], "content": content}
-    if call.query:
-        made["parameters"] = [
-            {"name": name, "in": "query", "required": False, "schema": schema} for name, schema in call.query.items()
-        ]
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": TEXT} for name in re.findall(r"{(\w+)}", path)
+    ] + [{"name": name, "in": "query", "required": False, "schema": schema} for name, schema in call.query.items()]
+    if parameters:
+        made["parameters"] = parameters
     if call.body is not None:
         schema = ref(call.body) if isinstance(call.body, str) else call.body
         made["requestBody"] = {"content": {"application/json": {"schema": schema}}, "required": True}

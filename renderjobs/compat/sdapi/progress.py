@@ -27,8 +27,8 @@ from renderjobs.request import RenderRequest
 from renderjobs.selectors import JobProgress, jobs_progress
 
 LISTED_TASKS = 100
-LISTED_NAME = re.compile(r"task\(\w+-(?P<id>[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})\)")
-"""What a task is called that got no name from its caller."""
+LISTED_NAME = re.compile(r"(task\(\w+-)?(?P<id>[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})(?(1)\)|)")
+"""What a task is called that got no name from its caller: by A1111's routes, and by agent-scheduler's, without the frame."""
 PREVIEWS = "live_previews_enable"
 GENERATIONS = (JobKind.TXT2IMG, JobKind.IMG2IMG)
 
@@ -49,9 +49,13 @@ class Bar:
 # --- whose work -------------------------------------------------------------------------------------------------------
 
 
-def own_calls(caller: Caller) -> QuerySet[RenderJob]:
-    """Jobs that came in by this door. A batch of another door is not the progress bar's, nor may a stray interrupt end it."""
-    mine = RenderJob.objects.filter(team=caller.team, user=caller.user, source=Source.SDAPI)
+def own_calls(caller: Caller, *sources: str) -> QuerySet[RenderJob]:
+    """Jobs that came in by this door; a batch of another is not the progress bar's, nor may a stray interrupt end it.
+
+    Args:
+        sources: Doors that are asked for instead.
+    """
+    mine = RenderJob.objects.filter(team=caller.team, user=caller.user, source__in=sources or (Source.SDAPI,))
     return mine.select_related("script_call").annotate(now=Now()).order_by("-pk")
 
 
@@ -71,7 +75,7 @@ def same_call(job: RenderJob) -> list[RenderJob]:
 
 def jobs_of_task(caller: Caller, task_id: str) -> list[RenderJob]:
     """Of the task that its caller named so, or that ``pending_tasks`` lists so; none when it is not the caller's."""
-    mine, own = own_calls(caller), {"team": caller.team, "user": caller.user}
+    mine, own = own_calls(caller, Source.SDAPI, Source.AGENT_SCHEDULER), {"team": caller.team, "user": caller.user}
     if job := mine.filter(task_id=task_id).first():
         return [job]
     if call := ScriptCall.objects.filter(**own, task_id=task_id).first():
@@ -158,7 +162,7 @@ def task_progress(caller: Caller, *, task_id: str | None, seen_preview: int, pre
 def _place_in_queue(caller: Caller, jobs: Sequence[RenderJob]) -> str:
     """Among the caller's own: how many others wait is not theirs to know."""
     first = min(job.pk for job in jobs if job.state in JOB_OPEN)
-    waiting = own_calls(caller).filter(state=JobState.QUEUED)
+    waiting = own_calls(caller, jobs[0].source).filter(state=JobState.QUEUED)
     return f"In queue: {waiting.filter(pk__lte=first).count()}/{waiting.count()}"
 
 

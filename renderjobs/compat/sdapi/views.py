@@ -228,7 +228,7 @@ async def refresh(request: HttpRequest) -> HttpResponse:
     return JsonResponse(None, safe=False)
 
 
-async def without_slash(request: HttpRequest) -> HttpResponse:
+async def without_slash(request: HttpRequest, **names: str) -> HttpResponse:
     """FastAPI's answer to a trailing slash; method and body are kept by the client."""
     query = request.META.get("QUERY_STRING", "")
     location = request.path.rstrip("/") + (f"?{query}" if query else "")
@@ -310,7 +310,14 @@ script_info = listing(
 
 
 def generation_submit(
-    request: HttpRequest, caller: Caller, body: dict[str, Any], values: dict[str, Any], kind: str
+    request: HttpRequest,
+    caller: Caller,
+    body: dict[str, Any],
+    values: dict[str, Any],
+    kind: str,
+    *,
+    source: str = Source.SDAPI,
+    lane: int = Lane.INTERACTIVE,
 ) -> Submitted:
     made = to_request(with_profile(caller, values), options=installed_options(caller), kind=kind)
     made.canonical["prompt"], made.canonical["negative_prompt"] = styled(caller, values["styles"] or (), made.canonical)
@@ -322,7 +329,7 @@ def generation_submit(
         )
         raise InvalidRequestError([FieldError("n_iter", message)])
     task_id = name_given("force_task_id", values["force_task_id"], MAX_TASK_ID_LENGTH)
-    submitted = submit(request, caller, body, render, made.uploads, task_id=task_id)
+    submitted = submit(request, caller, body, render, made.uploads, task_id=task_id, source=source, lane=lane)
     if not submitted.replayed:
         overrides_keep(caller, values)
     return submitted
@@ -396,17 +403,19 @@ def submit(
     uploads: list[Upload],
     *,
     task_id: str = "",
+    source: str = Source.SDAPI,
+    lane: int = Lane.INTERACTIVE,
 ) -> Submitted:
     """Raises: HandlerError: A name is unknown, in A1111's words."""
     try:
         return job_submit(
             caller=caller,
             request=render,
-            source=Source.SDAPI,
+            source=source,
             body=body,
             idempotency_key=name_given("Idempotency-Key", request.headers.get("Idempotency-Key"), MAX_KEY_LENGTH),
             task_id=task_id,
-            lane=Lane.INTERACTIVE,
+            lane=lane,
             uploads=uploads,
         )
     except UnknownNameError as error:
