@@ -33,7 +33,7 @@ class Caller:
     def require(self, scope: str) -> None:
         """Raises: ForbiddenError: The token lacks the scope."""
         if self.token is not None and not self.token.has_scope(scope):
-            raise ForbiddenError(f"The token lacks the scope {scope!r}.")
+            raise ForbiddenError(f"The token lacks the scope {str(scope)!r}.")
 
 
 @dataclass(frozen=True, slots=True)
