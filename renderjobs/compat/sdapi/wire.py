@@ -250,7 +250,7 @@ TASK_PROGRESS = {
     "id_live_preview": Field(integer, -1, nullable=False),
     "live_preview": Field(boolean, True, nullable=False),
 }
-INTERROGATE = {"image": Field(text, ""), "model": Field(text, "clip")}
+INTERROGATE = {"image": Field(text, "", nullable=False), "model": Field(text, "clip", nullable=False)}
 PNG_INFO = {"image": Field(text, nullable=False, required=True)}
 DETECT = {
     "controlnet_module": Field(text, "none", nullable=False),
