@@ -42,7 +42,7 @@ from renderjobs.models import (
     ScriptCall,
     TemplateVersion,
 )
-from renderjobs.models.jobs import Source
+from renderjobs.models.jobs import WAITED_FOR
 from renderjobs.pinning import Pinned, pinned
 from renderjobs.request import RenderRequest
 from renderjobs.rollup import job_settle
@@ -135,8 +135,8 @@ def job_submit(
         with transaction.atomic():
             quotas_check(subject=accepted.subject, images=job.images_total)
             placed = hold_place(subject=accepted.subject, estimate=accepted.estimate)
-            if placed.approval and source == Source.SDAPI:
-                raise placed.approval  # its callers wait for the pictures with the line open
+            if placed.approval and source in WAITED_FOR:
+                raise placed.approval
             if placed.approval:
                 job.state, pattern.held = JobState.HELD, True
             job.save(force_insert=True)

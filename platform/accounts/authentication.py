@@ -33,32 +33,45 @@ class Caller:
     def require(self, scope: str) -> None:
         """Raises: ForbiddenError: The token lacks the scope."""
         if self.token is not None and not self.token.has_scope(scope):
-            raise ForbiddenError(f"The token lacks the scope {scope!r}.")
+            raise ForbiddenError(f"The token lacks the scope {str(scope)!r}.")
 
 
-def token_text(header: str) -> str | None:
-    """The token inside an Authorization header; None when there is none to speak of."""
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """What an Authorization header holds."""
+
+    scheme: str
+    """``bearer``, ``token`` (nothing but the token) or ``basic``."""
+    token: str
+    user: str = ""
+    """The user name of a pair."""
+
+
+def credential_of(header: str) -> Credential | None:
+    """None when there is none to speak of. Of a pair without a password the user name is the token."""
     scheme, _, rest = header.strip().partition(" ")
-    if not scheme:
-        return None
+    rest = rest.strip()
     if not rest:
-        return scheme
+        return Credential("token", scheme) if scheme else None
     if scheme.lower() == "bearer":
-        return rest.strip()
+        return Credential("bearer", rest)
     if scheme.lower() == "basic":
         try:
             user, _, password = base64.b64decode(rest, validate=True).decode().partition(":")
         except (binascii.Error, UnicodeDecodeError):
             return None
-        return password or user
+        return Credential("basic", password or user, user) if password or user else None
     return None
 
 
 def caller_of(header: str) -> Caller | None:
     """The caller behind an Authorization header; None when no usable token is in it."""
-    text = token_text(header)
-    if not text:
-        return None
+    credential = credential_of(header)
+    return caller_with(credential.token) if credential else None
+
+
+def caller_with(text: str) -> Caller | None:
+    """The caller whom a token stands for; None when it is unknown, expired or revoked."""
     token = ApiToken.objects.usable().select_related("user", "team").filter(digest=token_digest(text)).first()
     if token is None:
         return None

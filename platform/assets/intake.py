@@ -28,7 +28,7 @@ from django.db.models.functions import Now
 from accounts.models import Team, User
 from assets.conversion import convert, needs_conversion
 from assets.hashing import CHUNK_BYTES, HashedStream, sha256_of
-from assets.listing import alias, embeddings_inside, encoders_of, listed_hash, shown_metadata
+from assets.listing import alias, embedding_facts, embeddings_inside, listed_hash, shown_metadata
 from assets.models import Access, Asset, AssetKind, AssetQuerySet, AssetState, Upload
 from assets.recognition import recognised
 from assets.scanning import UnsafeFileError, header_read
@@ -223,7 +223,7 @@ def _examine(asset: Asset, progress: Callable[[int], Any]) -> None:
     if asset.kind == AssetKind.CONTROLNET:
         metadata = {**metadata, "base": found.base}
     if asset.kind == AssetKind.EMBEDDING:
-        metadata = {**metadata, "encoders": encoders_of(header.shapes)}
+        metadata = {**metadata, **embedding_facts(header.shapes, header.metadata)}
     inside = embeddings_inside(asset.kind, header.shapes)
     _step(
         asset, AssetState.RECOGNISED, family=found.family, alias=other_name, metadata=metadata, embeddings_inside=inside

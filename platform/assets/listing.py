@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import IO, Any
 
 from assets.hashing import CHUNK_BYTES
@@ -94,6 +94,28 @@ def embeddings_inside(kind: str, tensors: Iterable[str]) -> dict[str, int]:
             found.setdefault(name, []).append(part)
     names = [name for name in found if name and len(name) <= MAX_ALIAS_CHARACTERS and _is_storable(name)]
     return {name: encoders_of(found[name]) for name in names[:MOST_EMBEDDINGS_INSIDE]}
+
+
+def embedding_facts(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What lists say of a textual inversion: width and number of its vectors, and of its training what the file says.
+
+    ``shape`` of one with vectors for two text encoders is the width of both together.
+    """
+    two = encoders_of(shapes) == 2
+    vectors = [shapes[CLIP_L], shapes[CLIP_G]] if two else [next(iter(shapes.values()))]
+    said = _opened(metadata.get("embedding", ""))
+    training = said if isinstance(said, dict) else {}
+    return {
+        "encoders": len(vectors),
+        "shape": sum(shape[-1] for shape in vectors),
+        "vectors": vectors[0][0] if len(vectors[0]) > 1 else 1,
+        "step": step if isinstance(step := training.get("step"), int) else None,
+        **{name: _short_text(training.get(name)) for name in ("sd_checkpoint", "sd_checkpoint_name")},
+    }
+
+
+def _short_text(value: Any) -> str | None:
+    return value[:MAX_ALIAS_CHARACTERS] if isinstance(value, str) and _is_storable(value) else None
 
 
 def _is_storable(text: str) -> bool:

@@ -32,11 +32,15 @@ from assets.models import Access, Upload
 from assets.tasks import join
 from assets.uploads import KEPT, MOST_BYTES, MOST_PART_BYTES, upload_append, upload_begin, upload_give_up
 from common.errors import FieldError, ForbiddenError, InvalidRequestError, NotFoundError, PlatformError
+from common.schema import problems
 
 logger = logging.getLogger(__name__)
 VERSION = "1.0.0"
 SPOOLED_IN_MEMORY = 4 * 1024**2
 PART_TYPE = "application/offset+octet-stream"
+RESUMABLE = OpenApiParameter(
+    "Tus-Resumable", str, OpenApiParameter.HEADER, required=True, enum=[VERSION], description="The protocol's version."
+)
 OFFSET = OpenApiParameter(
     "Upload-Offset", int, OpenApiParameter.HEADER, required=True, description="Bytes already here."
 )
@@ -89,9 +93,12 @@ class UploadsView(TusView):
     @extend_schema(
         operation_id="upload_begin",
         summary="Announce a file of weights (tus creation)",
-        parameters=[LENGTH, METADATA],
+        parameters=[RESUMABLE, LENGTH, METADATA],
         request=None,
-        responses={201: OpenApiResponse(description="`Location` is where its parts go.")},
+        responses={
+            201: OpenApiResponse(description="`Location` is where its parts go."),
+            **problems(401, 403, 409, 412, 413, 422),
+        },
     )
     def post(self, request: Request) -> Response:
         values = metadata_of(request.headers.get("Upload-Metadata", ""))
@@ -115,7 +122,11 @@ class UploadView(TusView):
     @extend_schema(
         operation_id="upload_state",
         summary="How much of a file is here (tus)",
-        responses={200: OpenApiResponse(description="Headers `Upload-Offset` and `Upload-Length`.")},
+        parameters=[RESUMABLE],
+        responses={
+            200: OpenApiResponse(description="Headers `Upload-Offset` and `Upload-Length`."),
+            **problems(401, 403, 404, 412),
+        },
     )
     def head(self, request: Request, upload_id: UUID) -> Response:
         upload = own_upload(request, upload_id)
@@ -124,9 +135,12 @@ class UploadView(TusView):
     @extend_schema(
         operation_id="upload_append",
         summary="Send the next part of a file (tus)",
-        parameters=[OFFSET],
+        parameters=[RESUMABLE, OFFSET],
         request={PART_TYPE: bytes},
-        responses={204: OpenApiResponse(description="`Upload-Offset` is where the next part begins.")},
+        responses={
+            204: OpenApiResponse(description="`Upload-Offset` is where the next part begins."),
+            **problems(401, 403, 404, 409, 412, 413, 415, 422),
+        },
     )
     def patch(self, request: Request, upload_id: UUID) -> Response:
         upload = own_upload(request, upload_id)
@@ -144,7 +158,11 @@ class UploadView(TusView):
     @extend_schema(
         operation_id="upload_give_up",
         summary="Give a file up (tus termination)",
-        responses={204: OpenApiResponse(description="Nothing of it is kept.")},
+        parameters=[RESUMABLE],
+        responses={
+            204: OpenApiResponse(description="Nothing of it is kept."),
+            **problems(401, 403, 404, 409, 412),
+        },
     )
     def delete(self, request: Request, upload_id: UUID) -> Response:
         upload_give_up(own_upload(request, upload_id))

@@ -17,6 +17,7 @@ from common.errors import InvalidRequestError, PlatformError
 
 logger = logging.getLogger(__name__)
 CONTENT_TYPE = "application/problem+json"
+SDAPI_PATHS = ("/sdapi/", "/controlnet/", "/internal/", "/sd_extra_networks/", "/agent-scheduler/")
 
 
 def exception_handler(error: Exception, context: dict[str, Any]) -> Response | None:
@@ -45,9 +46,13 @@ def exception_handler(error: Exception, context: dict[str, Any]) -> Response | N
 
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
-    """Django's handler of unknown paths: the sdapi's clients expect FastAPI's body, everybody else a problem."""
-    if request.path.startswith(("/sdapi/", "/controlnet/")):
+    """Django's handler of unknown paths: the clients of other doors expect those doors' bodies, everybody else a problem."""
+    if request.path.startswith(SDAPI_PATHS):
         return JsonResponse({"detail": "Not Found"}, status=404)
+    if request.path.startswith("/v1/"):
+        message = f"Unknown request URL: {request.method} {request.path}."
+        error = {"message": message, "type": "invalid_request_error", "param": None, "code": "unknown_url"}
+        return JsonResponse({"error": error}, status=404)
     return JsonResponse(problem(404, "not_found", "There is no such page."), status=404, content_type=CONTENT_TYPE)
 
 

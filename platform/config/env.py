@@ -30,6 +30,15 @@ def choice(name: str, accepted: tuple[str, ...], default: str) -> str:
     return value
 
 
+def choices(name: str, accepted: tuple[str, ...], default: str) -> tuple[str, ...]:
+    """A comma-separated list of at least one of the accepted words."""
+    found = tuple(words(name) or default.split(","))
+    wrong = [word for word in found if word not in accepted]
+    if wrong:
+        raise ImproperlyConfigured(f"{name} has {wrong[0]!r}; accepted are {', '.join(accepted)}, with commas between.")
+    return found
+
+
 def boolean(name: str, default: bool) -> bool:
     value = text(name, "1" if default else "0").lower()
     if value not in TRUE + FALSE:

@@ -15,6 +15,7 @@ from billing.estimates import Estimate
 from billing.holds import Free
 from billing.models import UNALLOCATED, BudgetScope, Measure
 from common.errors import FieldError, InvalidRequestError
+from common.schema import ProblemSchema
 from gpuworker.contract import SETTINGS
 from gpuworker.contract.control_modules import CONTROL_MODES, CROP_AND_RESIZE, HIRES_OPTIONS, RESIZE_MODES
 from gpuworker.contract.samplers import SCHEDULES, UnknownSamplerError, resolve_sampler
@@ -626,20 +627,6 @@ class UsageSchema(serializers.Serializer):
     results = UsageRowSchema(many=True)
     unallocated = UnallocatedRowSchema(many=True, help_text="On nobody's bill; what is placed beside the team.")
     next = serializers.URLField(allow_null=True)
-
-
-class ProblemItemSchema(serializers.Serializer):
-    pointer = serializers.CharField()
-    detail = serializers.CharField()
-
-
-class ProblemSchema(serializers.Serializer):
-    type = serializers.CharField()
-    title = serializers.CharField()
-    status = serializers.IntegerField()
-    code = serializers.CharField()
-    detail = serializers.CharField()
-    errors = ProblemItemSchema(many=True, required=False)
 
 
 class BudgetNameSchema(serializers.Serializer):

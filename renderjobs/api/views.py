@@ -12,7 +12,7 @@ from django.db.models import QuerySet
 from django.db.models.functions import Now
 from django.http import StreamingHttpResponse
 from django.utils.dateparse import parse_date, parse_datetime
-from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
+from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
@@ -23,6 +23,7 @@ from audit.recording import record
 from billing.exports import csv_lines, report_lines
 from billing.reports import DIMENSIONS, Period, is_dimension, unallocated, usage_rows
 from common.errors import ConflictError, FieldError, InvalidRequestError
+from common.schema import problems
 from renderjobs.api import serializers as wire
 from renderjobs.approvals import job_approve, job_decline
 from renderjobs.choices import JobState
@@ -34,10 +35,7 @@ from renderjobs.pausing import job_pause, job_resume
 from renderjobs.selectors import events_of, images_of, job_get, job_progress, jobs_of, jobs_progress, with_tag
 from renderjobs.submission import job_cancel, job_estimate, job_submit
 
-PROBLEM = OpenApiResponse(wire.ProblemSchema, description="problem+json")
-BUDGET_PROBLEM = OpenApiResponse(wire.BudgetProblemSchema, description="problem+json")
-QUOTA_PROBLEM = OpenApiResponse(wire.QuotaProblemSchema, description="problem+json; with Retry-After where it is known")
-PROBLEMS = dict.fromkeys((401, 403, 404), PROBLEM)
+UNKNOWN = problems(401, 403, 404)
 PAGE_SIZE, MAX_PAGE_SIZE = 100, 1000
 MAX_KEY_LENGTH = 255
 
@@ -49,10 +47,9 @@ class JobsView(APIView):
         parameters=[OpenApiParameter("Idempotency-Key", str, OpenApiParameter.HEADER)],
         responses={
             201: wire.JobSchema,
-            402: BUDGET_PROBLEM,
-            429: QUOTA_PROBLEM,
-            **dict.fromkeys((400, 409, 413, 415, 422, 503), PROBLEM),
-            **PROBLEMS,
+            **problems(402, schema=wire.BudgetProblemSchema),
+            **problems(429, schema=wire.QuotaProblemSchema, description="With Retry-After where it is known."),
+            **problems(400, 401, 403, 409, 413, 415, 422, 503),
         },
     )
     def post(self, request: Request) -> Response:
@@ -80,7 +77,7 @@ class JobsView(APIView):
             OpenApiParameter("limit", int),
             OpenApiParameter("before", str, description="The id of the last job of the page before."),
         ],
-        responses={200: wire.page_of("JobPage", wire.JobSchema), 422: PROBLEM, **PROBLEMS},
+        responses={200: wire.page_of("JobPage", wire.JobSchema), **problems(422), **UNKNOWN},
     )
     def get(self, request: Request) -> Response:
         """The team's jobs, newest first."""
@@ -97,7 +94,7 @@ class EstimateView(APIView):
     @extend_schema(
         operation_id="jobs_estimate",
         request=wire.NewJobSchema,
-        responses={200: wire.EstimateSchema, **dict.fromkeys((400, 409, 413, 415, 422, 503), PROBLEM), **PROBLEMS},
+        responses={200: wire.EstimateSchema, **problems(400, 409, 413, 415, 422, 503), **UNKNOWN},
     )
     def post(self, request: Request) -> Response:
         """What a job would cost and what its budgets have left: the checks of a submission, and nothing is stored."""
@@ -112,14 +109,14 @@ class EstimateView(APIView):
 
 
 class JobView(APIView):
-    @extend_schema(operation_id="jobs_get", responses={200: wire.JobSchema, **PROBLEMS})
+    @extend_schema(operation_id="jobs_get", responses={200: wire.JobSchema, **UNKNOWN})
     def get(self, request: Request, job_id: str) -> Response:
         """One job with its progress and cost."""
         return Response(shown(request, job_get(caller_with(request, Scope.JOBS_READ), job_id)))
 
 
 class JobCancelView(APIView):
-    @extend_schema(operation_id="jobs_cancel", request=None, responses={200: wire.JobSchema, **PROBLEMS})
+    @extend_schema(operation_id="jobs_cancel", request=None, responses={200: wire.JobSchema, **UNKNOWN})
     def post(self, request: Request, job_id: str) -> Response:
         """Take back what is not delivered; delivered images stay and are charged. Cancelling twice changes nothing."""
         caller = caller_with(request, Scope.JOBS_CANCEL)
@@ -128,7 +125,7 @@ class JobCancelView(APIView):
 
 
 class JobPauseView(APIView):
-    @extend_schema(operation_id="jobs_pause", request=None, responses={200: wire.JobSchema, 409: PROBLEM, **PROBLEMS})
+    @extend_schema(operation_id="jobs_pause", request=None, responses={200: wire.JobSchema, **problems(409), **UNKNOWN})
     def post(self, request: Request, job_id: str) -> Response:
         """Begin no more images of the job; what is on a worker ends and is charged. Pausing twice changes nothing."""
         caller = caller_with(request, Scope.JOBS_WRITE)
@@ -137,7 +134,9 @@ class JobPauseView(APIView):
 
 
 class JobResumeView(APIView):
-    @extend_schema(operation_id="jobs_resume", request=None, responses={200: wire.JobSchema, 409: PROBLEM, **PROBLEMS})
+    @extend_schema(
+        operation_id="jobs_resume", request=None, responses={200: wire.JobSchema, **problems(409), **UNKNOWN}
+    )
     def post(self, request: Request, job_id: str) -> Response:
         """Let a paused job go on, at the place in the queue that it had."""
         caller = caller_with(request, Scope.JOBS_WRITE)
@@ -158,7 +157,7 @@ class JobApproveView(JobDecisionView):
     @extend_schema(
         operation_id="jobs_approve",
         request=wire.DecisionSchema,
-        responses={200: wire.JobSchema, **dict.fromkeys((409, 422), PROBLEM), **PROBLEMS},
+        responses={200: wire.JobSchema, **problems(400, 409, 413, 415, 422), **UNKNOWN},
     )
     def post(self, request: Request, job_id: str) -> Response:
         """Let a held job into the queue. For the team's leads; for a budget of all teams, who runs the platform."""
@@ -169,7 +168,7 @@ class JobDeclineView(JobDecisionView):
     @extend_schema(
         operation_id="jobs_decline",
         request=wire.DecisionSchema,
-        responses={200: wire.JobSchema, **dict.fromkeys((409, 422), PROBLEM), **PROBLEMS},
+        responses={200: wire.JobSchema, **problems(400, 409, 413, 415, 422), **UNKNOWN},
     )
     def post(self, request: Request, job_id: str) -> Response:
         """Refuse a held job: it is cancelled, and what was held for it is free again."""
@@ -183,7 +182,7 @@ class JobImagesView(APIView):
             OpenApiParameter("limit", int),
             OpenApiParameter("after", int, description="Index of the last image."),
         ],
-        responses={200: wire.page_of("ImagePage", wire.ImageSchema), 422: PROBLEM, **PROBLEMS},
+        responses={200: wire.page_of("ImagePage", wire.ImageSchema), **problems(422), **UNKNOWN},
     )
     def get(self, request: Request, job_id: str) -> Response:
         """The job's images by index, each readable as soon as it is delivered."""
@@ -202,7 +201,7 @@ class JobEventsView(APIView):
             OpenApiParameter("limit", int),
             OpenApiParameter("after", int, description="Sequence of the last event."),
         ],
-        responses={200: wire.page_of("EventPage", wire.EventSchema), 422: PROBLEM, **PROBLEMS},
+        responses={200: wire.page_of("EventPage", wire.EventSchema), **problems(422), **UNKNOWN},
     )
     def get(self, request: Request, job_id: str) -> Response:
         """Every move of the job's and its images' states, by sequence."""
@@ -215,7 +214,7 @@ class JobEventsView(APIView):
 
 
 class JobGridView(APIView):
-    @extend_schema(operation_id="jobs_grid", responses={200: wire.GridSchema, 409: PROBLEM, **PROBLEMS})
+    @extend_schema(operation_id="jobs_grid", responses={200: wire.GridSchema, **problems(409), **UNKNOWN})
     def get(self, request: Request, job_id: str) -> Response:
         """The contact sheet of an ended job, laid out as A1111 lays out its grids."""
         job = job_get(caller_with(request, Scope.JOBS_READ), job_id)
@@ -240,7 +239,7 @@ class UsageView(APIView):
             OpenApiParameter("limit", int, description="Rows of a page; 1000 unless told."),
             OpenApiParameter("after", int, description="How many rows came before."),
         ],
-        responses={200: wire.UsageSchema, 422: PROBLEM, **PROBLEMS},
+        responses={200: wire.UsageSchema, **problems(422), **UNKNOWN},
     )
     def get(self, request: Request) -> Response:
         """What the team has used, and what of the unallocated costs is placed beside it: the numbers of the reports."""
@@ -262,7 +261,7 @@ class UsageFileView(APIView):
     @extend_schema(
         operation_id="usage_csv",
         parameters=USAGE_PARAMETERS,
-        responses={(200, "text/csv"): str, 422: PROBLEM, **PROBLEMS},
+        responses={(200, "text/csv"): str, **problems(422), **UNKNOWN},
     )
     def get(self, request: Request) -> StreamingHttpResponse:
         """The same report as one CSV file, whatever its length."""

@@ -17,8 +17,14 @@ class Source(models.TextChoices):
 
     API = "api"
     SDAPI = "sdapi"
+    AGENT_SCHEDULER = "agent-scheduler"
+    OPENAI = "openai"
     ADMIN = "admin"
     SCHEDULE = "schedule"
+
+
+WAITED_FOR = (Source.SDAPI, Source.OPENAI)
+"""Doors whose callers wait for the pictures with the line open."""
 
 
 class RenderJobQuerySet(models.QuerySet["RenderJob"]):

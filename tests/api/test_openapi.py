@@ -12,6 +12,23 @@ from tests.factories import a_caller, a_job
 from tests.renderjobs.test_delivery import begun, deliver
 
 pytestmark = pytest.mark.django_db
+PATHS = {
+    "/api/v1/jobs",
+    "/api/v1/jobs/estimate",
+    "/api/v1/jobs/{job_id}",
+    "/api/v1/jobs/{job_id}/images",
+    "/api/v1/jobs/{job_id}/events",
+    "/api/v1/jobs/{job_id}/cancel",
+    "/api/v1/jobs/{job_id}/pause",
+    "/api/v1/jobs/{job_id}/resume",
+    "/api/v1/jobs/{job_id}/approve",
+    "/api/v1/jobs/{job_id}/decline",
+    "/api/v1/jobs/{job_id}/grid",
+    "/api/v1/usage",
+    "/api/v1/usage.csv",
+    "/api/v1/uploads",
+    "/api/v1/uploads/{upload_id}",
+}
 
 
 @pytest.fixture
@@ -22,23 +39,7 @@ def document() -> dict:
 
 def test_u4_the_document_validates_and_names_every_call(document):
     validate(document)
-    assert set(document["paths"]) == {
-        "/api/v1/jobs",
-        "/api/v1/jobs/estimate",
-        "/api/v1/jobs/{job_id}",
-        "/api/v1/jobs/{job_id}/images",
-        "/api/v1/jobs/{job_id}/events",
-        "/api/v1/jobs/{job_id}/cancel",
-        "/api/v1/jobs/{job_id}/pause",
-        "/api/v1/jobs/{job_id}/resume",
-        "/api/v1/jobs/{job_id}/approve",
-        "/api/v1/jobs/{job_id}/decline",
-        "/api/v1/jobs/{job_id}/grid",
-        "/api/v1/usage",
-        "/api/v1/usage.csv",
-        "/api/v1/uploads",
-        "/api/v1/uploads/{upload_id}",
-    }
+    assert set(document["paths"]) == PATHS
 
 
 @pytest.mark.parametrize(("path", "schema"), [("", "Job"), ("/images", "Image"), ("/events", "Event")])

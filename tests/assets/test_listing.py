@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from assets.listing import MAX_METADATA_BYTES, alias, embeddings_inside, listed_hash, shown_metadata
+from assets.listing import MAX_METADATA_BYTES, alias, embedding_facts, embeddings_inside, listed_hash, shown_metadata
 from assets.scanning import header_read
 from tests.engine.recordings import MORE, REFERENCE, needs_recordings
 from tests.weights import framed
@@ -102,3 +102,22 @@ def test_embeddings_inside_a_lora_are_listed_with_their_text_encoders():
 
 def test_names_inside_a_lora_that_no_database_takes_are_left_out():
     assert embeddings_inside("lora", ["bundle_emb.a\0.emb_params", f"bundle_emb.{'x' * 300}.emb_params"]) == {}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "encoders", "shape", "vectors"),
+    [
+        ({"emb_params": (3, 768)}, 1, 768, 3),
+        ({"emb_params": (768,)}, 1, 768, 1),
+        ({"clip_l": (2, 768), "clip_g": (2, 1280)}, 2, 2048, 2),
+    ],
+)
+def test_an_embedding_shows_how_wide_and_how_many_its_vectors_are(shapes, encoders, shape, vectors):
+    facts = embedding_facts(shapes, {})
+    assert (facts["encoders"], facts["shape"], facts["vectors"]) == (encoders, shape, vectors)
+
+
+def test_an_embedding_shows_what_its_file_says_of_its_training():
+    said = {"step": 500, "sd_checkpoint": "abc", "sd_checkpoint_name": 7}
+    facts = embedding_facts({"emb_params": (1, 768)}, {"embedding": json.dumps(said)})
+    assert (facts["step"], facts["sd_checkpoint"], facts["sd_checkpoint_name"]) == (500, "abc", None)

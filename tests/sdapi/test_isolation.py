@@ -8,14 +8,16 @@ import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from django.test import Client
 
+from accounts.authentication import Caller
 from assets.models import Access, AssetKind, PromptStyle
-from renderjobs.compat.sdapi.urls import CONTROLNET_ROUTES, ROUTES
+from renderjobs.compat.sdapi.urls import PREFIXES, ROUTES
 from renderjobs.models import OptionProfile, RenderJob
 from tests.factories import a_caller, a_checkpoint, a_job, a_platform
 from tests.sdapi.test_controlnet import picture_text
 
 pytestmark = pytest.mark.django_db(transaction=True)
 SECRET = "confidential"
+TASK, SCHEDULED = f"task({SECRET})", f"{SECRET}-scheduled"
 SMALL = {"prompt": "x", "width": 64, "height": 64, "steps": 1}
 GET: dict[str, Any] | None = None
 CALLS: dict[str, dict[str, Any] | None] = {
@@ -32,7 +34,7 @@ CALLS: dict[str, dict[str, Any] | None] = {
     "sdapi/v1/unload-checkpoint": {},
     "sdapi/v1/reload-checkpoint": {},
     "controlnet/detect": {"controlnet_input_images": [picture_text()]},
-    **{f"sdapi/v1/{name}": {} for name in ROUTES if name.startswith(("create/", "train/", "refresh-"))},
+    **{f"sdapi/v1/{name}": {} for name in ROUTES if name.startswith(("create/", "train/", "refresh-", "server-"))},
     **{
         f"sdapi/v1/{name}": GET
         for name in (
@@ -41,14 +43,38 @@ CALLS: dict[str, dict[str, Any] | None] = {
             "extensions", "memory", "cmd-flags",
         )
     },
+    "internal/progress": {"id_task": TASK},
+    **{
+        f"internal/{name}": GET
+        for name in ("pending-tasks", "ping", "quicksettings-hint", "profile-startup", "sysinfo", "sysinfo-download")
+    },
+    **{f"sd_extra_networks/{name}": GET for name in ("metadata", "get-single-card", "thumb", "cover-images")},
     **{f"controlnet/{name}": GET for name in ("version", "settings", "model_list", "module_list", "control_types")},
+    "agent-scheduler/v1/queue/txt2img": SMALL,
+    "agent-scheduler/v1/queue/img2img": {**SMALL, "init_images": [picture_text()]},
+    **{
+        f"agent-scheduler/v1/{name}": GET
+        for name in (
+            "samplers", "sd-models", "queue", "history", "task/<str:task_id>", "task/<str:task_id>/position",
+            "task/<str:task_id>/results", "results/<str:task_id>",
+        )
+    },
+    **{
+        f"agent-scheduler/v1/{name}": {}
+        for name in (
+            "queue/pause", "queue/resume", "queue/clear", "pause", "resume", "history/clear", "task/requeue-failed",
+            "task/<str:task_id>/run", "task/<str:task_id>/requeue", "task/<str:task_id>/move/<str:over_id>",
+            "task/<str:task_id>/bookmark", "task/<str:task_id>/unbookmark", "task/<str:task_id>/rename",
+            "run/<str:task_id>", "requeue/<str:task_id>", "delete/<str:task_id>", "bookmark/<str:task_id>",
+            "unbookmark/<str:task_id>", "rename/<str:task_id>", "move/<str:task_id>/<str:over_id>",
+        )
+    },
 }  # fmt: skip
 """Route → the body of a call, or a GET."""
 
 
 def test_every_route_is_called_here():
-    known = {f"sdapi/v1/{name}" for name in ROUTES} | {f"controlnet/{name}" for name in CONTROLNET_ROUTES}
-    assert set(CALLS) == known
+    assert set(CALLS) == {f"{prefix}/{name}" for prefix, routes in PREFIXES.items() for name in routes}
 
 
 @pytest.fixture
@@ -61,7 +87,7 @@ def owner_job() -> RenderJob:
     PromptStyle.objects.create(team=owner.team, name=SECRET, prompt=SECRET)
     OptionProfile.objects.create(team=owner.team, user=owner.user, values={"CLIP_stop_at_last_layers": 2})
     job = a_job(owner, prompt=SECRET)
-    RenderJob.objects.filter(pk=job.pk).update(state="running", source="sdapi", started_at=job.created_at)
+    RenderJob.objects.filter(pk=job.pk).update(state="running", source="sdapi", started_at=job.created_at, task_id=TASK)
     return job
 
 
@@ -86,16 +112,27 @@ def whole(answer: Any) -> bytes:
 
 def test_n10_a_stranger_neither_sees_nor_stops_anothers_work(owner_job, stranger):
     """All routes in one test: an emptied database for each would take most of the time."""
+    scheduled = a_job(Caller(owner_job.user, owner_job.team, owner_job.token), prompt=SECRET)
+    RenderJob.objects.filter(pk=scheduled.pk).update(source="agent-scheduler", task_id=SCHEDULED)
     for route, body in CALLS.items():
-        path = f"/{route}"
+        path = f"/{route}".replace("<str:task_id>", SCHEDULED).replace("<str:over_id>", "top")
         answer = stranger.get(path) if body is None else stranger.post(path, body, content_type="application/json")
-        assert answer.status_code in (200, 500, 501) and SECRET.encode() not in whole(answer), route
+        assert answer.status_code in (200, 404, 500, 501) and SECRET.encode() not in whole(answer), route
         owner_job.refresh_from_db()
+        scheduled.refresh_from_db()
+        assert scheduled.state == "queued", route
         assert owner_job.state == "running" and not owner_job.images.exclude(state="waiting").exists(), route
         assert OptionProfile.objects.get(team=owner_job.team).values == {"CLIP_stop_at_last_layers": 2}, route
+    for call in (stranger.delete, stranger.put):
+        assert call(f"/agent-scheduler/v1/task/{SCHEDULED}").json() == {"success": False, "message": "Task not found"}
+    scheduled.refresh_from_db()
+    assert scheduled.state == "queued"
 
 
-@pytest.mark.parametrize("route", ["sdapi/v1/txt2img", "sdapi/v1/img2img"])
+@pytest.mark.parametrize(
+    "route",
+    [f"{prefix}/{kind}" for prefix in ("sdapi/v1", "agent-scheduler/v1/queue") for kind in ("txt2img", "img2img")],
+)
 @pytest.mark.parametrize("named", ["checkpoint", "style", "lora"])
 def test_what_is_anothers_cannot_be_used_by_its_name(owner_job, stranger, route, named):
     body = {

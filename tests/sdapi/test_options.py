@@ -9,6 +9,7 @@ import pytest
 from asgiref.sync import sync_to_async
 from django.test import Client
 
+from assets.models import Asset
 from renderjobs.models import OptionProfile, RenderJob
 from tests.engine.recordings import A1111, needs_recordings
 from tests.factories import a_caller, a_checkpoint, a_platform
@@ -68,6 +69,28 @@ def test_a_chosen_checkpoint_is_that_of_further_calls(monkeypatch):
     options = door.get(OPTIONS).json()
     assert options["sd_model_checkpoint"].startswith("other.safetensors [")
     assert submitted(door, monkeypatch)["checkpoint"] == options["sd_model_checkpoint"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_chosen_checkpoint_that_is_gone_gives_way_to_the_default(monkeypatch):
+    a_platform()
+    a_checkpoint("other", is_default=False)
+    door = client_of()
+    post(door, {"sd_model_checkpoint": "other"})
+    Asset.objects.filter(name="other").update(state="retired")
+    assert door.get(OPTIONS).json()["sd_model_checkpoint"].startswith("mini.safetensors [")
+    assert submitted(door, monkeypatch)["checkpoint"] == ""
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    ("restore", "kept"), [(True, {}), (False, {"eta_noise_seed_delta": 7}), (None, {"eta_noise_seed_delta": 7})]
+)
+def test_overrides_that_are_not_restored_stay_the_callers_options(monkeypatch, restore, kept):
+    a_platform()
+    door, overrides = client_of(), {"eta_noise_seed_delta": 7, "CLIP_stop_at_last_layers": 1}
+    submitted(door, monkeypatch, override_settings=overrides, override_settings_restore_afterwards=restore)
+    assert (OptionProfile.objects.values_list("values", flat=True).first() or {}) == kept
 
 
 def test_c3_nobody_elses_options_change(door):
@@ -139,3 +162,17 @@ def test_a_picture_is_not_put_into_words(door):
 
     answer = post(door, {"image": picture_text()}, "/sdapi/v1/interrogate")
     assert answer.status_code == 501 and answer.json()["detail"] == "Interrogation is not installed here."
+
+
+def test_embeddings_that_do_not_fit_the_chosen_checkpoint_are_listed_as_skipped(door):
+    for name, width, encoders in (("fits", 768, 1), ("wide", 1024, 1), ("double", 2048, 2)):
+        metadata = {"shape": width, "vectors": 2, "encoders": encoders}
+        a_checkpoint(name, kind="embedding", is_default=False, metadata=metadata)
+    a_checkpoint("large", is_default=False, family="sdxl")
+    before = door.get("/sdapi/v1/embeddings").json()
+    assert set(before["loaded"]) == {"fits"} and set(before["skipped"]) == {"wide", "double"}
+    assert before["loaded"]["fits"] == {
+        "step": None, "sd_checkpoint": None, "sd_checkpoint_name": None, "shape": 768, "vectors": 2,
+    }  # fmt: skip
+    post(door, {"sd_model_checkpoint": "large"})
+    assert set(door.get("/sdapi/v1/embeddings").json()["loaded"]) == {"double"}

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from config import env
+
+SDAPI_AUTHENTICATION = env.choices(
+    "SDAPI_AUTHENTICATION", ("bearer", "token", "basic", "basic-user"), "bearer,token,basic"
+)
+"""How clients of A1111's interface may send their token: ``Bearer``, bare, as the password of any user name, or of its owner's."""
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["accounts.authentication.ApiTokenAuthentication"],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],

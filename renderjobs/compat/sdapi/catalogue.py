@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from accounts.authentication import Caller
-from assets.models import AssetKind
+from assets.models import Asset, AssetKind
 from assets.selectors import checkpoints_of, newest_of
 from assets.styles import styles_of
 from gpuworker.contract.extras import CODEFORMER, GFPGAN
+from gpuworker.contract.families import CONTEXT_WIDTHS
 from gpuworker.contract.samplers import SAMPLERS, SCHEDULES
+from renderjobs.pinning import ENCODERS
 
 BUILT_IN_UPSCALERS = ("None", "Lanczos", "Nearest")
 FACE_RESTORERS = (CODEFORMER, GFPGAN)
+EMBEDDING_FACTS = {"step": None, "sd_checkpoint": None, "sd_checkpoint_name": None, "shape": 0, "vectors": 0}
 LATENT_MODES = (
     "Latent",
     "Latent (antialiased)",
@@ -99,10 +102,22 @@ def sd_vae(caller: Caller) -> list[dict[str, Any]]:
     return [{"model_name": asset.filename, "filename": asset.filename} for asset in newest_of(caller, AssetKind.VAE)]
 
 
-def embeddings(caller: Caller) -> dict[str, Any]:
-    """All are listed as loaded: which of them fit is decided by the checkpoint of each request."""
-    unknown = {"step": None, "sd_checkpoint": None, "sd_checkpoint_name": None, "shape": 0, "vectors": 0}
-    return {"loaded": {asset.name: unknown for asset in newest_of(caller, AssetKind.EMBEDDING)}, "skipped": {}}
+def embeddings(caller: Caller, checkpoint: Asset | None) -> dict[str, Any]:
+    """Args: checkpoint: The caller's; those that do not fit it are skipped by requests that name no other."""
+    listed: dict[str, dict[str, Any]] = {"loaded": {}, "skipped": {}}
+    for asset in newest_of(caller, AssetKind.EMBEDDING):
+        row = {**EMBEDDING_FACTS, **{name: asset.metadata[name] for name in EMBEDDING_FACTS if name in asset.metadata}}
+        listed["loaded" if _fits(asset, checkpoint) else "skipped"][asset.name] = row
+    return listed
+
+
+def _fits(embedding: Asset, checkpoint: Asset | None) -> bool:
+    """By the number of text encoders and, where a family has that width, by theirs."""
+    if checkpoint is None:
+        return True
+    made_for = CONTEXT_WIDTHS.get(embedding.metadata.get("shape", 0), checkpoint.family)
+    encoders = ENCODERS.get(checkpoint.family, 1)
+    return made_for == checkpoint.family and embedding.metadata.get("encoders", 1) == encoders
 
 
 def prompt_styles(caller: Caller) -> list[dict[str, Any]]:

@@ -36,8 +36,8 @@ class HandlerError(Exception):
         self.error = error
 
 
-def field_detail(field: str, message: str, kind: str) -> dict[str, Any]:
-    return {"loc": ["body", *field.split(".")], "msg": message, "type": kind}
+def field_detail(field: str, message: str, kind: str, place: str = "body") -> dict[str, Any]:
+    return {"loc": [place, *field.split(".")], "msg": message, "type": kind}
 
 
 def json_detail(error: json.JSONDecodeError) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 from django.db import transaction
 
 from accounts.authentication import Caller
+from assets.models import Asset
 from assets.selectors import checkpoint_default, checkpoint_find
 from common.errors import InvalidRequestError
 from renderjobs.compat.sdapi import wire
@@ -18,6 +19,8 @@ from renderjobs.compat.sdapi.control_units import OPTIONS as CONTROLNET_OPTIONS
 from renderjobs.compat.sdapi.errors import HandlerError, WireError
 from renderjobs.compat.sdapi.translate import to_request
 from renderjobs.models import OptionProfile
+
+CHECKPOINT = "sd_model_checkpoint"
 
 
 @cache
@@ -41,17 +44,37 @@ def profile_of(caller: Caller) -> dict[str, Any]:
 
 def options_of(caller: Caller) -> dict[str, Any]:
     """As the caller reads them back."""
-    profile = profile_of(caller)
+    profile, checkpoint = _usable_profile(caller)
     options = {**installed_options(caller), **profile}
-    if "sd_model_checkpoint" in profile:
-        chosen = checkpoint_find(caller, str(profile["sd_model_checkpoint"]))
-        options |= {"sd_checkpoint_hash": chosen.sha256 if chosen else None}
-    return options
+    return {**options, "sd_checkpoint_hash": checkpoint.sha256} if checkpoint else options
+
+
+def chosen_checkpoint(caller: Caller) -> Asset | None:
+    """What requests get that name none."""
+    return _usable_profile(caller)[1] or checkpoint_default(caller)
 
 
 def with_profile(caller: Caller, values: Mapping[str, Any]) -> dict[str, Any]:
     """A request's values with the caller's options below its own ``override_settings``."""
-    return {**values, "override_settings": {**profile_of(caller), **(values["override_settings"] or {})}}
+    profile, _ = _usable_profile(caller)
+    return {**values, "override_settings": {**profile, **(values["override_settings"] or {})}}
+
+
+def _usable_profile(caller: Caller) -> tuple[dict[str, Any], Asset | None]:
+    """What the caller has set, and the checkpoint among it. One that is gone since is passed over, as A1111 does."""
+    profile = profile_of(caller)
+    if CHECKPOINT not in profile:
+        return profile, None
+    chosen = checkpoint_find(caller, str(profile[CHECKPOINT]))
+    if chosen is None:
+        profile = {name: value for name, value in profile.items() if name != CHECKPOINT}
+    return profile, chosen
+
+
+def overrides_keep(caller: Caller, values: Mapping[str, Any]) -> None:
+    """Keep the options of a call that asks not to restore them afterwards; the call itself has been accepted with them."""
+    if values["override_settings"] and not values["override_settings_restore_afterwards"]:
+        options_set(caller, values["override_settings"])
 
 
 def options_set(caller: Caller, given: Mapping[str, Any]) -> list[str]:
@@ -68,7 +91,7 @@ def options_set(caller: Caller, given: Mapping[str, Any]) -> list[str]:
     for name, value in given.items():
         if name not in installed:
             raise HandlerError(500, repr(name), error="KeyError")
-        if name == "sd_model_checkpoint" and value is not None:
+        if name == CHECKPOINT and value is not None:
             value = _checkpoint_title(caller, str(value))
         elif name == "sd_checkpoint_hash":
             continue  # follows the checkpoint

@@ -7,33 +7,41 @@ import json
 import math
 import re
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.core.files.storage import default_storage
-from django.db.models.functions import Now
 from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.utils import timezone
 
-from accounts.authentication import Caller, caller_of
-from accounts.models import Scope
+from accounts.authentication import Caller
 from assets.models import AssetKind
 from assets.styles import styled, styles_of
 from assets.wildcards import lines_for
 from common.errors import FieldError, InvalidRequestError
 from gpuworker.contract.extras import extras_html
-from renderjobs.choices import IMAGE_HELD, JOB_OPEN, JobKind, JobState, Lane
+from renderjobs.choices import IMAGE_HELD, JobKind, JobState, Lane
 from renderjobs.compat.sdapi import catalogue, controlnet, infotext_parser, wire
+from renderjobs.compat.sdapi.door import authenticated, listing
 from renderjobs.compat.sdapi.dynamic_prompts import prompts_resolve
 from renderjobs.compat.sdapi.errors import HandlerError, four_keys, speaks_sdapi
 from renderjobs.compat.sdapi.info import delivered_images, files_of, info_of, info_of_request
 from renderjobs.compat.sdapi.infotext_fields import with_infotext
 from renderjobs.compat.sdapi.pictures import batch_extras, single_extras
-from renderjobs.compat.sdapi.profile import default_options, installed_options, options_of, options_set, with_profile
+from renderjobs.compat.sdapi.profile import (
+    chosen_checkpoint,
+    default_options,
+    installed_options,
+    options_of,
+    options_set,
+    overrides_keep,
+    with_profile,
+)
+from renderjobs.compat.sdapi.progress import own_job, progress_of
 from renderjobs.compat.sdapi.script_calls import (
     Progressed,
     jobs_of_call,
@@ -59,9 +67,7 @@ from renderjobs.inputs import UnreadablePictureError, Upload, picture_from_text
 from renderjobs.models import RenderJob, ScriptCall
 from renderjobs.models.jobs import Source
 from renderjobs.pinning import UnknownNameError
-from renderjobs.previews import preview_ask
 from renderjobs.request import RenderRequest
-from renderjobs.selectors import job_progress
 from renderjobs.submission import Submitted, job_cancel, job_submit
 from renderjobs.waiting import job_wait, release_request_thread
 
@@ -199,8 +205,10 @@ def warn(response: HttpResponseBase, submitted: Submitted) -> None:
 
 @speaks_sdapi("GET")
 async def progress(request: HttpRequest) -> HttpResponse:
-    """The caller's own work: the newest job that runs, else the newest that waits."""
-    return JsonResponse(await sync_to_async(progress_of)(request))
+    """The caller's own work: the newest call that runs, else the newest that waits, else how the last one ended."""
+    query = wire.parsed(request.GET.dict(), wire.PROGRESS, place="query")
+    shown = sync_to_async(lambda: progress_of(authenticated(request), preview=not query["skip_current_image"]))
+    return JsonResponse(await shown())
 
 
 @speaks_sdapi("POST")
@@ -224,7 +232,7 @@ async def refresh(request: HttpRequest) -> HttpResponse:
     return JsonResponse(None, safe=False)
 
 
-async def without_slash(request: HttpRequest) -> HttpResponse:
+async def without_slash(request: HttpRequest, **names: str) -> HttpResponse:
     """FastAPI's answer to a trailing slash; method and body are kept by the client."""
     query = request.META.get("QUERY_STRING", "")
     location = request.path.rstrip("/") + (f"?{query}" if query else "")
@@ -272,15 +280,10 @@ async def training(request: HttpRequest) -> HttpResponse:
     raise HandlerError(501, "Training is not part of this server; import trained files instead.")
 
 
-def listing(read: Callable[[Caller], Any]) -> Any:
-    """A GET that shows a list."""
-
-    @speaks_sdapi("GET")
-    async def view(request: HttpRequest) -> HttpResponse:
-        found = await sync_to_async(lambda: read(authenticated(request)))()
-        return JsonResponse(found, safe=False)
-
-    return view
+@speaks_sdapi("POST")
+async def server_control(request: HttpRequest) -> HttpResponse:
+    await sync_to_async(authenticated)(request)
+    raise HandlerError(501, "This server is shared; it is stopped and restarted by its administrators, not by its API.")
 
 
 sd_models = listing(catalogue.sd_models)
@@ -290,7 +293,7 @@ upscalers = listing(catalogue.upscalers)
 loras = listing(catalogue.loras)
 hypernetworks = listing(catalogue.hypernetworks)
 sd_vae = listing(catalogue.sd_vae)
-embeddings = listing(catalogue.embeddings)
+embeddings = listing(lambda caller: catalogue.embeddings(caller, chosen_checkpoint(caller)))
 prompt_styles = listing(catalogue.prompt_styles)
 memory = listing(lambda _: catalogue.memory())
 cmd_flags = listing(lambda _: catalogue.cmd_flags())
@@ -310,18 +313,15 @@ script_info = listing(
 )
 
 
-def authenticated(request: HttpRequest) -> Caller:
-    """Raises: HandlerError: No usable token (401), or one without the scope (403)."""
-    header = request.headers.get("Authorization", "")
-    caller = caller_of(header) if header.strip() else None
-    if caller is None:
-        raise HandlerError(401, "Incorrect username or password" if header.strip() else "Not authenticated")
-    caller.require(Scope.SDAPI)
-    return caller
-
-
 def generation_submit(
-    request: HttpRequest, caller: Caller, body: dict[str, Any], values: dict[str, Any], kind: str
+    request: HttpRequest,
+    caller: Caller,
+    body: dict[str, Any],
+    values: dict[str, Any],
+    kind: str,
+    *,
+    source: str = Source.SDAPI,
+    lane: int = Lane.INTERACTIVE,
 ) -> Submitted:
     made = to_request(with_profile(caller, values), options=installed_options(caller), kind=kind)
     made.canonical["prompt"], made.canonical["negative_prompt"] = styled(caller, values["styles"] or (), made.canonical)
@@ -334,14 +334,17 @@ def generation_submit(
         )
         raise InvalidRequestError([FieldError("n_iter", message)])
     task_id = name_given("force_task_id", values["force_task_id"], MAX_TASK_ID_LENGTH)
-    return submit(request, caller, body, render, made.uploads, task_id=task_id)
+    submitted = submit(request, caller, body, render, made.uploads, task_id=task_id, source=source, lane=lane)
+    if not submitted.replayed:
+        overrides_keep(caller, values)
+    return submitted
 
 
 def script_submit(
     request: HttpRequest, caller: Caller, body: dict[str, Any], values: dict[str, Any], kind: str
 ) -> ScriptCall:
     try:
-        return script_begin(
+        call = script_begin(
             caller=caller,
             body={**body, "override_settings": with_profile(caller, values)["override_settings"]},
             tab=kind,
@@ -353,6 +356,8 @@ def script_submit(
         raise unknown_name(error) from error
     except InvalidRequestError as error:
         raise as_sent(error, body) from error
+    overrides_keep(caller, values)
+    return call
 
 
 def script_answer(call: ScriptCall, made: Progressed, values: dict[str, Any], echo: dict[str, Any]) -> HttpResponseBase:
@@ -405,17 +410,19 @@ def submit(
     uploads: list[Upload],
     *,
     task_id: str = "",
+    source: str = Source.SDAPI,
+    lane: int = Lane.INTERACTIVE,
 ) -> Submitted:
     """Raises: HandlerError: A name is unknown, in A1111's words."""
     try:
         return job_submit(
             caller=caller,
             request=render,
-            source=Source.SDAPI,
+            source=source,
             body=body,
             idempotency_key=name_given("Idempotency-Key", request.headers.get("Idempotency-Key"), MAX_KEY_LENGTH),
             task_id=task_id,
-            lane=Lane.INTERACTIVE,
+            lane=lane,
             uploads=uploads,
         )
     except UnknownNameError as error:
@@ -522,55 +529,6 @@ def base64_length(size: int) -> int:
 def encoded(key: str) -> bytes:
     with default_storage.open(key) as file:
         return base64.b64encode(file.read())
-
-
-def own_job(caller: Caller) -> RenderJob | None:
-    """What the caller's progress bar is about. A batch that came in by another door is not, nor may a stray interrupt end it."""
-    mine = RenderJob.objects.filter(
-        team=caller.team, user=caller.user, source=Source.SDAPI, state__in=JOB_OPEN
-    ).annotate(now=Now())
-    running = mine.filter(state=JobState.RUNNING).order_by("-pk").first()
-    return running or mine.order_by("-pk").first()
-
-
-def progress_of(request: HttpRequest) -> dict[str, Any]:
-    job = own_job(authenticated(request))
-    state = {
-        "skipped": False,
-        "interrupted": False,
-        "stopping_generation": False,
-        "job": "",
-        "job_count": 0,
-        "job_timestamp": "0",
-        "job_no": 0,
-        "sampling_step": 0,
-        "sampling_steps": 0,
-    }
-    if job is None:
-        return {"progress": 0.0, "eta_relative": 0.0, "state": state, "current_image": None, "textinfo": None}
-    made, asked = job_progress(job), RenderRequest.from_json(job.request)
-    number = min(asked.n_iter - 1, job.images_ended // asked.batch_size)
-    state |= {
-        "job": "scripts_txt2img" if asked.n_iter == 1 else f"Batch {number + 1} out of {asked.n_iter}",
-        "job_count": asked.n_iter,
-        "job_timestamp": f"{job.created_at:%Y%m%d%H%M%S}",
-        "job_no": number,
-        "sampling_step": made.step,
-        "sampling_steps": made.steps or asked.steps,
-    }
-    current_image = None
-    held = job.images.filter(state__in=IMAGE_HELD).order_by("index").values_list("pk", flat=True).first()
-    if held and request.GET.get("skip_current_image", "").lower() not in wire.TRUE:
-        preview = preview_ask(held)
-        current_image = base64.b64encode(preview).decode() if preview else None
-    textinfo = None if job.state == JobState.RUNNING else "Waiting..."
-    return {
-        "progress": min(1.0, 0.01 + made.fraction),
-        "eta_relative": made.eta_seconds or 0.0,
-        "state": state,
-        "current_image": current_image,
-        "textinfo": textinfo,
-    }
 
 
 def interrupt_own(request: HttpRequest) -> None:

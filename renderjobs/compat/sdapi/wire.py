@@ -80,41 +80,46 @@ def texts(value: Any) -> list[str]:
     return result
 
 
-def chosen(*accepted: int) -> Callable[[Any], int]:
-    def check(value: Any) -> int:
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    accepted: tuple[int, ...]
+
+    def __call__(self, value: Any) -> int:
         # Of a literal pydantic takes the very value; "1" is none.
-        if isinstance(value, bool) or value not in accepted:
-            permitted = ", ".join(str(item) for item in accepted)
+        if isinstance(value, bool) or value not in self.accepted:
+            permitted = ", ".join(str(item) for item in self.accepted)
             raise Mismatch(f"unexpected value; permitted: {permitted}", "value_error.const")
         return value
 
-    return check
 
+@dataclass(frozen=True, slots=True)
+class Bounded:
+    first: float
+    last: float
+    open_start: bool = False
 
-def bounded(first: float, last: float, *, open_start: bool = False) -> Callable[[Any], float]:
-    def check(value: Any) -> float:
+    def __call__(self, value: Any) -> float:
         found = number(value)
         if not math.isfinite(found):
             raise Mismatch("ensure this value is a finite number", "value_error.number.not_finite_number")
-        if open_start and found <= first:
-            raise Mismatch(f"ensure this value is greater than {first}", "value_error.number.not_gt")
-        if found < first:
-            raise Mismatch(f"ensure this value is greater than or equal to {first}", "value_error.number.not_ge")
-        if found > last:
-            raise Mismatch(f"ensure this value is less than or equal to {last}", "value_error.number.not_le")
+        if self.open_start and found <= self.first:
+            raise Mismatch(f"ensure this value is greater than {self.first}", "value_error.number.not_gt")
+        if found < self.first:
+            raise Mismatch(f"ensure this value is greater than or equal to {self.first}", "value_error.number.not_ge")
+        if found > self.last:
+            raise Mismatch(f"ensure this value is less than or equal to {self.last}", "value_error.number.not_le")
         return found
 
-    return check
 
+@dataclass(frozen=True, slots=True)
+class AtLeast:
+    first: int
 
-def at_least(first: int) -> Callable[[Any], int]:
-    def check(value: Any) -> int:
+    def __call__(self, value: Any) -> int:
         found = integer(value)
-        if found < first:
-            raise Mismatch(f"ensure this value is greater than or equal to {first}", "value_error.number.not_ge")
+        if found < self.first:
+            raise Mismatch(f"ensure this value is greater than or equal to {self.first}", "value_error.number.not_ge")
         return found
-
-    return check
 
 
 def named_pictures(value: Any) -> list[dict[str, str]]:
@@ -224,21 +229,28 @@ IMG2IMG = {
 OURS = {"sd_model_checkpoint": Field(text)}
 """Not A1111's and not part of the echo: the checkpoint at the top level, as the documents of hosted webuis send it."""
 EXTRAS = {
-    "resize_mode": Field(chosen(0, 1), 0),
+    "resize_mode": Field(Chosen((0, 1)), 0),
     "show_extras_results": Field(boolean, True),
-    "gfpgan_visibility": Field(bounded(0, 1), 0),
-    "codeformer_visibility": Field(bounded(0, 1), 0),
-    "codeformer_weight": Field(bounded(0, 1), 0),
-    "upscaling_resize": Field(bounded(0, math.inf, open_start=True), 2),
-    "upscaling_resize_w": Field(at_least(1), 512),
-    "upscaling_resize_h": Field(at_least(1), 512),
+    "gfpgan_visibility": Field(Bounded(0, 1), 0),
+    "codeformer_visibility": Field(Bounded(0, 1), 0),
+    "codeformer_weight": Field(Bounded(0, 1), 0),
+    "upscaling_resize": Field(Bounded(0, math.inf, open_start=True), 2),
+    "upscaling_resize_w": Field(AtLeast(1), 512),
+    "upscaling_resize_h": Field(AtLeast(1), 512),
     "upscaling_crop": Field(boolean, True),
     "upscaler_1": Field(text, "None"),
     "upscaler_2": Field(text, "None"),
-    "extras_upscaler_2_visibility": Field(bounded(0, 1), 0),
+    "extras_upscaler_2_visibility": Field(Bounded(0, 1), 0),
     "upscale_first": Field(boolean, False),
 }
-INTERROGATE = {"image": Field(text, ""), "model": Field(text, "clip")}
+PROGRESS = {"skip_current_image": Field(boolean, False)}
+"""Of the query."""
+TASK_PROGRESS = {
+    "id_task": Field(text),
+    "id_live_preview": Field(integer, -1, nullable=False),
+    "live_preview": Field(boolean, True, nullable=False),
+}
+INTERROGATE = {"image": Field(text, "", nullable=False), "model": Field(text, "clip", nullable=False)}
 PNG_INFO = {"image": Field(text, nullable=False, required=True)}
 DETECT = {
     "controlnet_module": Field(text, "none", nullable=False),
@@ -272,7 +284,7 @@ def body_of(data: bytes) -> dict[str, Any]:
     return body
 
 
-def parsed(body: Mapping[str, Any], fields: Mapping[str, Field]) -> dict[str, Any]:
+def parsed(body: Mapping[str, Any], fields: Mapping[str, Field], *, place: str = "body") -> dict[str, Any]:
     """Every field with its coerced value or default, in the order of ``fields``; unknown keys are passed over.
 
     Raises:
@@ -283,12 +295,12 @@ def parsed(body: Mapping[str, Any], fields: Mapping[str, Field]) -> dict[str, An
         if name not in body:
             values[name] = field.default
             if field.required:
-                details.append(field_detail(name, "field required", "value_error.missing"))
+                details.append(field_detail(name, "field required", "value_error.missing", place))
             continue
         try:
             values[name] = coerced(body[name], field)
         except Mismatch as error:
-            detail = field_detail(name, str(error), error.kind)
+            detail = field_detail(name, str(error), error.kind, place)
             details.append(detail if error.item is None else {**detail, "loc": [*detail["loc"], error.item]})
     if details:
         raise WireError(*details)
