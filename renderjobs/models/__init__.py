@@ -1,3 +1,13 @@
+from renderjobs.models.eas import (
+    EasConsumer,
+    EasDelivery,
+    EasEdition,
+    EasFrame,
+    EasQueue,
+    EasService,
+    QueueKind,
+    SavedPicture,
+)
 from renderjobs.models.images import Attempt, Claim, RenderImage
 from renderjobs.models.inputs import ImageAttachment, InputFile
 from renderjobs.models.jobs import IdempotencyRecord, JobEvent, RenderJob
@@ -10,13 +20,21 @@ __all__ = [
     "BatchSchedule",
     "BatchTemplate",
     "Claim",
+    "EasConsumer",
+    "EasDelivery",
+    "EasEdition",
+    "EasFrame",
+    "EasQueue",
+    "EasService",
     "IdempotencyRecord",
     "ImageAttachment",
     "InputFile",
     "JobEvent",
     "OptionProfile",
+    "QueueKind",
     "RenderImage",
     "RenderJob",
+    "SavedPicture",
     "ScheduledRun",
     "ScriptCall",
     "TemplateVersion",
