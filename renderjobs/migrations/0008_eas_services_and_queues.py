@@ -2,185 +2,408 @@
 
 import django.core.validators
 import django.db.models.deletion
-import renderjobs.models.eas
 from django.conf import settings
 from django.db import migrations, models
 
+import renderjobs.models.eas
+
 
 class Migration(migrations.Migration):
-
     dependencies = [
-        ('accounts', '0001_initial'),
-        ('fleet', '0001_initial'),
-        ('renderjobs', '0007_option_profiles'),
+        ("accounts", "0001_initial"),
+        ("fleet", "0001_initial"),
+        ("renderjobs", "0007_option_profiles"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
     operations = [
         migrations.CreateModel(
-            name='EasQueue',
+            name="EasQueue",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('kind', models.CharField(choices=[('input', 'Input'), ('sink', 'Sink')], max_length=8)),
-                ('last_index', models.BigIntegerField(default=0, help_text='The highest index ever given out.')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("kind", models.CharField(choices=[("input", "Input"), ("sink", "Sink")], max_length=8)),
+                ("last_index", models.BigIntegerField(default=0, help_text="The highest index ever given out.")),
             ],
         ),
         migrations.AlterField(
-            model_name='renderjob',
-            name='source',
-            field=models.CharField(choices=[('api', 'Api'), ('sdapi', 'Sdapi'), ('admin', 'Admin'), ('schedule', 'Schedule'), ('eas', 'Eas')], max_length=16),
+            model_name="renderjob",
+            name="source",
+            field=models.CharField(
+                choices=[
+                    ("api", "Api"),
+                    ("sdapi", "Sdapi"),
+                    ("admin", "Admin"),
+                    ("schedule", "Schedule"),
+                    ("eas", "Eas"),
+                ],
+                max_length=16,
+            ),
         ),
         migrations.CreateModel(
-            name='EasFrame',
+            name="EasFrame",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('index', models.BigIntegerField()),
-                ('priority', models.SmallIntegerField(default=0, help_text='Larger goes first.')),
-                ('tags', models.JSONField(default=dict)),
-                ('data', models.BinaryField()),
-                ('request_id', models.CharField(help_text='Also the tag requestId; joins a request and its result.', max_length=200)),
-                ('created_at', models.DateTimeField()),
-                ('path', models.CharField(blank=True, help_text='The call it asks for, such as /sdapi/v1/txt2img.', max_length=200)),
-                ('taken_until', models.DateTimeField(null=True)),
-                ('tries', models.PositiveSmallIntegerField(default=0, help_text='Times it was taken by a worker.')),
-                ('deliveries', models.PositiveSmallIntegerField(default=1, help_text='The number of the job it is at.')),
-                ('answer_to', models.BigIntegerField(help_text='Index of the request; empty for what a client put.', null=True)),
-                ('job', models.ForeignKey(help_text='What it waits for.', null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='eas_frames', to='renderjobs.renderjob')),
-                ('token', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to='accounts.apitoken')),
-                ('queue', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name='frames', to='renderjobs.easqueue')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("index", models.BigIntegerField()),
+                ("priority", models.SmallIntegerField(default=0, help_text="Larger goes first.")),
+                ("tags", models.JSONField(default=dict)),
+                ("data", models.BinaryField()),
+                (
+                    "request_id",
+                    models.CharField(
+                        help_text="Also the tag requestId; joins a request and its result.", max_length=200
+                    ),
+                ),
+                ("created_at", models.DateTimeField()),
+                (
+                    "path",
+                    models.CharField(
+                        blank=True, help_text="The call it asks for, such as /sdapi/v1/txt2img.", max_length=200
+                    ),
+                ),
+                ("taken_until", models.DateTimeField(null=True)),
+                ("tries", models.PositiveSmallIntegerField(default=0, help_text="Times it was taken by a worker.")),
+                (
+                    "deliveries",
+                    models.PositiveSmallIntegerField(default=1, help_text="The number of the job it is at."),
+                ),
+                (
+                    "answer_to",
+                    models.BigIntegerField(help_text="Index of the request; empty for what a client put.", null=True),
+                ),
+                (
+                    "job",
+                    models.ForeignKey(
+                        help_text="What it waits for.",
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="eas_frames",
+                        to="renderjobs.renderjob",
+                    ),
+                ),
+                (
+                    "token",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="+",
+                        to="accounts.apitoken",
+                    ),
+                ),
+                (
+                    "queue",
+                    models.ForeignKey(
+                        db_index=False,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="frames",
+                        to="renderjobs.easqueue",
+                    ),
+                ),
             ],
             options={
-                'ordering': ['queue', 'index'],
+                "ordering": ["queue", "index"],
             },
         ),
         migrations.CreateModel(
-            name='EasConsumer',
+            name="EasConsumer",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('group', models.CharField(max_length=200)),
-                ('uid', models.CharField(max_length=200)),
-                ('connection', models.UUIDField()),
-                ('window', models.PositiveIntegerField()),
-                ('auto_commit', models.BooleanField(default=False)),
-                ('index_only', models.BooleanField(default=False)),
-                ('start_index', models.BigIntegerField(default=0)),
-                ('tags', models.JSONField(default=dict)),
-                ('last_index', models.BigIntegerField(default=0)),
-                ('seen_at', models.DateTimeField()),
-                ('left_at', models.DateTimeField(null=True)),
-                ('queue', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='consumers', to='renderjobs.easqueue')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("group", models.CharField(max_length=200)),
+                ("uid", models.CharField(max_length=200)),
+                ("connection", models.UUIDField()),
+                ("window", models.PositiveIntegerField()),
+                ("auto_commit", models.BooleanField(default=False)),
+                ("index_only", models.BooleanField(default=False)),
+                ("start_index", models.BigIntegerField(default=0)),
+                ("tags", models.JSONField(default=dict)),
+                ("last_index", models.BigIntegerField(default=0)),
+                ("seen_at", models.DateTimeField()),
+                ("left_at", models.DateTimeField(null=True)),
+                (
+                    "queue",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE, related_name="consumers", to="renderjobs.easqueue"
+                    ),
+                ),
             ],
             options={
-                'ordering': ['queue', 'pk'],
+                "ordering": ["queue", "pk"],
             },
         ),
         migrations.CreateModel(
-            name='EasService',
+            name="EasService",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('name', models.CharField(max_length=128, unique=True, validators=[django.core.validators.RegexValidator('^[A-Za-z0-9_][\\w.-]*\\Z', 'Letters, digits, dots, hyphens and underscores.')])),
-                ('edition', models.CharField(choices=[('standard', 'Standard'), ('api', 'API'), ('cluster', 'Cluster WebUI'), ('serverless', 'Serverless')], default='api', max_length=16)),
-                ('enabled', models.BooleanField(default=True, help_text='A stopped service keeps its queues and answers 404.')),
-                ('token_nonce', models.CharField(editable=False, help_text='The token is derived from it and a secret.', max_length=64)),
-                ('mounts', models.JSONField(blank=True, default=renderjobs.models.eas.default_mounts, help_text="Mount path → folder within the team's stored files; save_dir is looked up here.")),
-                ('window', models.PositiveIntegerField(default=8, help_text='Queued requests that are jobs at the same time.', validators=[django.core.validators.MinValueValidator(1), django.core.validators.MaxValueValidator(1000)])),
-                ('max_delivery', models.PositiveSmallIntegerField(default=1, help_text='Jobs made for one request, when they fail.', validators=[django.core.validators.MinValueValidator(1)])),
-                ('max_payload_bytes', models.PositiveIntegerField(default=1048576, validators=[django.core.validators.MinValueValidator(1024), django.core.validators.MaxValueValidator(33554432)])),
-                ('max_frames', models.PositiveIntegerField(default=100000, help_text='Frames in each queue.')),
-                ('keepalive_seconds', models.PositiveIntegerField(default=600, help_text='A synchronous call that takes longer gets 408.', validators=[django.core.validators.MinValueValidator(1)])),
-                ('max_queue_size', models.PositiveIntegerField(default=64, help_text='Synchronous calls at the same time; more get 450.')),
-                ('rate_limit', models.PositiveIntegerField(default=0, help_text='Synchronous calls per second; more get 429. 0: any.')),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('pool', models.ForeignKey(blank=True, help_text='Empty: where any job goes.', null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to='fleet.pool')),
-                ('team', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='eas_services', to='accounts.team')),
-                ('token', models.OneToOneField(editable=False, on_delete=django.db.models.deletion.PROTECT, related_name='eas_service', to='accounts.apitoken')),
-                ('user', models.ForeignKey(editable=False, help_text='As whom its token acts.', on_delete=django.db.models.deletion.PROTECT, related_name='+', to=settings.AUTH_USER_MODEL)),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                (
+                    "name",
+                    models.CharField(
+                        max_length=128,
+                        unique=True,
+                        validators=[
+                            django.core.validators.RegexValidator(
+                                "^[A-Za-z0-9_][\\w.-]*\\Z", "Letters, digits, dots, hyphens and underscores."
+                            )
+                        ],
+                    ),
+                ),
+                (
+                    "edition",
+                    models.CharField(
+                        choices=[
+                            ("standard", "Standard"),
+                            ("api", "API"),
+                            ("cluster", "Cluster WebUI"),
+                            ("serverless", "Serverless"),
+                        ],
+                        default="api",
+                        max_length=16,
+                    ),
+                ),
+                (
+                    "enabled",
+                    models.BooleanField(default=True, help_text="A stopped service keeps its queues and answers 404."),
+                ),
+                (
+                    "token_nonce",
+                    models.CharField(
+                        editable=False, help_text="The token is derived from it and a secret.", max_length=64
+                    ),
+                ),
+                (
+                    "mounts",
+                    models.JSONField(
+                        blank=True,
+                        default=renderjobs.models.eas.default_mounts,
+                        help_text="Mount path → folder within the team's stored files; save_dir is looked up here.",
+                    ),
+                ),
+                (
+                    "window",
+                    models.PositiveIntegerField(
+                        default=8,
+                        help_text="Queued requests that are jobs at the same time.",
+                        validators=[
+                            django.core.validators.MinValueValidator(1),
+                            django.core.validators.MaxValueValidator(1000),
+                        ],
+                    ),
+                ),
+                (
+                    "max_delivery",
+                    models.PositiveSmallIntegerField(
+                        default=1,
+                        help_text="Jobs made for one request, when they fail.",
+                        validators=[django.core.validators.MinValueValidator(1)],
+                    ),
+                ),
+                (
+                    "max_payload_bytes",
+                    models.PositiveIntegerField(
+                        default=1048576,
+                        validators=[
+                            django.core.validators.MinValueValidator(1024),
+                            django.core.validators.MaxValueValidator(33554432),
+                        ],
+                    ),
+                ),
+                ("max_frames", models.PositiveIntegerField(default=100000, help_text="Frames in each queue.")),
+                (
+                    "keepalive_seconds",
+                    models.PositiveIntegerField(
+                        default=600,
+                        help_text="A synchronous call that takes longer gets 408.",
+                        validators=[django.core.validators.MinValueValidator(1)],
+                    ),
+                ),
+                (
+                    "max_queue_size",
+                    models.PositiveIntegerField(
+                        default=64, help_text="Synchronous calls at the same time; more get 450."
+                    ),
+                ),
+                (
+                    "rate_limit",
+                    models.PositiveIntegerField(
+                        default=0, help_text="Synchronous calls per second; more get 429. 0: any."
+                    ),
+                ),
+                ("created_at", models.DateTimeField(auto_now_add=True)),
+                (
+                    "pool",
+                    models.ForeignKey(
+                        blank=True,
+                        help_text="Empty: where any job goes.",
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="+",
+                        to="fleet.pool",
+                    ),
+                ),
+                (
+                    "team",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="eas_services", to="accounts.team"
+                    ),
+                ),
+                (
+                    "token",
+                    models.OneToOneField(
+                        editable=False,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="eas_service",
+                        to="accounts.apitoken",
+                    ),
+                ),
+                (
+                    "user",
+                    models.ForeignKey(
+                        editable=False,
+                        help_text="As whom its token acts.",
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="+",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
             ],
             options={
-                'verbose_name': 'EAS service',
-                'ordering': ['name'],
+                "verbose_name": "EAS service",
+                "ordering": ["name"],
             },
         ),
         migrations.AddField(
-            model_name='easqueue',
-            name='service',
-            field=models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='queues', to='renderjobs.easservice'),
+            model_name="easqueue",
+            name="service",
+            field=models.ForeignKey(
+                on_delete=django.db.models.deletion.CASCADE, related_name="queues", to="renderjobs.easservice"
+            ),
         ),
         migrations.CreateModel(
-            name='SavedPicture',
+            name="SavedPicture",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('place', models.CharField(help_text="Which of the job's pictures: grid, image 3, map 0.", max_length=40)),
-                ('path', models.CharField(help_text='As the caller was told.', max_length=500)),
-                ('file_key', models.CharField(max_length=500, unique=True)),
-                ('source_key', models.CharField(max_length=300)),
-                ('size_bytes', models.BigIntegerField()),
-                ('created_at', models.DateTimeField()),
-                ('image', models.ForeignKey(null=True, on_delete=django.db.models.deletion.PROTECT, related_name='+', to='renderjobs.renderimage')),
-                ('job', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='saved_pictures', to='renderjobs.renderjob')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                (
+                    "place",
+                    models.CharField(help_text="Which of the job's pictures: grid, image 3, map 0.", max_length=40),
+                ),
+                ("path", models.CharField(help_text="As the caller was told.", max_length=500)),
+                ("file_key", models.CharField(max_length=500, unique=True)),
+                ("source_key", models.CharField(max_length=300)),
+                ("size_bytes", models.BigIntegerField()),
+                ("created_at", models.DateTimeField()),
+                (
+                    "image",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="+",
+                        to="renderjobs.renderimage",
+                    ),
+                ),
+                (
+                    "job",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="saved_pictures",
+                        to="renderjobs.renderjob",
+                    ),
+                ),
             ],
             options={
-                'ordering': ['job', 'pk'],
+                "ordering": ["job", "pk"],
             },
         ),
         migrations.CreateModel(
-            name='EasDelivery',
+            name="EasDelivery",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('group', models.CharField(max_length=200)),
-                ('connection', models.UUIDField(help_text='Through which it was sent.', null=True)),
-                ('sent', models.PositiveIntegerField(default=0, help_text='Times it was sent to the group.')),
-                ('committed', models.BooleanField(default=False)),
-                ('consumer', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='handed_out', to='renderjobs.easconsumer')),
-                ('frame', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name='handed_out', to='renderjobs.easframe')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("group", models.CharField(max_length=200)),
+                ("connection", models.UUIDField(help_text="Through which it was sent.", null=True)),
+                ("sent", models.PositiveIntegerField(default=0, help_text="Times it was sent to the group.")),
+                ("committed", models.BooleanField(default=False)),
+                (
+                    "consumer",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="handed_out",
+                        to="renderjobs.easconsumer",
+                    ),
+                ),
+                (
+                    "frame",
+                    models.ForeignKey(
+                        db_index=False,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="handed_out",
+                        to="renderjobs.easframe",
+                    ),
+                ),
             ],
             options={
-                'ordering': ['frame', 'group'],
-                'constraints': [models.UniqueConstraint(fields=('frame', 'group'), name='one_eas_delivery_per_group'), models.CheckConstraint(condition=models.Q(('consumer__isnull', True), ('committed', False), _connector='OR'), name='a_committed_eas_frame_is_with_nobody')],
+                "ordering": ["frame", "group"],
+                "constraints": [
+                    models.UniqueConstraint(fields=("frame", "group"), name="one_eas_delivery_per_group"),
+                    models.CheckConstraint(
+                        condition=models.Q(("consumer__isnull", True), ("committed", False), _connector="OR"),
+                        name="a_committed_eas_frame_is_with_nobody",
+                    ),
+                ],
             },
         ),
         migrations.AddIndex(
-            model_name='easframe',
-            index=models.Index(fields=['queue', '-priority', 'index'], name='eas_frame_next'),
+            model_name="easframe",
+            index=models.Index(fields=["queue", "-priority", "index"], name="eas_frame_next"),
         ),
         migrations.AddIndex(
-            model_name='easframe',
-            index=models.Index(fields=['queue', 'request_id'], name='eas_frame_by_request'),
+            model_name="easframe",
+            index=models.Index(fields=["queue", "request_id"], name="eas_frame_by_request"),
         ),
         migrations.AddIndex(
-            model_name='easframe',
-            index=models.Index(condition=models.Q(('taken_until__isnull', False)), fields=['queue', 'taken_until'], name='eas_frame_taken'),
+            model_name="easframe",
+            index=models.Index(
+                condition=models.Q(("taken_until__isnull", False)),
+                fields=["queue", "taken_until"],
+                name="eas_frame_taken",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='easframe',
-            constraint=models.UniqueConstraint(fields=('queue', 'index'), name='one_eas_frame_per_index'),
+            model_name="easframe",
+            constraint=models.UniqueConstraint(fields=("queue", "index"), name="one_eas_frame_per_index"),
         ),
         migrations.AddConstraint(
-            model_name='easframe',
-            constraint=models.UniqueConstraint(condition=models.Q(('answer_to__isnull', False)), fields=('queue', 'answer_to'), name='one_eas_answer_per_request'),
+            model_name="easframe",
+            constraint=models.UniqueConstraint(
+                condition=models.Q(("answer_to__isnull", False)),
+                fields=("queue", "answer_to"),
+                name="one_eas_answer_per_request",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='easframe',
-            constraint=models.CheckConstraint(condition=models.Q(('index__gte', 1)), name='eas_index_begins_at_one'),
+            model_name="easframe",
+            constraint=models.CheckConstraint(condition=models.Q(("index__gte", 1)), name="eas_index_begins_at_one"),
         ),
         migrations.AddConstraint(
-            model_name='easconsumer',
-            constraint=models.UniqueConstraint(fields=('queue', 'group', 'uid'), name='one_eas_consumer_per_uid'),
+            model_name="easconsumer",
+            constraint=models.UniqueConstraint(fields=("queue", "group", "uid"), name="one_eas_consumer_per_uid"),
         ),
         migrations.AddConstraint(
-            model_name='easservice',
-            constraint=models.CheckConstraint(condition=models.Q(('edition__in', ['standard', 'api', 'cluster', 'serverless'])), name='eas_edition_is_known'),
+            model_name="easservice",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("edition__in", ["standard", "api", "cluster", "serverless"])),
+                name="eas_edition_is_known",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='easservice',
-            constraint=models.CheckConstraint(condition=models.Q(('max_delivery__gte', 1), ('window__gte', 1)), name='eas_service_can_work'),
+            model_name="easservice",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("max_delivery__gte", 1), ("window__gte", 1)), name="eas_service_can_work"
+            ),
         ),
         migrations.AddConstraint(
-            model_name='easqueue',
-            constraint=models.UniqueConstraint(fields=('service', 'kind'), name='one_eas_queue_of_a_kind'),
+            model_name="easqueue",
+            constraint=models.UniqueConstraint(fields=("service", "kind"), name="one_eas_queue_of_a_kind"),
         ),
         migrations.AddConstraint(
-            model_name='savedpicture',
-            constraint=models.UniqueConstraint(fields=('job', 'place'), name='one_saved_picture_per_place'),
+            model_name="savedpicture",
+            constraint=models.UniqueConstraint(fields=("job", "place"), name="one_saved_picture_per_place"),
         ),
     ]

@@ -54,7 +54,9 @@ class EasService(models.Model):
         User, on_delete=models.PROTECT, related_name="+", editable=False, help_text="As whom its token acts."
     )
     token = models.OneToOneField(ApiToken, on_delete=models.PROTECT, related_name="eas_service", editable=False)
-    token_nonce = models.CharField(max_length=64, editable=False, help_text="The token is derived from it and a secret.")
+    token_nonce = models.CharField(
+        max_length=64, editable=False, help_text="The token is derived from it and a secret."
+    )
     pool = models.ForeignKey(
         Pool, null=True, blank=True, on_delete=models.SET_NULL, related_name="+", help_text="Empty: where any job goes."
     )
@@ -147,7 +149,9 @@ class EasFrame(models.Model):
         indexes = [
             models.Index(fields=["queue", "-priority", "index"], name="eas_frame_next"),
             models.Index(fields=["queue", "request_id"], name="eas_frame_by_request"),
-            models.Index(fields=["queue", "taken_until"], condition=Q(taken_until__isnull=False), name="eas_frame_taken"),
+            models.Index(
+                fields=["queue", "taken_until"], condition=Q(taken_until__isnull=False), name="eas_frame_taken"
+            ),
         ]
         constraints = [
             models.UniqueConstraint(fields=["queue", "index"], name="one_eas_frame_per_index"),

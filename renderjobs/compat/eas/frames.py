@@ -40,9 +40,7 @@ def attributes_to_protobuf(attributes: Mapping[str, str]) -> bytes:
 
 
 def _map(number: int, pairs: Mapping[str, str]) -> bytes:
-    return b"".join(
-        _bytes(number, _bytes(1, key.encode()) + _bytes(2, value.encode())) for key, value in pairs.items()
-    )
+    return b"".join(_bytes(number, _bytes(1, key.encode()) + _bytes(2, value.encode())) for key, value in pairs.items())
 
 
 def _bytes(number: int, value: bytes) -> bytes:

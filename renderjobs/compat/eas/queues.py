@@ -157,9 +157,7 @@ def frames_ready(*, queue: EasQueue, index: int, length: int, tags: Mapping[str,
     return _readable(queue, index, tags)[:wanted].count() == wanted
 
 
-def frames_get(
-    *, queue: EasQueue, index: int, length: int, tags: Mapping[str, str], auto_delete: bool
-) -> list[Frame]:
+def frames_get(*, queue: EasQueue, index: int, length: int, tags: Mapping[str, str], auto_delete: bool) -> list[Frame]:
     """Frames at or after ``index``, by priority, then index. They are deleted with ``auto_delete``."""
     found = _readable(queue, index, tags)[: 1 if index == NEWEST else min(length, MAX_GET)]
     if not auto_delete:
@@ -214,10 +212,9 @@ def consumer_join(*, watch: Watch) -> Seat:
     with transaction.atomic():
         queue = queue_locked(watch.queue_id)
         earlier = EasConsumer.objects.filter(queue=queue, group=watch.group, uid=watch.uid).first()
-        if watch.index != NEWEST:
-            start = watch.index
-        else:  # who comes back goes on where it began, or it would miss what came in between
-            start = earlier.start_index if earlier else queue.last_index + 1
+        # Who comes back goes on where it began, or it would miss what came in between.
+        from_now_on = earlier.start_index if earlier else queue.last_index + 1
+        start = from_now_on if watch.index == NEWEST else watch.index
         values = {
             "connection": connection,
             "window": watch.window,
@@ -304,7 +301,11 @@ def _sent_again(seat: Seat, most: int) -> list[EasFrame]:
     own = Q(consumer_id=seat.consumer_id) & ~Q(connection=seat.connection)
     free = Q(consumer=None) | ~Q(consumer=seat.consumer_id) & ~is_present("consumer__")
     open_ones = EasDelivery.objects.filter(
-        own | free, group=watch.group, committed=False, frame__queue_id=watch.queue_id, frame__index__gte=seat.start_index
+        own | free,
+        group=watch.group,
+        committed=False,
+        frame__queue_id=watch.queue_id,
+        frame__index__gte=seat.start_index,
     )
     frames = matching(EasFrame.objects.filter(pk__in=open_ones.values("frame")), watch.tags)
     rows = list(frames.order_by("index")[:most])
@@ -321,9 +322,7 @@ def _new_frames(seat: Seat, most: int) -> list[EasFrame]:
     frames = EasFrame.objects.filter(queue_id=watch.queue_id, index__gte=seat.start_index).exclude(Exists(known))
     rows = list(matching(frames, watch.tags).order_by("-priority", "index")[:most])
     EasDelivery.objects.bulk_create(
-        EasDelivery(
-            frame=row, group=watch.group, consumer_id=seat.consumer_id, connection=seat.connection, sent=1
-        )
+        EasDelivery(frame=row, group=watch.group, consumer_id=seat.consumer_id, connection=seat.connection, sent=1)
         for row in rows
     )
     return rows

@@ -18,7 +18,12 @@ from renderjobs.models import EasEdition, EasQueue, EasService, QueueKind
 
 @transaction.atomic
 def service_create(
-    *, name: str, team: Team, edition: str = EasEdition.API, mounts: Mapping[str, str] | None = None, **limits: object
+    *,
+    name: str,
+    team: Team,
+    edition: str = EasEdition.API.value,
+    mounts: Mapping[str, str] | None = None,
+    **limits: object,
 ) -> tuple[EasService, str]:
     """Make a service and return it with its token's text, which can never be read again.
 

@@ -22,6 +22,8 @@ UID_HEADER = "X-EAS-QueueService-Redis-Uid"
 GROUP_HEADER = "X-EAS-QueueService-Redis-Gid"
 PRIORITY_HEADER = "X-EAS-QueueService-Redis-Priority"
 REQUEST_ID_HEADER = "X-Eas-Queueservice-Request-Id"
+HEARD = "renderkiln.silent_seconds"
+"""Among an ASGI scope's extensions: a function that returns for how many seconds nothing arrived from the client."""
 
 
 @dataclass(frozen=True, slots=True)
