@@ -12,9 +12,17 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
 # The admin's few static files; a proxy in front may serve them from STATIC_ROOT after `collectstatic` instead.
 http = ASGIStaticFilesHandler(get_asgi_application())
 
-from renderjobs.compat.eas import websocket  # noqa: E402  models can be imported once Django is set up
+from renderjobs.compat.eas import asgi as eas  # noqa: E402  models can be imported once Django is set up
+from renderjobs.compat.eas import websocket  # noqa: E402
+
+bare = eas.BareHandler()
 
 
 async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
     """HTTP is Django's; the only WebSockets are those of the EAS door's watchers."""
-    await (websocket.application if scope["type"] == "websocket" else http)(scope, receive, send)
+    if scope["type"] == "websocket":
+        await websocket.application(scope, receive, send)
+    elif scope.get("path", "").startswith(eas.PREFIX):
+        await bare(scope, receive, send)
+    else:
+        await http(scope, receive, send)
