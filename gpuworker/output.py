@@ -14,11 +14,14 @@ from renderjobs.claims import ClaimedImage
 from renderjobs.compat.sdapi.infotext import infotext_of
 from renderjobs.delivery import StoredAttachment, StoredPicture
 
+COST = "cost"
+"""Keyword of the text about money; PNG only, the other formats hold one text."""
+
 
 def picture_store(image: ClaimedImage, rendered: Rendered) -> StoredPicture:
     """Encode and upload a picture and what came along, under keys of this very attempt, so that no other try can overwrite them."""
     texts = texts_of(image)
-    file = _encoded(image, rendered.picture, texts)
+    file = _encoded(image, rendered.picture, {**texts, **cost_of(image, rendered.gpu_us)})
     stem = key_stem(image)
     return StoredPicture(
         key=default_storage.save(f"{stem}.{file.extension}", ContentFile(file.data)),
@@ -47,6 +50,17 @@ def texts_of(image: ClaimedImage) -> dict[str, str]:
             return {"postprocessing": text} if text else {}
         case DetectRecipe():
             return {}
+
+
+def cost_of(image: ClaimedImage, gpu_us: int) -> dict[str, str]:
+    """The text about money, for teams that want it. Never in exact mode, where equal pictures are equal files (J11)."""
+    if not image.terms.shows_cost or image.job.request["exact"]:
+        return {}
+    price = image.terms.price
+    paid, _ = image.terms.charge(gpu_us)
+    return {
+        COST: f"GPU seconds: {gpu_us / 1e6:.6f}, Amount: {paid:.6f} {price.currency}, Rate card: {price.rate_card_name}"
+    }
 
 
 def key_stem(image: ClaimedImage) -> str:

@@ -16,6 +16,9 @@ PreviewCallback = Callable[[Callable[[], Sequence[Picture]]], None]
 class Renderer(Protocol):
     """Turns one micro-batch into outcomes."""
 
+    load_us: int
+    """What the last pass spent on loading weights; of no image, so it is in none of their times."""
+
     def render(
         self,
         spec: RenderSpec,

@@ -33,13 +33,15 @@ from renderjobs.claims import (
     microbatch_claim,
     rendering_begin,
 )
-from renderjobs.delivery import StoredPicture, image_deliver, image_fail, image_waste
+from renderjobs.delivery import StoredPicture, image_deliver, image_fail, image_waste, load_record
 from renderjobs.previews import preview_put
 
 logger = logging.getLogger(__name__)
 DELIVERY_THREADS = 4
 MAX_ON_THE_WAY = 64
 DELIVERY_TRIES = 5
+LOAD_WORTH_US = 10_000
+"""Less than this was no loading: the weights were found where they were left."""
 
 
 class Flag(Protocol):
@@ -56,6 +58,8 @@ class Runner:
         self._on_the_way = threading.BoundedSemaphore(MAX_ON_THE_WAY)
         self._limits: dict[str, int] = {}
         """Pass key → the largest micro-batch that fitted after one did not."""
+        self._load_us = 0
+        """What the passes of the running micro-batch spent on loading weights."""
 
     def run_until_empty(self) -> None:
         """Render until nothing waits and every delivery has ended, the process drains or the worker was told to."""
@@ -83,11 +87,14 @@ class Runner:
         futures: list[Future[None]] = []
         try:
             rendering_begin(claim_id=batch.claim_id)
+            self._load_us = 0
             for image, outcome in self._outcomes(batch, lease):
                 self._on_the_way.acquire()
                 future = self._deliveries.submit(self._deliver, batch, image, outcome, lease)
                 future.add_done_callback(lambda _: self._on_the_way.release())
                 futures.append(future)
+            if self._load_us >= LOAD_WORTH_US:
+                futures.append(self._deliveries.submit(self._record_load, batch, self._load_us))
         except LeaseLost:
             logger.info("Claim %s is not ours any more", batch.claim_id)
         finally:
@@ -171,6 +178,7 @@ class Runner:
                 if len(part) == 1:
                     raise
                 exhausted = True
+            self._load_us += self.renderer.load_us
             if exhausted:  # outside the handler, so that the exception's frames have let go of their tensors (R9)
                 self._limits[key] = len(part) // 2
                 logger.warning("A pass of %s pictures did not fit; trying %s", len(part), len(part) // 2)
@@ -211,6 +219,13 @@ class Runner:
             logger.exception("Image %s of claim %s could not be delivered", image.image_id, batch.claim_id)
         finally:
             lease.last_progress = time.monotonic()
+
+    def _record_load(self, batch: ClaimedBatch, load_us: int) -> None:
+        try:
+            retried(lambda: load_record(batch=batch, load_us=load_us))
+        except Exception:
+            # The time then counts as idle: no picture depends on it.
+            logger.exception("The loading time of claim %s could not be recorded", batch.claim_id)
 
     def _deliver_picture(self, batch: ClaimedBatch, image: ClaimedImage, rendered: Rendered) -> None:
         # Each storage backend raises errors of its own, so any of them is tried again.

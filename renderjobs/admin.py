@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 from zoneinfo import ZoneInfo, available_timezones
 
@@ -31,6 +32,7 @@ from accounts.admin import TeamAdmin, TeamFilter
 from accounts.authentication import Caller
 from common.errors import InvalidRequestError, PlatformError
 from renderjobs.api.serializers import seconds
+from renderjobs.approvals import job_approve, job_decline
 from renderjobs.choices import ImageState, JobKind, JobState
 from renderjobs.files import base_of, file_url
 from renderjobs.models import (
@@ -61,6 +63,7 @@ EVENTS_SHOWN = 50
 RUNS_SHOWN = 20
 RUN_ROW = '<tr><td>{}</td><td>{}</td><td>{}</td><td class="rk-figure">{}</td></tr>'
 JOB_COLOURS = {
+    JobState.HELD: "warning",
     JobState.QUEUED: "info",
     JobState.RUNNING: "primary",
     JobState.SUCCEEDED: "success",
@@ -82,7 +85,7 @@ class JobPage(TeamAdmin):
     list_filter = (TeamFilter, "state", "lane", "source", "created_at")
     list_select_related = ("team", "user", "checkpoint")
     search_fields = ("id", "task_id", "user__username")
-    actions = ("cancel",)
+    actions = ("cancel", "approve", "decline")
     change_form_outer_before_template = "renderjobs/job_pictures.html"
     change_form_outer_after_template = "renderjobs/job_events.html"
     fields = readonly_fields = (
@@ -110,6 +113,24 @@ class JobPage(TeamAdmin):
             job_cancel(job=job, cause=f"cancelled in the admin by {request.user.get_username()}")
             self.log_change(request, job, "cancelled")
         self.message_user(request, "What was not delivered yet is cancelled.", messages.SUCCESS)
+
+    @action(description="Approve held jobs", permissions=["cancel"])
+    def approve(self, request: HttpRequest, queryset: QuerySet[RenderJob]) -> None:
+        self._decide(request, queryset, job_approve, "approved")
+
+    @action(description="Decline held jobs", permissions=["cancel"])
+    def decline(self, request: HttpRequest, queryset: QuerySet[RenderJob]) -> None:
+        self._decide(request, queryset, job_decline, "declined")
+
+    def _decide(self, request: HttpRequest, jobs: QuerySet[RenderJob], decide: Callable[..., None], what: str) -> None:
+        for job in jobs:
+            try:
+                decide(job=job, user=request.user)
+            except PlatformError as error:
+                self.message_user(request, f"{self.short_id(job)}: {error.message}", messages.ERROR)
+            else:
+                self.log_change(request, job, what)
+                self.message_user(request, f"{self.short_id(job)} is {what}.", messages.SUCCESS)
 
     @display(description="Job", ordering="id")
     def short_id(self, job: RenderJob) -> str:

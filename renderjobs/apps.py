@@ -6,3 +6,8 @@ from django.apps import AppConfig
 class RenderjobsConfig(AppConfig):
     name = "renderjobs"
     verbose_name = "Render jobs"
+
+    def ready(self) -> None:
+        from renderjobs import quota_counters  # models are there only now
+
+        quota_counters.register()

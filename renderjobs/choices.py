@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from django.db import models
 
+from fleet.lanes import Lane as Lane  # prices differ by lane, so it is at home further left
+
 
 class JobKind(models.TextChoices):
     TXT2IMG = "txt2img"
@@ -13,8 +15,10 @@ class JobKind(models.TextChoices):
 
 
 class JobState(models.TextChoices):
-    """``queued`` → ``running`` → ``succeeded`` | ``partly_succeeded`` | ``failed`` | ``cancelled``."""
+    """``held`` → ``queued`` → ``running`` → ``succeeded`` | ``partly_succeeded`` | ``failed`` | ``cancelled``."""
 
+    HELD = "held"
+    """Waits for somebody's approval; none of its images is claimed."""
     QUEUED = "queued"
     RUNNING = "running"
     SUCCEEDED = "succeeded"
@@ -34,14 +38,6 @@ class ImageState(models.TextChoices):
     CANCELLED = "cancelled"
 
 
-class Lane(models.IntegerChoices):
-    """Smaller goes first."""
-
-    INTERACTIVE = 0
-    STANDARD = 1
-    BACKGROUND = 2
-
-
 class AttemptOutcome(models.TextChoices):
     RUNNING = "running"
     DELIVERED = "delivered"
@@ -52,6 +48,7 @@ class AttemptOutcome(models.TextChoices):
 
 
 JOB_ARROWS: dict[str, frozenset[str]] = {
+    JobState.HELD: frozenset({JobState.QUEUED, JobState.CANCELLED}),
     JobState.QUEUED: frozenset(
         {JobState.RUNNING, JobState.CANCELLED, JobState.FAILED, JobState.SUCCEEDED, JobState.PARTLY_SUCCEEDED}
     ),
@@ -64,7 +61,7 @@ IMAGE_ARROWS: dict[str, frozenset[str]] = {
         {ImageState.DELIVERED, ImageState.WAITING, ImageState.FAILED, ImageState.CANCELLED}
     ),
 }
-JOB_OPEN = (JobState.QUEUED, JobState.RUNNING)
+JOB_OPEN = (JobState.HELD, JobState.QUEUED, JobState.RUNNING)
 JOB_TERMINAL = (JobState.SUCCEEDED, JobState.PARTLY_SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 IMAGE_HELD = (ImageState.CLAIMED, ImageState.RENDERING)
 """States in which a worker's lease holds the image."""

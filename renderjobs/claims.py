@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import F, QuerySet
+from django.db.models import Exists, F, OuterRef, QuerySet
 from django.db.models.functions import Now
 
-from billing.ratecards import Price, price_in_force
+from billing.holds import holds_locked, terms_of
+from billing.ledger import Work, waste_append
+from billing.models import UsageRecord
+from billing.pricing import Terms
+from billing.ratecards import price_in_force
 from common.database import now_plus
 from gpuworker.contract import AnyRecipe, Weights
 from renderjobs.choices import IMAGE_HELD, AttemptOutcome, ImageState, JobState
@@ -25,6 +30,7 @@ from renderjobs.models import Attempt, Claim, RenderImage, RenderJob
 from renderjobs.request import RenderRequest
 from renderjobs.rollup import job_settle
 from renderjobs.transitions import counted, images_move, job_move, jobs_locked
+from renderjobs.work import pixel_steps
 
 logger = logging.getLogger(__name__)
 CLAIM_RETRIES = 5
@@ -45,6 +51,7 @@ class ClaimedImage:
     run_alone: bool
     job: RenderJob
     recipe: AnyRecipe
+    terms: Terms
 
     @property
     def checkpoint(self) -> Weights | None:
@@ -54,10 +61,9 @@ class ClaimedImage:
 
 @dataclass(frozen=True, slots=True)
 class ClaimedBatch:
-    """A micro-batch under one lease, at one price."""
+    """A micro-batch under one lease. Its images may be of several jobs, each with its own price."""
 
     claim_id: int
-    price: Price
     images: tuple[ClaimedImage, ...]
 
     @property
@@ -68,7 +74,7 @@ class ClaimedBatch:
 
 def waiting_in(pool_id: int) -> QuerySet[RenderImage]:
     """The pool's queue, in order: lane, priority, then submission."""
-    waiting = RenderImage.objects.filter(pool_id=pool_id, state=ImageState.WAITING)
+    waiting = RenderImage.objects.filter(pool_id=pool_id, state=ImageState.WAITING, held=False)
     return waiting.order_by("lane", "-priority", "pk")
 
 
@@ -122,6 +128,7 @@ def _lease(worker_id: int, pool_id: int, jobs: dict[uuid.UUID, RenderJob], image
     for job in jobs.values():
         if job.state == JobState.QUEUED and any(image.job_id == job.pk for image in images):
             job_move(job, JobState.RUNNING, cause=f"claim {claim.pk}")
+    terms = job_terms(jobs)
     shared = {pk: (recipe_from(job.lock), RenderRequest.from_json(job.request)) for pk, job in jobs.items()}
     claimed = tuple(
         ClaimedImage(
@@ -132,10 +139,21 @@ def _lease(worker_id: int, pool_id: int, jobs: dict[uuid.UUID, RenderJob], image
             run_alone=image.run_alone,
             job=jobs[image.job_id],
             recipe=recipe_of(*shared[image.job_id], index=image.index, seed=image.seed, subseed=image.subseed),
+            terms=terms[image.job_id],
         )
         for image, attempt in zip(images, attempts, strict=True)
     )
-    return ClaimedBatch(claim.pk, price_in_force(pool_id=pool_id), claimed)
+    return ClaimedBatch(claim.pk, claimed)
+
+
+def job_terms(jobs: Mapping[uuid.UUID, RenderJob]) -> dict[uuid.UUID, Terms]:
+    """What was agreed with each job. One that was accepted before there were holds pays the price of its day."""
+    terms = terms_of(jobs)
+    for pk, job in jobs.items():
+        if pk not in terms:
+            price = price_in_force(pool_id=job.pool_id, lane=job.lane, at=job.created_at)
+            terms[pk] = Terms(price=price, pixel_steps=pixel_steps(RenderRequest.from_json(job.request)))
+    return terms
 
 
 def held_images(claim_id: int) -> tuple[dict[uuid.UUID, RenderJob], list[RenderImage]]:
@@ -188,12 +206,15 @@ def _expire(claim_id: int) -> None:
     if lease_is_valid(claim_id):
         return
     cause = f"the lease of claim {claim_id} passed"
+    _record_lost(claim_id, jobs, images)
     _end_attempts(images, AttemptOutcome.LOST)
     poison = [image for image in images if image.attempts >= settings.MAX_ATTEMPTS]
     again = [image for image in images if image.attempts < settings.MAX_ATTEMPTS]
     images_move(again, ImageState.WAITING, cause=cause, jobs=jobs, claim=None, run_alone=True)
     message = f"The worker was lost {settings.MAX_ATTEMPTS} times while rendering this image."
     images_move(poison, ImageState.FAILED, cause=cause, jobs=jobs, error_code="poison", error_message=message)
+    if poison:
+        holds_locked({image.job_id for image in poison})
     for image in poison:
         job = jobs[image.job_id]
         failed = {"error_code": "poison", "error_message": message}
@@ -201,6 +222,42 @@ def _expire(claim_id: int) -> None:
         job_settle(job, cause=cause)
     claim_close(claim_id)
     logger.warning("Claim %s passed: %d images wait again, %d failed", claim_id, len(again), len(poison))
+
+
+def _record_lost(claim_id: int, jobs: dict[uuid.UUID, RenderJob], images: Sequence[RenderImage]) -> None:
+    """The card's time that went with a worker: from the claim to its last sign of life, shared evenly."""
+    claim = Claim.objects.get(pk=claim_id)
+    last_seen = claim.expires_at - timedelta(seconds=settings.LEASE_SECONDS)
+    held_us = max(0, (last_seen - claim.created_at) // timedelta(microseconds=1))
+    terms = job_terms(jobs)
+    running = Attempt.objects.filter(image__in=images, ended_at=None).select_related("image")
+    # The worker may be back and have told its time itself.
+    told = UsageRecord.objects.filter(attempt_id=OuterRef("pk"))
+    for attempt in running.exclude(Exists(told)):
+        job = jobs[attempt.image.job_id]
+        checkpoint = getattr(recipe_from(job.lock), "checkpoint", None)
+        share_us = held_us // len(images)
+        work = work_of(job, checkpoint, image_id=attempt.image_id, attempt_id=attempt.pk, gpu_us=share_us)
+        waste_append(work=work, terms=terms[job.pk], outcome=AttemptOutcome.LOST)
+
+
+def work_of(job: RenderJob, checkpoint: Weights | None, *, image_id: int, attempt_id: int, gpu_us: int) -> Work:
+    """An attempt as the ledger names it."""
+    return Work(
+        job_id=job.pk,
+        image_id=image_id,
+        attempt_id=attempt_id,
+        team_id=job.team_id,
+        project_id=job.project_id,
+        user_id=job.user_id,
+        token_id=job.token_id,
+        pool_id=job.pool_id,
+        lane=job.lane,
+        checkpoint_sha256=checkpoint.sha256 if checkpoint else "",
+        checkpoint_name=checkpoint.name if checkpoint else "",
+        gpu_us=gpu_us,
+        tags=job.tags,
+    )
 
 
 def _end_attempts(images: Sequence[RenderImage], outcome: str) -> None:

@@ -14,10 +14,11 @@ from django.db import transaction
 from django.db.models import F
 from django.db.models.functions import Now
 
-from billing.ledger import Work, charge_append, usage_append
+from billing.holds import hold_settle
+from billing.ledger import Work, charge_append, load_append, waste_append
 from billing.models import UsageRecord
 from renderjobs.choices import AttemptOutcome, ImageState
-from renderjobs.claims import ClaimedBatch, ClaimedImage, LeaseLost, claim_close, lease_is_valid
+from renderjobs.claims import ClaimedBatch, ClaimedImage, LeaseLost, claim_close, lease_is_valid, work_of
 from renderjobs.models import Attempt, ImageAttachment, RenderImage, RenderJob
 from renderjobs.rollup import job_settle
 from renderjobs.transitions import counted, images_move, jobs_locked
@@ -61,7 +62,7 @@ def image_deliver(*, batch: ClaimedBatch, image: ClaimedImage, picture: StoredPi
         return
     with transaction.atomic():
         jobs, row = _held(batch, image)
-        amount = charge_append(work=_work(batch, image, gpu_us), price=batch.price)
+        amount = charge_append(work=_work(image, gpu_us), terms=image.terms)
         images_move(
             [row],
             ImageState.DELIVERED,
@@ -95,6 +96,7 @@ def image_deliver(*, batch: ClaimedBatch, image: ClaimedImage, picture: StoredPi
         RenderJob.objects.filter(pk=row.job_id).update(
             **counted(images_delivered=1, gpu_us=gpu_us), cost_amount=F("cost_amount") + amount
         )
+        hold_settle(job_id=row.job_id, amount=amount)
         job_settle(jobs[row.job_id], cause="the last image ended")
         claim_close(batch.claim_id)
 
@@ -111,7 +113,7 @@ def image_fail(
         jobs, row = _held(batch, image)
         job = jobs[row.job_id]
         reason = {"error_code": code, "error_message": message}
-        usage_append(work=_work(batch, image, gpu_us), outcome="failed")
+        waste_append(work=_work(image, gpu_us), terms=image.terms, outcome="failed")
         _attempt_end(image, AttemptOutcome.FAILED, gpu_us=gpu_us, **reason)
         if retryable and row.attempts < settings.MAX_ATTEMPTS:
             images_move([row], ImageState.WAITING, cause=code, jobs=jobs, claim=None)
@@ -125,7 +127,15 @@ def image_fail(
 def image_waste(*, batch: ClaimedBatch, image: ClaimedImage, gpu_us: int) -> None:
     """Record the card's time on an image that was taken away before it was finished."""
     if gpu_us and not UsageRecord.objects.filter(attempt_id=image.attempt_id).exists():
-        usage_append(work=_work(batch, image, gpu_us), outcome="stopped")
+        with transaction.atomic():
+            waste_append(work=_work(image, gpu_us), terms=image.terms, outcome="stopped")
+
+
+def load_record(*, batch: ClaimedBatch, load_us: int) -> None:
+    """The time a micro-batch spent on loading weights; it is no image's."""
+    image = batch.images[0]
+    with transaction.atomic():
+        load_append(claim_id=batch.claim_id, work=_work(image, load_us), price=image.terms.price)
 
 
 def _held(batch: ClaimedBatch, image: ClaimedImage) -> tuple[dict[Any, RenderJob], RenderImage]:
@@ -143,18 +153,5 @@ def _attempt_end(image: ClaimedImage, outcome: str, **values: Any) -> None:
     Attempt.objects.filter(pk=image.attempt_id).update(outcome=outcome, ended_at=Now(), **values)
 
 
-def _work(batch: ClaimedBatch, image: ClaimedImage, gpu_us: int) -> Work:
-    job, checkpoint = image.job, image.checkpoint
-    return Work(
-        job_id=job.pk,
-        image_id=image.image_id,
-        attempt_id=image.attempt_id,
-        team_id=job.team_id,
-        project_id=job.project_id,
-        user_id=job.user_id,
-        pool_id=job.pool_id,
-        checkpoint_sha256=checkpoint.sha256 if checkpoint else "",
-        checkpoint_name=checkpoint.name if checkpoint else "",
-        gpu_us=gpu_us,
-        tags=job.tags,
-    )
+def _work(image: ClaimedImage, gpu_us: int) -> Work:
+    return work_of(image.job, image.checkpoint, image_id=image.image_id, attempt_id=image.attempt_id, gpu_us=gpu_us)

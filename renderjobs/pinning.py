@@ -31,16 +31,15 @@ from gpuworker.contract import (
     Refiner,
     Weights,
 )
-from gpuworker.contract.control_modules import MODULES
+from gpuworker.contract.control_modules import BY_NAME
 from gpuworker.contract.control_modules import NONE as NO_MODEL
 from gpuworker.contract.prompts import NetworkTag, embedding_names_in, network_tags
 from gpuworker.contract.recipe import LATENT_MODES
-from renderjobs.request import RenderRequest
+from renderjobs.request import RenderRequest, unusable
 
 BUILT_IN_UPSCALERS = ("None", "Lanczos", "Nearest")
 ENCODERS = {"sdxl": 2}
 """Text encoders of a family, where it has not one."""
-MODEL_FREE = frozenset(module.name for module in MODULES if module.model_free)
 NETWORK_KINDS = {"lora": AssetKind.LORA, "hypernet": AssetKind.HYPERNETWORK}
 
 
@@ -107,7 +106,7 @@ class _Pinning:
             hires=hires,
             img2img=self._img2img(request) if request.img2img else None,
             notes=tuple(request.notes.items()),
-            control=tuple(self._control(index, unit) for index, unit in enumerate(request.control)),
+            control=tuple(self._control(index, unit, request) for index, unit in enumerate(request.control)),
         )
         return Pinned(recipe, checkpoint, self.assets, self.warnings)
 
@@ -203,17 +202,21 @@ class _Pinning:
         known = name not in BUILT_IN_UPSCALERS and asset_find(self.caller, AssetKind.UPSCALER, name)
         return replace(request.img2img[0], upscaler=self._used(known) if known else None)
 
-    def _control(self, index: int, asked: ControlUnit) -> ControlUnit:
-        """QUIRK(sd-webui-controlnet 1.1.455): an unknown network is no error; the image is drawn without control."""
-        if asked.model == NO_MODEL or asked.module in MODEL_FREE:
+    def _control(self, index: int, asked: ControlUnit, request: RenderRequest) -> ControlUnit:
+        """QUIRK(sd-webui-controlnet 1.1.455): a unit that cannot be used is no error; the image is drawn without any control."""
+        if why := unusable(asked, request):
+            self.warnings.append(f"Unit {index} of ControlNet: {why[1]} The picture is drawn without control.")
+        if asked.model == NO_MODEL or BY_NAME[asked.module].model_free:
             return asked
         asset = control_find(self.caller, asked.model)
-        if asset is None:
-            self.warnings.append(
-                f"ControlNet {asked.model!r} of unit {index} is unknown; the picture is drawn without control."
-            )
-            return asked
-        return replace(asked, weights=self._used(asset))
+        if asset is not None:
+            return replace(asked, weights=self._used(asset))
+        if request.strict_control:
+            raise UnknownNameError(f"control.{index}.model", AssetKind.CONTROLNET, asked.model)
+        self.warnings.append(
+            f"ControlNet {asked.model!r} of unit {index} is unknown; the picture is drawn without control."
+        )
+        return asked
 
     def _extras(self, asked: ExtrasRecipe) -> ExtrasRecipe:
         return replace(

@@ -30,7 +30,16 @@ from gpuworker.contract import (
     SoftInpainting,
     Weights,
 )
-from gpuworker.contract.control_modules import AVAILABLE, BY_NAME
+from gpuworker.contract.control_modules import (
+    AVAILABLE,
+    BY_NAME,
+    CONTROL_MODES,
+    HIRES_OPTIONS,
+    JUST_RESIZE,
+    NONE,
+    RESIZE_AND_FILL,
+    RESIZE_MODES,
+)
 from gpuworker.contract.extras import extras_size
 from gpuworker.contract.recipe import from_plain, hires_canvas, hires_size, map_size
 from gpuworker.contract.samplers import SAMPLERS, SCHEDULES
@@ -92,6 +101,8 @@ class RenderRequest:
     img2img: tuple[Img2Img, ...] = ()
     """One per picture sent; images take them in turn."""
     control: tuple[ControlUnit, ...] = ()
+    strict_control: bool = False
+    """A control unit that cannot be used refuses the job; otherwise the pictures are drawn without control, as A1111 draws them."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """Infotext parameters of a script that made this request; no caller sends them."""
     settings: Settings = field(default_factory=Settings)
@@ -165,7 +176,8 @@ class RenderRequest:
                 checked[name] = check(given[name])
             except GroupError as error:
                 for part, (message, value) in error.parts.items():
-                    shown_name = names.get(f"{name}.{part}", part)
+                    whole_name = f"{name}.{part}"
+                    shown_name = names.get(whole_name, whole_name if "." in part else part)
                     errors.append(FieldError(shown_name, f"{shown_name} {message}", value))
             except ValueError as error:
                 errors.append(FieldError(names.get(name, name), f"{names.get(name, name)} {error}", given[name]))
@@ -200,7 +212,57 @@ def cross_checks(request: RenderRequest, names: Mapping[str, str]) -> list[Field
             f"n_iter x batch_size is {request.images_total}; a job has at most {settings.MAX_IMAGES_PER_JOB} images."
         )
         errors.append(FieldError(field, message, request.n_iter))
+    for index, unit in enumerate(request.control):
+        wrong = [*unit_errors(unit, request), *((unusable(unit, request),) if request.strict_control else ())]
+        for part, message in filter(None, wrong):
+            place = names.get(f"control.{index}.{part}", f"control.{index}.{part}")
+            errors.append(FieldError(place, message, getattr(unit, part) if part in SHOWN_PARTS else None))
     return errors
+
+
+SHOWN_PARTS = ("model", "guidance_start")
+"""Parts of a unit whose value an error repeats."""
+
+
+def unit_errors(unit: ControlUnit, request: RenderRequest) -> Iterator[tuple[str, str]]:
+    """What is wrong with a control unit whoever sends it: (part, message)."""
+    if unit.guidance_start > unit.guidance_end:
+        yield "guidance_start", f"guidance_start {unit.guidance_start} lies behind guidance_end {unit.guidance_end}."
+    picture, mask = unit.picture, unit.mask
+    if picture and mask and (picture.width, picture.height) != (mask.width, mask.height):
+        sizes = f"{mask.width} x {mask.height} pixels, its picture {picture.width} x {picture.height}"
+        yield "mask", f"The mask of a control picture has {sizes}."
+    shown_picture = picture or (request.img2img[0].picture if request.img2img else None)
+    if shown_picture and (pixels := _pixels_on_the_way(unit, shown_picture, request)) > settings.MAX_INPUT_PIXELS:
+        limit = settings.MAX_INPUT_PIXELS
+        yield "picture", f"Fitting this control picture takes a map of {pixels} pixels; the limit is {limit}."
+
+
+def _pixels_on_the_way(unit: ControlUnit, picture: InputPicture, request: RenderRequest) -> int:
+    """Of the largest map that is made of the picture before it is cut to the canvas: thin pictures make huge ones."""
+    width, height = request.canvas
+    factors = width / picture.width, height / picture.height
+    fitted = (
+        1.0
+        if unit.resize_mode == JUST_RESIZE
+        else min(factors)
+        if unit.resize_mode == RESIZE_AND_FILL
+        else max(factors)
+    )
+    detected = fitted if unit.pixel_perfect else unit.processor_res / min(picture.width, picture.height)
+    factor = max(1.0, fitted, detected)
+    return int(picture.width * factor * picture.height * factor)
+
+
+def unusable(unit: ControlUnit, request: RenderRequest) -> tuple[str, str] | None:
+    """Why a control unit could not act, as far as the request tells: (part, message)."""
+    if unit.model == NONE and not BY_NAME[unit.module].model_free:
+        return "model", f"Module {unit.module!r} needs a ControlNet; model says none."
+    if unit.picture is None and unit.mask:
+        return "mask", "A control unit has a mask without a picture."
+    if unit.picture is None and not request.img2img:
+        return "picture", "A control unit has no picture, and there is none of img2img's to take."
+    return None
 
 
 def a_text(value: Any) -> str:
@@ -313,9 +375,33 @@ def group(cls: type[Any], checks: Mapping[str, Any]) -> Callable[[Any], Any]:
 
 def several(check: Callable[[Any], Any], most: int) -> Callable[[Any], tuple[Any, ...]]:
     def check_all(values: Any) -> tuple[Any, ...]:
+        if not isinstance(values, list | tuple):
+            raise ValueError(f"is {shown(values)}; a list is accepted.")
         if len(values) > most:
             raise ValueError(f"holds {len(values)} entries; at most {most} are accepted.")
         return tuple(check(value) for value in values)
+
+    return check_all
+
+
+def numbered(check: Callable[[Any], Any], most: int) -> Callable[[Any], tuple[Any, ...]]:
+    """As ``several``, of groups; every wrong field is named with the number of its group: ``2.weight``."""
+
+    def check_all(values: Any) -> tuple[Any, ...]:
+        made: list[Any] = []
+        wrong: dict[str, tuple[str, Any]] = {}
+
+        def checked(value: Any) -> None:
+            try:
+                made.append(check(value))
+            except GroupError as error:
+                made.append(None)
+                wrong.update({f"{len(made) - 1}.{part}": why for part, why in error.parts.items()})
+
+        several(checked, most)(values)
+        if wrong:
+            raise GroupError(wrong)
+        return tuple(made)
 
     return check_all
 
@@ -430,11 +516,17 @@ CONTROL_CHECKS = {
     "mask": an_input,
     "effective_region_mask": an_input,
     "weight": real(0, 2),
+    "resize_mode": one_of(RESIZE_MODES),
     "processor_res": number(0, 2048),
     "threshold_a": number(0, 360),
     "threshold_b": number(0, 360),
     "guidance_start": real(0, 1),
     "guidance_end": real(0, 1),
+    "pixel_perfect": a_boolean,
+    "control_mode": one_of(CONTROL_MODES),
+    "hr_option": one_of(HIRES_OPTIONS),
+    "inpaint_crop_input_image": a_boolean,
+    "save_detected_map": a_boolean,
     "advanced_weighting": several(real(-100, 100), MOST_RESIDUALS),
 }
 DETECT_CHECKS = {
@@ -485,7 +577,8 @@ CHECKS: dict[str, Any] = {
     "settings": group(Settings, SETTING_CHECKS),
     "extras": group(ExtrasRecipe, EXTRAS_CHECKS),
     "notes": dict,
-    "control": several(group(ControlUnit, CONTROL_CHECKS), MOST_UNITS),
+    "control": numbered(group(ControlUnit, CONTROL_CHECKS), MOST_UNITS),
+    "strict_control": a_boolean,
     "detect": several(group(DetectRecipe, DETECT_CHECKS), settings.MAX_BATCH_SIZE),
     "more_pictures": several(an_input, settings.MAX_BATCH_SIZE),
 }

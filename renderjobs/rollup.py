@@ -1,9 +1,10 @@
-"""Images → job state. Called inside the transaction that ended an image, with the job locked."""
+"""Images → job state, and the rest of the hold. Called inside the transaction that ended an image, with the job locked."""
 
 from __future__ import annotations
 
 from django.db import transaction
 
+from billing.holds import hold_release
 from renderjobs.choices import JobState
 from renderjobs.models import RenderJob
 from renderjobs.transitions import job_move
@@ -24,4 +25,5 @@ def job_settle(job: RenderJob, *, cause: str) -> None:
     else:
         state = JobState.FAILED
     job_move(job, state, cause=cause)
+    hold_release(job_id=job.pk)
     transaction.on_commit(lambda: announce_end(job.pk), robust=True)

@@ -6,12 +6,13 @@ import uuid
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from django.db.models import Count, F, Func, QuerySet, TextField, Value
+from django.db.models import Count, F, OuterRef, QuerySet, Subquery
 from django.db.models.functions import Now
 
 from accounts.authentication import Caller
+from billing.models import Hold
+from common.database import ValueOfKey
 from common.errors import NotFoundError
 from renderjobs.choices import IMAGE_HELD, JOB_OPEN, JobState
 from renderjobs.models import Claim, JobEvent, RenderImage, RenderJob
@@ -29,23 +30,16 @@ class JobProgress:
     steps: int = 0
 
 
-class ValueOfKey(Func):
-    """A JSON object's text at a key, whatever the key looks like: Django's transform takes digits for a list's index."""
-
-    template, arg_joiner = "(%(expressions)s)", " ->> "
-    output_field = TextField()
-
-    def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> Any:
-        rows = "(SELECT value FROM json_each(%(expressions)s))"
-        return self.as_sql(compiler, connection, template=rows, arg_joiner=") WHERE key = (", **context)
-
-
 def jobs_of(caller: Caller) -> QuerySet[RenderJob]:
-    return RenderJob.objects.filter(team=caller.team).select_related("project").order_by("-pk")
+    """With what is held for each, and its rate card."""
+    hold = Hold.objects.filter(job_id=OuterRef("pk"))
+    columns = {"hold_amount": "amount", "hold_remaining": "remaining", "rate_card": "price__card__name"}
+    money = {name: Subquery(hold.values(column)) for name, column in columns.items()}
+    return RenderJob.objects.filter(team=caller.team).select_related("project").annotate(**money).order_by("-pk")
 
 
 def with_tag(jobs: QuerySet[RenderJob], key: str, value: str) -> QuerySet[RenderJob]:
-    return jobs.alias(tag_value=ValueOfKey("tags", Value(key))).filter(tag_value=value)
+    return jobs.alias(tag_value=ValueOfKey("tags", key)).filter(tag_value=value)
 
 
 def job_get(caller: Caller, job_id: str | uuid.UUID) -> RenderJob:
@@ -82,7 +76,7 @@ def _progress(job: RenderJob, passes: Sequence[tuple[int, int, int]]) -> JobProg
     """``passes`` has (images held, step, steps) of every micro-batch with images of the job."""
     if job.state not in JOB_OPEN:
         return JobProgress(1.0 if job.state == JobState.SUCCEEDED else job.images_ended / job.images_total, 0.0)
-    if job.state == JobState.QUEUED:
+    if job.state in (JobState.HELD, JobState.QUEUED):
         return JobProgress(0.0, None)
     done, furthest = float(job.images_ended), (0, 0)
     for held, step, steps in passes:

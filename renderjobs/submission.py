@@ -1,4 +1,4 @@
-"""job_submit and job_cancel: the writes a caller can cause. One transaction accepts a job with everything it needs."""
+"""job_submit, job_estimate and job_cancel. One transaction accepts a job with everything it needs, the money included."""
 
 from __future__ import annotations
 
@@ -16,12 +16,17 @@ from django.db.models.functions import Now
 
 from accounts.authentication import Caller
 from accounts.models import Project, Role
+from billing.errors import BudgetExceededError, QuotaExceededError
+from billing.estimates import Estimate, estimate
+from billing.holds import Free, free_budgets, hold_place
+from billing.quotas import quotas_check
 from billing.ratecards import price_in_force
+from billing.subjects import Subject
 from common.database import insert_rows, now_plus
 from common.errors import ConflictError, FieldError, ForbiddenError, InvalidRequestError
 from fleet.services import pool_for_new_jobs
 from gpuworker.contract import AnyRecipe
-from renderjobs.choices import IMAGE_HELD, JOB_OPEN, AttemptOutcome, ImageState, Lane
+from renderjobs.choices import IMAGE_HELD, JOB_OPEN, AttemptOutcome, ImageState, JobState, Lane
 from renderjobs.claims import claim_close
 from renderjobs.dispatch import wake_on_commit
 from renderjobs.expansion import lock_of, pass_digest, seeds_of
@@ -31,15 +36,18 @@ from renderjobs.models import (
     BatchSchedule,
     IdempotencyRecord,
     InputFile,
+    JobApproval,
     RenderImage,
     RenderJob,
     ScriptCall,
     TemplateVersion,
 )
-from renderjobs.pinning import pinned
+from renderjobs.models.jobs import Source
+from renderjobs.pinning import Pinned, pinned
 from renderjobs.request import RenderRequest
 from renderjobs.rollup import job_settle
 from renderjobs.transitions import counted, images_move, job_created, jobs_locked
+from renderjobs.work import pixel_steps
 
 MAX_TAGS, MAX_TAG_LENGTH = 20, 64
 
@@ -50,6 +58,27 @@ class Submitted:
 
     job: RenderJob
     replayed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A request that passed every check a submission makes, before anything is stored."""
+
+    job: RenderJob
+    pins: Pinned
+    estimate: Estimate
+
+    @property
+    def subject(self) -> Subject:
+        job = self.job
+        return Subject(
+            job_id=job.pk,
+            team_id=job.team_id,
+            user_id=job.user_id,
+            project_id=job.project_id,
+            token_id=job.token_id,
+            tags=job.tags,
+        )
 
 
 def job_submit(
@@ -81,15 +110,74 @@ def job_submit(
         InvalidRequestError: Checkpoint, project or tags cannot be used; nothing is stored.
         ConflictError: The key was used before with another body, or the task id by another member of the team.
         UnavailableError: No pool, or no price for it.
+        BudgetExceededError, QuotaExceededError: It does not fit; nothing is stored.
     """
     if caller.user.role_in(caller.team) == Role.VIEWER:
         raise ForbiddenError("A viewer cannot submit jobs.")
     digest = body_digest(body)
     if earlier := _earlier(caller, idempotency_key, task_id, digest):
         return Submitted(earlier, replayed=True)
+    accepted = _accepted(caller, request, source=source, lane=lane, project=project, tags=tags or {})
+    job, pins = accepted.job, accepted.pins
+    job.priority, job.task_id = priority, task_id
+    job.template_version, job.schedule, job.scheduled_for = template_version, schedule, scheduled_for
+    job.script_call, job.script_cell = script or (None, None)
+    pattern = _image_pattern(job, pins.recipe)
+    seeds = seeds_of(request, random.SystemRandom())
+    input_store(team=caller.team, uploads=uploads)
+    try:
+        with transaction.atomic():
+            quotas_check(subject=accepted.subject, images=job.images_total)
+            placed = hold_place(subject=accepted.subject, estimate=accepted.estimate)
+            if placed.approval and source == Source.SDAPI:
+                raise placed.approval  # its callers wait for the pictures with the line open
+            if placed.approval:
+                job.state, pattern.held = JobState.HELD, True
+            job.save(force_insert=True)
+            if placed.approval:
+                JobApproval.objects.create(job=job, budget=placed.approval.account.budget, asked_at=Now())
+            job.assets.set(pins.assets.values())
+            job.inputs.set(InputFile.objects.filter(team=caller.team, sha256__in=_hashes(request)))
+            job_created(job, cause=f"submitted through {source}")
+            rows = [(index, seed, subseed) for index, (seed, subseed) in enumerate(seeds)]
+            insert_rows(pattern, varying=("index", "seed", "subseed"), rows=rows)
+            if idempotency_key:
+                _remember(caller, idempotency_key, digest, job)
+            wake_on_commit(job.pool.name)
+    except (IntegrityError, BudgetExceededError, QuotaExceededError):
+        # Two calls with one key raced; the other one's job is the answer to both, and what it took is taken by both.
+        earlier = _earlier(caller, idempotency_key, task_id, digest)
+        if earlier is None:
+            if task_id and RenderJob.objects.filter(team=caller.team, task_id=task_id).exists():
+                message = f"Task id {task_id!r} is in use by another member of the team."
+                raise ConflictError(message, field="force_task_id") from None
+            raise
+        return Submitted(earlier, replayed=True)
+    job.refresh_from_db(fields=["created_at"])
+    return Submitted(job, replayed=False)
+
+
+def job_estimate(
+    *, caller: Caller, request: RenderRequest, lane: int, project: str = "", tags: Mapping[str, str] | None = None
+) -> tuple[Estimate, list[Free]]:
+    """What ``job_submit`` would hold, and what the budgets have left. The same checks; nothing is stored.
+
+    Raises:
+        PlatformError: As ``job_submit`` before it asks for money.
+    """
+    if caller.user.role_in(caller.team) == Role.VIEWER:
+        raise ForbiddenError("A viewer cannot submit jobs.")
+    accepted = _accepted(caller, request, source="", lane=lane, project=project, tags=tags or {})
+    return accepted.estimate, free_budgets(subject=accepted.subject, currency=accepted.job.currency)
+
+
+def _accepted(
+    caller: Caller, request: RenderRequest, *, source: str, lane: int, project: str, tags: Mapping[str, str]
+) -> Accepted:
+    """Everything that can be refused without asking what others have taken; reads only."""
     pins = pinned(caller, request)
     pool = pool_for_new_jobs()
-    price = price_in_force(pool_id=pool.pk)
+    price = price_in_force(pool_id=pool.pk, lane=lane)
     job = RenderJob(
         kind=request.kind,
         source=source,
@@ -100,47 +188,23 @@ def job_submit(
         pool=pool,
         checkpoint=pins.checkpoint,
         lane=lane,
-        priority=priority,
-        task_id=task_id,
         request=request.to_json(),
         lock=lock_of(pins.recipe),
         warnings=pins.warnings,
-        tags=_tags(tags or {}),
+        tags=_tags(tags),
         images_total=request.images_total,
         currency=price.currency,
         event_sequence=1,
-        template_version=template_version,
-        script_call=script[0] if script else None,
-        script_cell=script[1] if script else None,
-        schedule=schedule,
-        scheduled_for=scheduled_for,
         created_at=Now(),
     )
-    pattern = _image_pattern(job, pins.recipe)
-    seeds = seeds_of(request, random.SystemRandom())
-    input_store(team=caller.team, uploads=uploads)
-    try:
-        with transaction.atomic():
-            job.save(force_insert=True)
-            job.assets.set(pins.assets.values())
-            job.inputs.set(InputFile.objects.filter(team=caller.team, sha256__in=_hashes(request)))
-            job_created(job, cause=f"submitted through {source}")
-            rows = [(index, seed, subseed) for index, (seed, subseed) in enumerate(seeds)]
-            insert_rows(pattern, varying=("index", "seed", "subseed"), rows=rows)
-            if idempotency_key:
-                _remember(caller, idempotency_key, digest, job)
-            wake_on_commit(pool.name)
-    except IntegrityError:
-        # Two calls with one key raced; the other one's job is the answer to both.
-        earlier = _earlier(caller, idempotency_key, task_id, digest)
-        if earlier is None:
-            if task_id and RenderJob.objects.filter(team=caller.team, task_id=task_id).exists():
-                message = f"Task id {task_id!r} is in use by another member of the team."
-                raise ConflictError(message, field="force_task_id") from None
-            raise
-        return Submitted(earlier, replayed=True)
-    job.refresh_from_db(fields=["created_at"])
-    return Submitted(job, replayed=False)
+    expected = estimate(
+        price=price,
+        pool_id=pool.pk,
+        checkpoint_sha256=pins.checkpoint.sha256 if pins.checkpoint else "",
+        images=request.images_total,
+        pixel_steps=pixel_steps(request),
+    )
+    return Accepted(job, pins, expected)
 
 
 def job_cancel(

@@ -21,7 +21,7 @@ def expire_leases() -> None:
 @shared_task(name="renderjobs.wake_pools")
 def wake_pools() -> None:
     """Repeat the wake-ups that a lost broker swallowed."""
-    waiting = RenderImage.objects.filter(state=ImageState.WAITING).values("pool_id")
+    waiting = RenderImage.objects.filter(state=ImageState.WAITING, held=False).values("pool_id")
     for name in Pool.objects.filter(pk__in=waiting).values_list("name", flat=True):
         wake(name)
 

@@ -9,15 +9,12 @@ import pytest
 from django.conf import settings
 from django.db import connection
 
-from common.database import append_only_removal_sql, append_only_sql
 from tests.services import RedisServer, redis_server
-
-APPEND_ONLY_TABLES = ("billing_ledgertransaction", "billing_ledgerline")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def flush_may_empty_the_ledger() -> Iterator[None]:
-    """After a transactional test Django empties every table; SQLite's DELETE would meet the append-only triggers.
+    """After a transactional test Django empties every table; SQLite's DELETE would meet the triggers.
 
     PostgreSQL flushes with TRUNCATE, which row triggers do not see.
     """
@@ -28,10 +25,12 @@ def flush_may_empty_the_ledger() -> Iterator[None]:
     flush = operations.sql_flush
 
     def sql_flush(self: object, *args: object, **kwargs: object) -> list[str]:
-        removal = [line for table in APPEND_ONLY_TABLES for line in append_only_removal_sql(table, "sqlite")]
-        install = [line for table in APPEND_ONLY_TABLES for line in append_only_sql(table, "sqlite")]
         statements = flush(self, *args, **kwargs)
-        return [*removal, *statements, *install] if statements else statements
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'")
+            triggers = cursor.fetchall()
+        removal = [f"DROP TRIGGER {name}" for name, _ in triggers]
+        return [*removal, *statements, *(sql for _, sql in triggers)] if statements else statements
 
     operations.sql_flush = sql_flush
     yield

@@ -14,6 +14,7 @@ from accounts.models import Role, Team, User
 from accounts.services import member_ensure, token_issue
 from assets.models import Asset, AssetKind, AssetState
 from billing.models import RateCard, RatePrice
+from billing.ratecards import draft_publish
 from fleet.models import Pool
 from renderjobs.models import BatchSchedule, BatchTemplate, RenderJob
 from renderjobs.models.jobs import Source
@@ -35,6 +36,19 @@ def a_rate_card(per_gpu_second: Decimal = PRICE) -> RateCard:
     )
     if created:
         RatePrice.objects.create(card=card, per_gpu_second=per_gpu_second)
+        draft_publish(card=card)
+    return card
+
+
+def a_card_of(
+    *prices: RatePrice, name: str = "v1", valid_from: datetime = datetime(2020, 1, 1, tzinfo=UTC)
+) -> RateCard:
+    """A published card with these (unsaved) prices."""
+    card = RateCard.objects.create(name=name, currency="USD", valid_from=valid_from)
+    for price in prices:
+        price.card = card
+        price.save()
+    draft_publish(card=card)
     return card
 
 

@@ -20,6 +20,7 @@ class PatternRenderer:
     """
 
     device_name = "pattern"
+    load_us = 0
 
     def __init__(self, *, device: str = "cpu", dtype: str = "float32"):
         self.step_seconds = float(os.environ.get("PATTERN_STEP_SECONDS", "0"))

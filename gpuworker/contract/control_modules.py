@@ -294,6 +294,10 @@ UNION_TYPES = frozenset(
 """Types a network with ``union`` in its name is good for."""
 CONTROL_TYPES = ("All", *sorted({kind for module in MODULES for kind in module.types}))
 NONE = "None"
+RESIZE_MODES = JUST_RESIZE, CROP_AND_RESIZE, RESIZE_AND_FILL = "Just Resize", "Crop and Resize", "Resize and Fill"
+CONTROL_MODES = ("Balanced", "My prompt is more important", "ControlNet is more important")
+HIRES_OPTIONS = ("Both", "Low res only", "High res only")
+"""The words of a unit, in the order of the numbers that stood for them before May 2024."""
 
 
 def modules_of_type(kind: str) -> list[ControlModule]:

@@ -77,6 +77,7 @@ class DiffusersRenderer:
         self.device = torch.device(device)
         self.device_name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         """What people call it: the card's product name."""
+        self.load_us = 0
         self.shelf = ModelShelf(self.device, DTYPES[dtype], max_resident_bytes)
         self.prompts = PromptEncoder()
         self.pictures = PictureEncoder()
@@ -97,6 +98,7 @@ class DiffusersRenderer:
             InvalidSpecError, CheckpointError: The pass cannot start.
             OutOfMemoryError: It did not fit; nothing was yielded.
         """
+        self.load_us = 0
         match spec.recipes[0]:
             case Recipe():
                 yield from self._drawn(spec, Watch(on_step, should_stop, on_preview))
@@ -113,7 +115,7 @@ class DiffusersRenderer:
         clock, drawn = _Clock(self.device), None
         try:
             self._guarded(drawing.load, len(recipes))
-            clock.lap_us()
+            self.load_us = clock.lap_us()
             drawn = self._guarded(drawing.draw, len(recipes))
         except StopSeen:
             pass  # an upscaler saw the flag

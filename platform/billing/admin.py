@@ -1,19 +1,37 @@
-"""Money in the admin: rate cards can be added, never edited; the book and the usage can only be read."""
+"""Money in the admin: budgets and quotas; rate cards until they are published; the book, holds and the usage to read."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from django import forms
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.db.models import OuterRef, QuerySet, Subquery
 from django.http import HttpRequest
 from django.utils import timezone
 from unfold.admin import TabularInline
-from unfold.decorators import display
+from unfold.decorators import action, display
 
-from accounts.admin import PlatformAdmin, TeamAdmin, TeamFilter, is_superuser
-from billing.models import Account, LedgerLine, LedgerTransaction, RateCard, RatePrice, UsageRecord
+from accounts.admin import PlatformAdmin, TeamAdmin, TeamFilter, TeamPartInline, UserNameField, is_superuser
+from accounts.models import ApiToken
+from billing.models import (
+    Account,
+    BillingProfile,
+    Budget,
+    BudgetNotice,
+    BudgetPeriod,
+    BudgetScope,
+    BudgetThreshold,
+    Hold,
+    LedgerLine,
+    LedgerTransaction,
+    Quota,
+    RateCard,
+    RatePrice,
+    UsageRecord,
+)
+from billing.ratecards import draft_publish
+from common.errors import PlatformError
 
 
 class ReadOnlyInline(TabularInline):
@@ -36,13 +54,19 @@ class ReadOnlyInline(TabularInline):
 class PriceForm(forms.ModelForm):
     class Meta:
         model = RatePrice
-        fields = ("pool", "per_gpu_second")
+        fields = ("pool", "lane", "per_gpu_second", "per_megapixel_step")
 
     def clean_per_gpu_second(self) -> Any:
-        price = self.cleaned_data["per_gpu_second"]
-        if price < 0:
-            raise forms.ValidationError(f"The price is {price}; zero or more is accepted.")
-        return price
+        return not_negative(self.cleaned_data["per_gpu_second"])
+
+    def clean_per_megapixel_step(self) -> Any:
+        return not_negative(self.cleaned_data["per_megapixel_step"])
+
+
+def not_negative(price: Any) -> Any:
+    if price is not None and price < 0:
+        raise forms.ValidationError(f"The price is {price}; zero or more is accepted.")
+    return price
 
 
 class PriceInline(ReadOnlyInline):
@@ -50,26 +74,29 @@ class PriceInline(ReadOnlyInline):
     form = PriceForm
     extra = 0
     min_num = 1
-    fields = ("pool", "per_gpu_second")
-    verbose_name_plural = "prices (no pool: every other pool)"
+    fields = ("pool", "lane", "per_gpu_second", "per_megapixel_step")
+    verbose_name_plural = "prices (no pool, no lane: every other)"
 
     def get_formset(self, request: HttpRequest, obj: Any = None, **kwargs: Any) -> Any:
         return super().get_formset(request, obj, validate_min=True, **kwargs)
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return obj is None and is_superuser(request)
+        return is_draft(obj) and is_superuser(request)
+
+    has_change_permission = has_delete_permission = has_add_permission
+
+
+def is_draft(card: RateCard | None) -> bool:
+    return card is None or card.published_at is None
 
 
 class RateCardForm(forms.ModelForm):
     class Meta:
         model = RateCard
-        fields = ("name", "currency", "valid_from")
+        fields = ("name", "currency", "valid_from", "placement")
 
     def clean_currency(self) -> str:
-        currency = self.cleaned_data["currency"]
-        if not (len(currency) == 3 and currency.isascii() and currency.isalpha() and currency.isupper()):
-            raise forms.ValidationError(f"{currency!r} is no currency; three capital letters such as USD are accepted.")
-        return str(currency)
+        return a_currency(self.cleaned_data["currency"])
 
     def clean_valid_from(self) -> Any:
         """A card that were valid in the past would not match what was charged then."""
@@ -79,13 +106,48 @@ class RateCardForm(forms.ModelForm):
         return valid_from
 
 
+def a_currency(text: str) -> str:
+    if not (len(text) == 3 and text.isascii() and text.isalpha() and text.isupper()):
+        raise forms.ValidationError(f"{text!r} is no currency; three capital letters such as USD are accepted.")
+    return text
+
+
 @admin.register(RateCard)
 class RateCardPage(PlatformAdmin):
-    may_change = may_delete = False  # what was charged by a card must stay explainable by it
+    """A card is a draft until it is published; after that nothing changes it, for what it charged must stay explainable."""
+
     form = RateCardForm
-    list_display = ("name", "currency", "valid_from", "created_at")
-    fields = ("name", "currency", "valid_from")
+    list_display = ("name", "currency", "valid_from", "status", "created_at")
+    fields = ("name", "currency", "valid_from", "placement")
     inlines = (PriceInline,)
+    actions = ("publish",)
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return is_draft(obj) and super().has_change_permission(request, obj)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return is_draft(obj) and super().has_delete_permission(request, obj)
+
+    def has_publish_permission(self, request: HttpRequest) -> bool:
+        return self.may_visit(request)
+
+    @action(description="Publish", permissions=["publish"])
+    def publish(self, request: HttpRequest, queryset: QuerySet[RateCard]) -> None:
+        for card in queryset.filter(published_at=None):
+            if card.valid_from < timezone.now():
+                self.message_user(request, f"{card} would be valid in the past; give it a later date.", messages.ERROR)
+                continue
+            try:
+                draft_publish(card=card)
+            except PlatformError as error:
+                self.message_user(request, error.message, messages.ERROR)
+            else:
+                self.log_change(request, card, "published")
+                self.message_user(request, f"{card} is published.", messages.SUCCESS)
+
+    @display(description="Status", label={"draft": "warning", "published": "success"})
+    def status(self, card: RateCard) -> str:
+        return "draft" if is_draft(card) else "published"
 
 
 class LineInline(ReadOnlyInline):
@@ -139,3 +201,141 @@ class UsagePage(TeamAdmin):
     @display(description="GPU seconds", ordering="gpu_us")
     def gpu_seconds(self, record: UsageRecord) -> str:
         return f"{record.gpu_us / 1_000_000:.3f}"
+
+
+class BudgetForm(forms.ModelForm):
+    user = UserNameField(required=False)
+
+    class Meta:
+        model = Budget
+        fields = (
+            "name", "scope", "team", "project", "user", "tag_key", "tag_value", "span", "limit", "currency", "enabled",
+        )  # fmt: skip
+
+    def clean_currency(self) -> str:
+        return a_currency(self.cleaned_data["currency"])
+
+    def clean(self) -> dict[str, Any]:
+        cleaned = super().clean() or self.cleaned_data
+        team, project, user = (cleaned.get(name) for name in ("team", "project", "user"))
+        if project and project.team != team:
+            self.add_error("project", "The project is not the team's.")
+        if user and (team is None or user.role_in(team) is None):
+            self.add_error("user", "This user is not a member of the team.")
+        return cleaned
+
+
+class BudgetPart(TeamPartInline):
+    """Of a budget's page, which only those see who may."""
+
+    def _allowed(self, request: HttpRequest, obj: Any) -> bool:
+        return True
+
+
+class ThresholdForm(forms.ModelForm):
+    class Meta:
+        model = BudgetThreshold
+        fields = ("percent", "action")
+
+    def has_changed(self) -> bool:
+        """A new row counts as it stands: Django would drop one that is left at its defaults, and the budget would not block."""
+        if self.instance.pk:
+            return super().has_changed()
+        return bool(self.data.get(self.add_prefix("percent")))
+
+
+class ThresholdInline(BudgetPart):
+    model = BudgetThreshold
+    form = ThresholdForm
+    fields = ("percent", "action")
+    verbose_name_plural = "thresholds (without one that blocks, the budget only warns)"
+
+    def get_extra(self, request: HttpRequest, obj: Any = None, **kwargs: Any) -> int:
+        return 1 if obj is None else 0
+
+
+class AccountInline(ReadOnlyInline):
+    model = BudgetPeriod
+    fields = ("period", "spent", "held")
+    ordering = ("-pk",)
+    per_page = 24
+
+
+@admin.register(Budget)
+class BudgetPage(TeamAdmin):
+    """What a budget is about stays as it is, for its accounts are of that; its limit can be changed."""
+
+    may_delete = False  # switching it off ends its use, and its accounts stay explainable
+    form = BudgetForm
+    list_display = ("name", "scope", "team", "project", "user", "tag", "span", "limit", "currency", "enabled")
+    list_filter = (TeamFilter, "scope", "enabled")
+    list_select_related = ("team", "project", "user")
+    search_fields = ("name",)
+    inlines = (ThresholdInline, AccountInline)
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> tuple[str, ...]:
+        return () if obj is None else ("scope", "team", "project", "user", "tag_key", "tag_value", "span", "currency")
+
+    def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
+        form = super().get_form(request, obj, change=change, **kwargs)
+        if not is_superuser(request) and "team" in form.base_fields:
+            # A budget of no team is everybody's; a lead has one of the own teams to choose.
+            form.base_fields["team"].required = True
+            scopes = [choice for choice in BudgetScope.choices if choice[0] != BudgetScope.ORGANISATION]
+            form.base_fields["scope"].choices = scopes
+        return form
+
+    @display(description="Tag")
+    def tag(self, budget: Budget) -> str:
+        return f"{budget.tag_key}={budget.tag_value}" if budget.tag_key else ""
+
+
+@admin.register(BudgetNotice)
+class NoticePage(TeamAdmin):
+    team_path = "period__budget__team"
+    may_add = may_change = may_delete = False
+    list_display = ("created_at", "period", "threshold", "job_id")
+    list_select_related = ("period__budget", "threshold")
+
+
+@admin.register(Hold)
+class HoldPage(PlatformAdmin):
+    may_add = may_change = may_delete = False
+    list_display = ("job_id", "amount", "settled", "remaining", "released", "created_at", "ended_at")
+    search_fields = ("job_id",)
+    ordering = ("-pk",)
+
+
+class QuotaForm(forms.ModelForm):
+    user = UserNameField(required=False)
+
+    class Meta:
+        model = Quota
+        fields = ("team", "user", "token", "measure", "limit", "enabled")
+
+    def clean(self) -> dict[str, Any]:
+        cleaned = super().clean() or self.cleaned_data
+        token = cleaned.get("token")
+        for name in ("team", "user"):
+            if token and cleaned.get(name) and getattr(token, name) != cleaned[name]:
+                self.add_error(name, f"The token is not this {name}'s, so nothing would be counted.")
+        return cleaned
+
+
+@admin.register(Quota)
+class QuotaPage(PlatformAdmin):
+    form = QuotaForm
+    list_display = ("measure", "team", "user", "token", "limit", "enabled")
+    list_filter = ("measure", "enabled")
+    list_select_related = ("team", "user", "token__team", "token__user")
+
+    def formfield_for_foreignkey(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        if db_field.name == "token":
+            kwargs["queryset"] = ApiToken.objects.select_related("user", "team")
+        return super().formfield_for_foreignkey(db_field, request, **kwargs)
+
+
+@admin.register(BillingProfile)
+class ProfilePage(TeamAdmin):
+    list_display = ("team", "cost_in_files")
+    list_select_related = ("team",)

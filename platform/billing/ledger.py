@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
 from django.db.models.functions import Now
 
 from billing.models import Account, LedgerLine, LedgerTransaction, TransactionKind, UsageRecord
-from billing.pricing import amount_for
-from billing.ratecards import Price
+from billing.pricing import Price, Terms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,61 +25,116 @@ class Work:
     team_id: int
     project_id: int | None
     user_id: int
+    token_id: int | None = None
     pool_id: int
+    lane: int | None = None
     checkpoint_sha256: str
     checkpoint_name: str
     gpu_us: int
     tags: dict[str, Any] = field(default_factory=dict)
 
+    def columns(self) -> dict[str, Any]:
+        """What ledger and usage both say of it."""
+        return {
+            "attempt_id": self.attempt_id,
+            "job_id": self.job_id,
+            "image_id": self.image_id,
+            "team_id": self.team_id,
+            "project_id": self.project_id,
+            "user_id": self.user_id,
+            "token_id": self.token_id,
+            "pool_id": self.pool_id,
+            "checkpoint_sha256": self.checkpoint_sha256,
+            "checkpoint_name": self.checkpoint_name,
+            "gpu_us": self.gpu_us,
+        }
 
-def charge_append(*, work: Work, price: Price) -> Decimal:
-    """Charge one delivered image, once for ever, and record the usage.
+
+def charge_append(*, work: Work, terms: Terms) -> Decimal:
+    """Charge one delivered image, once for ever, and record the usage; returns what the team pays.
 
     Raises:
         IntegrityError: The image has been charged before; the caller's transaction cannot commit.
     """
-    amount = amount_for(gpu_us=work.gpu_us, per_gpu_second=price.per_gpu_second)
-    transaction = LedgerTransaction.objects.create(
-        event_id=f"charge:{work.image_id}",
-        kind=TransactionKind.CHARGE,
-        occurred_at=Now(),
-        currency=price.currency,
-        rate_card_id=price.rate_card_id,
-        team_id=work.team_id,
-        project_id=work.project_id,
-        user_id=work.user_id,
-        pool_id=work.pool_id,
-        checkpoint_sha256=work.checkpoint_sha256,
-        checkpoint_name=work.checkpoint_name,
-        job_id=work.job_id,
-        image_id=work.image_id,
-        attempt_id=work.attempt_id,
-        gpu_us=work.gpu_us,
+    paid, beyond = terms.charge(work.gpu_us)
+    debits = {Account.TEAM_SPEND: paid, **({Account.BEYOND_HOLD: beyond} if beyond else {})}
+    _append(
+        f"charge:{work.image_id}",
+        TransactionKind.CHARGE,
+        terms.price,
+        debits,
+        lane=work.lane,
         tags=work.tags,
+        **work.columns(),
     )
+    _usage(work, "delivered", charged=True, pixel_steps=terms.pixel_steps)
+    return paid
+
+
+def waste_append(*, work: Work, terms: Terms, outcome: str) -> None:
+    """Record an attempt that delivered nothing. Its cost is a line of its own and on no team's bill."""
+    _usage(work, outcome, charged=False, pixel_steps=terms.pixel_steps)
+    if work.gpu_us:
+        overhead_append(
+            event_id=f"failed:{work.attempt_id}",
+            account=Account.FAILED_ATTEMPTS,
+            price=terms.price,
+            lane=work.lane,
+            tags=work.tags,
+            **work.columns(),
+        )
+
+
+def load_append(*, claim_id: int, work: Work, price: Price) -> None:
+    """The time a claim spent on loading weights; ``work`` is that of the image they were loaded for."""
+    columns = {**work.columns(), "image_id": None, "attempt_id": None}
+    if not LedgerTransaction.objects.filter(event_id=f"load:{claim_id}").exists():
+        overhead_append(
+            event_id=f"load:{claim_id}",
+            account=Account.MODEL_LOADS,
+            price=price,
+            lane=work.lane,
+            tags=work.tags,
+            **columns,
+        )
+
+
+def idle_append(*, pool_id: int, day: str, occurred_at: datetime, idle_us: int, price: Price) -> None:
+    overhead_append(
+        event_id=f"idle:{pool_id}:{day}",
+        account=Account.IDLE_TIME,
+        price=price,
+        occurred_at=occurred_at,
+        pool_id=pool_id,
+        gpu_us=idle_us,
+    )
+
+
+def overhead_append(*, event_id: str, account: str, price: Price, gpu_us: int, **columns: Any) -> None:
+    """Raises: IntegrityError: The event was written before."""
+    amount = price.of_time(gpu_us)
+    _append(event_id, TransactionKind.OVERHEAD, price, {account: amount}, gpu_us=gpu_us, **columns)
+
+
+def _append(event_id: str, kind: str, price: Price, debits: Mapping[str, Decimal], **columns: Any) -> None:
+    transaction = LedgerTransaction.objects.create(
+        **{
+            "event_id": event_id,
+            "kind": kind,
+            "occurred_at": Now(),
+            "currency": price.currency,
+            "rate_card_id": price.rate_card_id,
+            "placement": price.placement,
+            **columns,
+        }
+    )
+    lines = {**debits, Account.RENDER_REVENUE: -sum(debits.values(), Decimal(0))}
     LedgerLine.objects.bulk_create(
-        [
-            LedgerLine(transaction=transaction, account=Account.TEAM_SPEND, amount=amount),
-            LedgerLine(transaction=transaction, account=Account.RENDER_REVENUE, amount=-amount),
-        ]
+        LedgerLine(transaction=transaction, account=account, amount=amount) for account, amount in lines.items()
     )
-    usage_append(work=work, outcome="delivered", charged=True)
-    return amount
 
 
-def usage_append(*, work: Work, outcome: str, charged: bool = False) -> None:
+def _usage(work: Work, outcome: str, *, charged: bool, pixel_steps: int) -> None:
     UsageRecord.objects.create(
-        attempt_id=work.attempt_id,
-        job_id=work.job_id,
-        image_id=work.image_id,
-        team_id=work.team_id,
-        project_id=work.project_id,
-        user_id=work.user_id,
-        pool_id=work.pool_id,
-        checkpoint_sha256=work.checkpoint_sha256,
-        checkpoint_name=work.checkpoint_name,
-        gpu_us=work.gpu_us,
-        charged=charged,
-        outcome=outcome,
-        ended_at=Now(),
+        **work.columns(), pixel_steps=pixel_steps, charged=charged, outcome=outcome, ended_at=Now()
     )

@@ -1,50 +1,84 @@
-"""Which price is in force."""
+"""Which price is in force, and how a card comes into force."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 
 from django.db import models, transaction
 from django.db.models.functions import Now
 
-from billing.models import RateCard, RatePrice
-from common.errors import UnavailableError
+from billing.models import Placement, RateCard, RatePrice
+from billing.pricing import Price
+from common.errors import FieldError, InvalidRequestError, UnavailableError
 from fleet.models import Pool
 
 
-@dataclass(frozen=True, slots=True)
-class Price:
-    """What one GPU-second costs in one pool at one moment."""
-
-    rate_card_id: int
-    rate_card_name: str
-    currency: str
-    per_gpu_second: Decimal
-
-
-def price_in_force(*, pool_id: int) -> Price:
-    """The pool's price on the newest card that is valid by the database's clock.
+def price_in_force(*, pool_id: int, lane: int | None = None, at: datetime | None = None) -> Price:
+    """The price for pool and lane on the newest published card that was valid ``at`` that moment; None is the database's now.
 
     Raises:
         UnavailableError: No card is in force or it has no price for the pool.
     """
     row = (
-        RatePrice.objects.filter(models.Q(pool_id=pool_id) | models.Q(pool=None), card__valid_from__lte=Now())
+        RatePrice.objects.filter(
+            models.Q(pool_id=pool_id) | models.Q(pool=None),
+            models.Q(lane=lane) | models.Q(lane=None),
+            card__valid_from__lte=at or Now(),
+            card__published_at__isnull=False,
+        )
         .select_related("card")
-        .order_by("-card__valid_from", models.F("pool_id").asc(nulls_last=True))
+        .order_by(
+            "-card__valid_from", models.F("pool_id").asc(nulls_last=True), models.F("lane").asc(nulls_last=True), "pk"
+        )
         .first()
     )
     if row is None:
         raise UnavailableError("No rate card with a price for this pool is in force.")
-    return Price(row.card_id, row.card.name, row.card.currency, row.per_gpu_second)
+    return price_of(row)
+
+
+def price_of(row: RatePrice) -> Price:
+    """``row`` comes with its card."""
+    return Price(
+        price_id=row.pk,
+        rate_card_id=row.card_id,
+        rate_card_name=row.card.name,
+        currency=row.card.currency,
+        per_gpu_second=row.per_gpu_second,
+        per_megapixel_step=row.per_megapixel_step,
+        placement=row.card.placement,
+    )
+
+
+def draft_publish(*, card: RateCard) -> None:
+    """Bring a draft into force from its date on. Publishing twice changes nothing.
+
+    Raises:
+        InvalidRequestError: It has no price.
+    """
+    if not card.prices.exists():
+        raise InvalidRequestError([FieldError("prices", f"Rate card {card.name} has no price; one or more is needed.")])
+    RateCard.objects.filter(pk=card.pk, published_at=None).update(published_at=Now())
+    card.refresh_from_db(fields=["published_at"])
 
 
 @transaction.atomic
 def rate_card_publish(
-    *, name: str, currency: str, valid_from: datetime, per_gpu_second: Decimal, pool: Pool | None = None
+    *,
+    name: str,
+    currency: str,
+    valid_from: datetime,
+    per_gpu_second: Decimal,
+    per_megapixel_step: Decimal | None = None,
+    pool: Pool | None = None,
+    lane: int | None = None,
+    placement: str = Placement.POOL,
 ) -> RateCard:
-    card = RateCard.objects.create(name=name, currency=currency, valid_from=valid_from)
-    RatePrice.objects.create(card=card, pool=pool, per_gpu_second=per_gpu_second)
+    """A published card with one price."""
+    card = RateCard.objects.create(name=name, currency=currency, valid_from=valid_from, placement=placement)
+    RatePrice.objects.create(
+        card=card, pool=pool, lane=lane, per_gpu_second=per_gpu_second, per_megapixel_step=per_megapixel_step
+    )
+    draft_publish(card=card)
     return card

@@ -1,46 +1,168 @@
-"""Sums of the book by any of its dimensions. The admin, the API and the command line print the same numbers."""
+"""Sums of the book by any of its dimensions. The admin, the API and the command line print the same numbers.
+
+Charges come by the dimensions asked for. What is on no team's bill comes beside them, placed as the rate card said when it arose.
+Every report is a constant number of statements, whatever the number of lines.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 from django.db.models import Count, F, QuerySet, Sum
 from django.db.models.functions import TruncDate
 
-from billing.models import Account, LedgerLine
+from billing.allocation import spread
+from billing.models import UNALLOCATED, Account, LedgerLine, Placement
+from billing.pricing import rounded
+from common.database import ValueOfKey
 
 DIMENSIONS: dict[str, str] = {
     "team": "transaction__team__name",
     "project": "transaction__project__name",
     "member": "transaction__user__username",
+    "token": "transaction__token_id",
     "model": "transaction__checkpoint_name",
     "pool": "transaction__pool__name",
+    "lane": "transaction__lane",
+    "job": "transaction__job_id",
+    "image": "transaction__image_id",
     "day": "day",
 }
+TAG = "tag:"
+"""``tag:shot`` is the dimension of the values of the tag ``shot``."""
+TREE = ("team", "project", "member", "model", "job", "image")
+"""From the whole to its smallest part."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Period:
+    """``start`` is included, ``end`` is not. ``team_ids`` None means every team."""
+
+    start: datetime
+    end: datetime
+    team_ids: Sequence[int] | None = None
+
+    def lines(self, *accounts: str) -> QuerySet[Any]:
+        found = LedgerLine.objects.filter(
+            account__in=accounts, transaction__occurred_at__gte=self.start, transaction__occurred_at__lt=self.end
+        )
+        return found if self.team_ids is None else found.filter(transaction__team_id__in=self.team_ids)
+
+
+def is_dimension(name: str) -> bool:
+    return name in DIMENSIONS or (name.startswith(TAG) and 0 < len(name) - len(TAG) <= 64 and "\x00" not in name)
 
 
 def usage_by(
     dimensions: Sequence[str], *, start: datetime, end: datetime, team_ids: Sequence[int] | None = None
 ) -> list[dict[str, Any]]:
-    """One row per combination of ``dimensions`` (keys of DIMENSIONS), currency always apart.
+    """One row per combination of ``dimensions``, currency always apart.
 
-    ``start`` is included, ``end`` is not. ``team_ids`` None means every team.
     Each row: the dimensions, ``currency``, ``images``, ``gpu_us``, ``amount``.
     """
-    lines: QuerySet[Any] = LedgerLine.objects.filter(
-        account=Account.TEAM_SPEND, transaction__occurred_at__gte=start, transaction__occurred_at__lt=end
-    )
-    if team_ids is not None:
-        lines = lines.filter(transaction__team_id__in=team_ids)
+    return list(usage_rows(dimensions, Period(start=start, end=end, team_ids=team_ids)))
+
+
+def usage_rows(
+    dimensions: Sequence[str], period: Period, *, offset: int = 0, limit: int | None = None
+) -> Iterator[dict[str, Any]]:
+    """As ``usage_by``, a part of it, row by row."""
+    lines = period.lines(Account.TEAM_SPEND)
     if "day" in dimensions:
         lines = lines.annotate(day=TruncDate("transaction__occurred_at"))
-    keys = [f"by_{name}" for name in dimensions]
-    columns: dict[str, Any] = {key: F(DIMENSIONS[name]) for key, name in zip(keys, dimensions, strict=True)}
+    keys = [f"by_{number}" for number in range(len(dimensions))]
+    columns: dict[str, Any] = {key: column_of(name) for key, name in zip(keys, dimensions, strict=True)}
     rows = (
         lines.values(**columns, currency=F("transaction__currency"))
-        .annotate(images=Count("transaction_id"), gpu_us=Sum("transaction__gpu_us"), amount=Sum("amount"))
+        .annotate(images=Count("transaction_id"), gpu_us=Sum("transaction__gpu_us"), total=Sum("amount"))
         .order_by(*keys, "currency")
     )
-    return [{**{name: row.pop(f"by_{name}") for name in dimensions}, **row} for row in map(dict, rows)]
+    for row in rows[offset : None if limit is None else offset + limit].iterator(chunk_size=2000):
+        yield {
+            **{name: row[key] for key, name in zip(keys, dimensions, strict=True)},
+            "currency": row["currency"],
+            "images": row["images"],
+            "gpu_us": row["gpu_us"],
+            # Six places as everywhere: SQLite adds in floating point and hands out more digits than the book has.
+            "amount": rounded(row["total"]),
+        }
+
+
+def column_of(dimension: str) -> Any:
+    if dimension.startswith(TAG):
+        return ValueOfKey("transaction__tags", dimension.removeprefix(TAG))
+    return F(DIMENSIONS[dimension])
+
+
+def unallocated(period: Period) -> list[dict[str, Any]]:
+    """What is on no team's bill, by kind and place.
+
+    Each row: ``cost``, ``team`` (None where it stays with the pool), ``pool``, ``currency``, ``events``, ``gpu_us``, ``amount``.
+    For a choice of teams these are the parts placed beside them; a pool's overhead is nobody's part.
+    """
+    everything = Period(start=period.start, end=period.end)
+    rows = (
+        everything.lines(*UNALLOCATED)
+        .values(
+            "account",
+            placement=F("transaction__placement"),
+            pool=F("transaction__pool__name"),
+            team_id=F("transaction__team"),
+            team=F("transaction__team__name"),
+            currency=F("transaction__currency"),
+        )
+        .annotate(events=Count("transaction_id"), gpu_us=Sum("transaction__gpu_us"), total=Sum("amount"))
+        .order_by("account", "pool", "team", "currency")
+    )
+    spent = None
+    merged: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in rows:
+        if row["placement"] == Placement.PROPORTIONAL:
+            spent = spending(everything) if spent is None else spent
+            places = shared(row, spent.get(row["currency"], []))
+        elif row["placement"] == Placement.CAUSER:
+            places = [(row["team_id"], row["team"], row["gpu_us"], rounded(row["total"]))]
+        else:
+            places = [(None, None, row["gpu_us"], rounded(row["total"]))]
+        for team_id, team, gpu_us, amount in places:
+            if period.team_ids is not None and team_id not in period.team_ids:
+                continue
+            key = (row["account"], team, row["pool"], row["currency"])
+            place = merged.setdefault(key, dict(zip(("cost", "team", "pool", "currency"), key, strict=True)))
+            for name, value in (("events", row["events"]), ("gpu_us", gpu_us), ("amount", amount)):
+                place[name] = place.get(name, 0) + value
+    return list(merged.values())
+
+
+Spent = dict[str, list[tuple[int, str, Decimal]]]
+"""Currency → (id, name, amount) of every team that spent."""
+
+
+def spending(period: Period) -> Spent:
+    found: Spent = {}
+    rows = period.lines(Account.TEAM_SPEND).values(
+        "transaction__team", "transaction__team__name", "transaction__currency"
+    )
+    for team_id, team, currency, total in (
+        rows.annotate(total=Sum("amount"))
+        .order_by("transaction__team__name")
+        .values_list("transaction__team", "transaction__team__name", "transaction__currency", "total")
+    ):
+        found.setdefault(currency, []).append((team_id, team, total))
+    return found
+
+
+def shared(row: dict[str, Any], spent: list[tuple[int, str, Decimal]]) -> list[tuple[Any, Any, int, Decimal]]:
+    """A cost spread over the teams by what they spent; with nothing spent it stays with the pool."""
+    amount = rounded(row["total"])
+    parts = spread(amount, [total for _, _, total in spent])
+    if not parts:
+        return [(None, None, row["gpu_us"], amount)]
+    times = spread(Decimal(row["gpu_us"]), [total for _, _, total in spent], unit=Decimal(1))
+    return [
+        (team_id, team, int(gpu_us), part) for (team_id, team, _), part, gpu_us in zip(spent, parts, times, strict=True)
+    ]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from django.db import connections, migrations, models, router
+from django.db import connection, connections, migrations, models, router
 from django.db.models import ExpressionWrapper, QuerySet, Value
 from django.db.models.functions import Now
 
@@ -88,3 +88,84 @@ def append_only_removal_sql(table: str, vendor: str) -> list[str]:
     if vendor == "sqlite":
         return [f"DROP TRIGGER {table}_no_{verb}" for verb in ("update", "delete")]
     return [f"DROP TRIGGER {table}_append_only ON {table}", f"DROP FUNCTION {table}_append_only()"]
+
+
+def frozen_when(table: str, condition: str, *, inserts: bool = False) -> migrations.RunPython:
+    """A migration step after which the database refuses UPDATE and DELETE of rows for which ``condition`` holds.
+
+    Args:
+        condition: SQL over the row, written ``{row}.column``; of an update both the old and the new row are asked.
+        inserts: Also refuse to add such rows.
+    """
+
+    def install(apps: Any, schema_editor: Any) -> None:
+        for statement in frozen_sql(table, condition, schema_editor.connection.vendor, inserts=inserts):
+            schema_editor.execute(statement)
+
+    def remove(apps: Any, schema_editor: Any) -> None:
+        for statement in frozen_removal_sql(table, schema_editor.connection.vendor, inserts=inserts):
+            schema_editor.execute(statement)
+
+    return migrations.RunPython(install, remove)
+
+
+_rows_of = {"insert": ("NEW",), "update": ("OLD", "NEW"), "delete": ("OLD",)}
+
+
+def frozen_sql(table: str, condition: str, vendor: str, *, inserts: bool) -> list[str]:
+    verbs = (*(["insert"] if inserts else []), "update", "delete")
+    message = f"{table} is append-only"
+    asked = {
+        # An update that freezes the row itself (publishing) sees it frozen only in its new form.
+        verb: " OR ".join(
+            f"({condition.format(row=row)})" for row in (_rows_of[verb] if inserts else _rows_of[verb][:1])
+        )
+        for verb in verbs
+    }
+    if vendor == "sqlite":
+        return [
+            f"CREATE TRIGGER {table}_no_{verb} BEFORE {verb.upper()} ON {table} WHEN {asked[verb]} "
+            f"BEGIN SELECT RAISE(ABORT, '{message}'); END"
+            for verb in verbs
+        ]
+    branches = " ".join(
+        f"IF TG_OP = '{verb.upper()}' THEN "
+        f"IF {asked[verb]} THEN RAISE EXCEPTION '{message}' USING ERRCODE = 'integrity_constraint_violation'; END IF; "
+        f"RETURN {'OLD' if verb == 'delete' else 'NEW'}; END IF;"
+        for verb in verbs
+    )
+    return [
+        f"CREATE FUNCTION {table}_append_only() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {branches} END $$",
+        f"CREATE TRIGGER {table}_append_only BEFORE {' OR '.join(verb.upper() for verb in verbs)} ON {table} "
+        f"FOR EACH ROW EXECUTE FUNCTION {table}_append_only()",
+    ]
+
+
+def frozen_removal_sql(table: str, vendor: str, *, inserts: bool) -> list[str]:
+    removal = append_only_removal_sql(table, vendor)
+    return [*removal, f"DROP TRIGGER {table}_no_insert"] if inserts and vendor == "sqlite" else removal
+
+
+def database_now() -> datetime:
+    """The database's clock, aware, in UTC. Inside a transaction on PostgreSQL it is that of its beginning."""
+    with connection.cursor() as cursor:
+        cursor.execute(_clock[connection.vendor])
+        (now,) = cursor.fetchone()
+    return (datetime.fromisoformat(now) if isinstance(now, str) else now).astimezone(UTC)
+
+
+_clock = {"sqlite": "SELECT strftime('%Y-%m-%dT%H:%M:%f+00:00', 'now')", "postgresql": "SELECT CURRENT_TIMESTAMP"}
+
+
+class ValueOfKey(models.Func):
+    """A JSON object's text at a key, whatever the key looks like: Django's transform takes digits for a list's index."""
+
+    template, arg_joiner = "(%(expressions)s)", " ->> "
+    output_field = models.TextField()
+
+    def __init__(self, column: str, key: str, **extra: Any):
+        super().__init__(column, models.Value(key), **extra)
+
+    def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        rows = "(SELECT value FROM json_each(%(expressions)s))"
+        return self.as_sql(compiler, connection, template=rows, arg_joiner=") WHERE key = (", **context)

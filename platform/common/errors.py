@@ -30,6 +30,14 @@ class PlatformError(Exception):
         self.field = field
         self.value = value
 
+    def members(self) -> dict[str, Any]:
+        """What a problem says beside its sentence, by name; plain JSON."""
+        return {}
+
+    def headers(self) -> dict[str, str]:
+        """Of the answer."""
+        return {}
+
 
 class InvalidRequestError(PlatformError):
     """The request cannot be accepted as it is; ``errors`` names every field that is wrong."""

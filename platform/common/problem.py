@@ -22,9 +22,10 @@ CONTENT_TYPE = "application/problem+json"
 def exception_handler(error: Exception, context: dict[str, Any]) -> Response | None:
     """DRF's hook. Returns None for what is not the caller's business; Django then answers 500."""
     set_rollback()
-    headers = {}
+    headers: dict[str, str] = {}
     if isinstance(error, PlatformError):
         body = problem_of(error)
+        headers |= error.headers()
     elif isinstance(error, (Http404, exceptions.NotFound)):
         body = problem(404, "not_found", "There is no such object.")
     elif isinstance(error, PermissionDenied):
@@ -76,7 +77,7 @@ def problem_of(error: PlatformError) -> dict[str, Any]:
         errors = [{"pointer": pointer(item.field), "detail": item.message} for item in error.errors]
         return problem(error.status, error.code, error.message, errors=errors)
     more = {"errors": [{"pointer": pointer(error.field), "detail": error.message}]} if error.field else {}
-    return problem(error.status, error.code, error.message, **more)
+    return problem(error.status, error.code, error.message, **more, **error.members())
 
 
 def pointer(field: str) -> str:

@@ -36,3 +36,24 @@ class Worker(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+
+class WorkerDay(models.Model):
+    """How long a worker was alive on one day (UTC): what the cards cost whether they render or not."""
+
+    worker = models.ForeignKey(Worker, on_delete=models.PROTECT, related_name="days")
+    pool = models.ForeignKey(Pool, on_delete=models.PROTECT, related_name="+")
+    day = models.DateField()
+    alive_us = models.BigIntegerField(default=0)
+
+    class Meta:
+        ordering = ["day", "worker"]
+        constraints = [
+            models.UniqueConstraint(fields=["worker", "pool", "day"], name="one_row_per_worker_and_day"),
+            models.CheckConstraint(
+                condition=models.Q(alive_us__gte=0, alive_us__lte=86_400_000_000), name="a_day_has_24_hours"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.worker} on {self.day}"

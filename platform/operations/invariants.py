@@ -21,7 +21,17 @@ from django.utils import timezone
 from assets.hashing import sha256_of
 from assets.intake import UNDERWAY
 from assets.models import Asset, AssetState, Upload, UploadPart
-from billing.models import Account, LedgerLine, LedgerTransaction, TransactionKind
+from billing.models import (
+    Account,
+    BudgetNotice,
+    BudgetPeriod,
+    Hold,
+    LedgerLine,
+    LedgerTransaction,
+    Quota,
+    TransactionKind,
+    UsageRecord,
+)
 from renderjobs.choices import (
     IMAGE_ARROWS,
     IMAGE_HELD,
@@ -31,6 +41,7 @@ from renderjobs.choices import (
     JOB_TERMINAL,
     AttemptOutcome,
     ImageState,
+    JobState,
     RunOutcome,
 )
 from renderjobs.compat.sdapi.profile import default_options
@@ -40,6 +51,7 @@ from renderjobs.models import (
     Claim,
     ImageAttachment,
     InputFile,
+    JobApproval,
     JobEvent,
     OptionProfile,
     RenderImage,
@@ -49,7 +61,7 @@ from renderjobs.models import (
 )
 
 ORPHAN_AGE = timedelta(hours=24)
-APPEND_ONLY_TABLES = ("billing_ledgertransaction", "billing_ledgerline")
+APPEND_ONLY_TABLES = ("billing_ledgertransaction", "billing_ledgerline", "billing_ratecard", "billing_rateprice")
 MONEY_PLACES = 6
 GUARDED_TABLES = {
     "sqlite": "SELECT tbl_name FROM sqlite_master WHERE type = 'trigger' "
@@ -133,8 +145,9 @@ def i3_delivered_images_and_charges_are_one_to_one() -> Iterator[str]:
 
 
 def i3_ledger_transactions_sum_to_zero() -> Iterator[str]:
-    summed = LedgerTransaction.objects.annotate(total=Sum("lines__amount"), n=Count("lines"))
-    for entry in summed.exclude(total=0, n=2):
+    summed = LedgerTransaction.objects.annotate(total=Round(Sum("lines__amount"), MONEY_PLACES), n=Count("lines"))
+    # A charge beyond its hold has a third line.
+    for entry in summed.exclude(total=0, n__gte=2):
         yield f"I3 ledger transaction {entry.pk} has {entry.n} lines with the sum {entry.total}."
 
 
@@ -166,6 +179,80 @@ def i3_sums_of_a_job_are_its_images() -> Iterator[str]:
     for job in jobs.exclude(said=F("booked"), spent=F("booked"), spent_us=F("gpu_us")):
         said, has = f"{job.cost_amount} and {job.gpu_us} µs", f"{job.spent} and {job.spent_us} µs"
         yield f"I3 job {job.pk} says it cost {said}; its images cost {has}, the ledger says {job.booked}."
+
+
+def i4_a_hold_is_open_exactly_while_its_job_is() -> Iterator[str]:
+    mine = RenderJob.objects.filter(pk=OuterRef("job_id"))
+    for pk in pks(Hold.objects.exclude(Exists(mine))):
+        yield f"I4 hold {pk} is for no job."
+    open_job = mine.filter(state__in=JOB_OPEN)
+    for pk in pks(Hold.objects.filter(ended_at=None).exclude(Exists(open_job))):
+        yield f"I4 hold {pk} holds money for a job that has ended."
+    for pk in pks(Hold.objects.filter(Exists(open_job), ended_at__isnull=False)):
+        yield f"I4 hold {pk} is released and its job is open."
+
+
+def i4_a_hold_settles_what_its_job_was_charged() -> Iterator[str]:
+    booked = LedgerLine.objects.filter(account=Account.TEAM_SPEND, transaction__job_id=OuterRef("job_id")).order_by()
+    holds = Hold.objects.annotate(
+        booked=money(booked.values("transaction__job_id").annotate(total=Sum("amount")).values("total")),
+        parts=Round(F("settled") + F("remaining") + F("released"), MONEY_PLACES),
+        whole=Round("amount", MONEY_PLACES),
+        said=Round("settled", MONEY_PLACES),
+    )
+    for hold in holds.exclude(booked=F("said"), parts=F("whole")):
+        yield (
+            f"I4 hold {hold.pk} of {hold.amount} has {hold.settled} settled, {hold.remaining} held, {hold.released} "
+            f"released; the ledger has {hold.booked}."
+        )
+
+
+def i4_a_budgets_account_is_the_sum_of_its_holds() -> Iterator[str]:
+    through = Hold.periods.through.objects.filter(budgetperiod=OuterRef("pk")).order_by().values("budgetperiod")
+    accounts = BudgetPeriod.objects.annotate(
+        n_held=money(through.annotate(total=Sum("hold__remaining")).values("total")),
+        n_spent=money(through.annotate(total=Sum("hold__settled")).values("total")),
+        said_held=Round("held", MONEY_PLACES),
+        said_spent=Round("spent", MONEY_PLACES),
+    )
+    for account in accounts.exclude(n_held=F("said_held"), n_spent=F("said_spent")):
+        said, has = f"{account.spent} spent, {account.held} held", f"{account.n_spent} and {account.n_held}"
+        yield f"I4 account {account.pk} of budget {account.budget_id} says {said}; its holds have {has}."
+
+
+def i4_no_budget_is_exceeded() -> Iterator[str]:
+    total = Round(F("spent") + F("held"), MONEY_PLACES)
+    for account in BudgetPeriod.objects.annotate(total=total).filter(total__gt=F("most")):
+        yield f"I4 account {account.pk} of budget {account.budget_id} has {account.total} of {account.most}."
+
+
+def m9_a_notice_is_of_its_own_budget() -> Iterator[str]:
+    for pk in pks(BudgetNotice.objects.exclude(threshold__budget=F("period__budget"))):
+        yield f"M9 budget notice {pk} names a threshold of another budget."
+
+
+def m9_a_held_job_waits_for_an_approval() -> Iterator[str]:
+    asked = JobApproval.objects.filter(job=OuterRef("pk"), approved=None)
+    for pk in pks(RenderJob.objects.filter(state=JobState.HELD).exclude(Exists(asked))):
+        yield f"M9 job {pk} is held and nobody is asked about it."
+    for pk in pks(JobApproval.objects.filter(approved=None, job__state__in=[JobState.QUEUED, JobState.RUNNING])):
+        yield f"M9 approval {pk} is open and its job goes on."
+    waiting = RenderImage.objects.filter(state=ImageState.WAITING, held=True)
+    for pk in pks(waiting.exclude(job__state=JobState.HELD)):
+        yield f"M9 image {pk} is held and its job is not, so it is never claimed."
+
+
+def m12_a_quota_of_a_token_names_the_tokens_own_team_and_user() -> Iterator[str]:
+    own = (Q(team=None) | Q(team=F("token__team"))) & (Q(user=None) | Q(user=F("token__user")))
+    for pk in pks(Quota.objects.filter(token__isnull=False).exclude(own)):
+        yield f"M12 quota {pk} names a token of another team or user, so it counts nothing."
+
+
+def m7_a_failed_attempt_on_the_ledger_is_in_the_usage() -> Iterator[str]:
+    uncharged = UsageRecord.objects.filter(attempt_id=OuterRef("attempt_id"), gpu_us=OuterRef("gpu_us"), charged=False)
+    failed = LedgerTransaction.objects.filter(kind=TransactionKind.OVERHEAD, attempt_id__isnull=False)
+    for pk in pks(failed.exclude(Exists(uncharged))):
+        yield f"M7 ledger transaction {pk} is of an attempt that no usage record says was wasted."
 
 
 def r8_the_database_refuses_to_change_the_ledger() -> Iterator[str]:
@@ -404,6 +491,14 @@ ROW_CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
     i3_images_say_what_the_ledger_says,
     i3_sums_of_a_job_are_its_images,
     r8_the_database_refuses_to_change_the_ledger,
+    i4_a_hold_is_open_exactly_while_its_job_is,
+    i4_a_hold_settles_what_its_job_was_charged,
+    i4_a_budgets_account_is_the_sum_of_its_holds,
+    i4_no_budget_is_exceeded,
+    m7_a_failed_attempt_on_the_ledger_is_in_the_usage,
+    m9_a_notice_is_of_its_own_budget,
+    m9_a_held_job_waits_for_an_approval,
+    m12_a_quota_of_a_token_names_the_tokens_own_team_and_user,
     i6_a_held_image_has_one_running_attempt,
     i7_a_held_image_has_one_open_claim,
     i9_sequences_of_events_have_no_gaps,

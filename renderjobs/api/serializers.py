@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 from rest_framework import serializers
 
+from billing.errors import budget_members
+from billing.estimates import Estimate
+from billing.holds import Free
+from billing.models import UNALLOCATED, BudgetScope, Measure
 from common.errors import FieldError, InvalidRequestError
 from gpuworker.contract import SETTINGS
+from gpuworker.contract.control_modules import CONTROL_MODES, CROP_AND_RESIZE, HIRES_OPTIONS, RESIZE_MODES
 from gpuworker.contract.samplers import SCHEDULES, UnknownSamplerError, resolve_sampler
+from renderjobs.api import control_units
 from renderjobs.choices import JobKind, JobState, Lane
 from renderjobs.compat.sdapi import controlnet, wire
+from renderjobs.compat.sdapi.control_units import DEFAULT_UNITS, places_of
 from renderjobs.compat.sdapi.control_units import OPTIONS as CONTROLNET_OPTIONS
 from renderjobs.compat.sdapi.errors import HandlerError, WireError
 from renderjobs.compat.sdapi.pictures import batch_extras
 from renderjobs.compat.sdapi.profile import default_options
-from renderjobs.compat.sdapi.translate import Translation, to_request
+from renderjobs.compat.sdapi.translate import CONTROLNET, Translation, arguments_of, scripts_of, to_request
 from renderjobs.compat.sdapi.wire import OURS
 from renderjobs.files import file_url
 from renderjobs.inputs import Upload
-from renderjobs.models import JobEvent, RenderImage, RenderJob
+from renderjobs.models import ImageAttachment, JobEvent, RenderImage, RenderJob
 from renderjobs.pinning import UnknownNameError
 from renderjobs.request import RenderRequest
 from renderjobs.selectors import JobProgress
@@ -47,8 +55,11 @@ FIELDS: dict[str, Mapping[str, wire.Field]] = {
     JobKind.DETECT: wire.DETECT,
 }
 """Kind → the fields of A1111's call of that kind."""
+DRAWN = (JobKind.TXT2IMG, JobKind.IMG2IMG)
+"""Kinds whose pictures are drawn, so that prompts and control take part."""
 REQUEST_FIELDS = {*SAME_NAME, "sampler_name", "sampler_index", "scheduler", "sd_model_checkpoint", "override_settings"}
 JOB_FIELDS = {"kind", "request", "lane", "project", "tags", "priority"}
+MAX_NOTE_LENGTH = 500
 LANES = {lane.name.lower(): lane for lane in Lane}
 SPELLINGS = {spelling for schedule in SCHEDULES for spelling in schedule.spellings}
 
@@ -69,12 +80,13 @@ def render_request(kind: str, body: Any) -> tuple[RenderRequest, list[Upload]]:
         return plain_request(body), []
     if kind not in FIELDS:
         return plain_request(body), []
-    errors = unknown_fields(body, {*FIELDS[kind], *OURS}, "request")
+    own = {control_units.PLACE} if kind in DRAWN else set()
+    errors = unknown_fields(body, {*FIELDS[kind], *OURS, *own}, "request")
     errors += unknown_options(body.get("override_settings"))
     if errors:
         plain = {name: body[name] for name in REQUEST_FIELDS - {"override_settings"} & set(body)}
         raise InvalidRequestError([*errors, *errors_of(lambda: plain_request(plain))])
-    if kind in (JobKind.TXT2IMG, JobKind.IMG2IMG):
+    if kind in DRAWN:
         # Numbers and texts are taken as strictly as in a plain request; only then is the rest read as A1111 reads it.
         strict = {name: body[name] for name in REQUEST_FIELDS - {"override_settings"} & set(body)}
         plain_request({name: value for name, value in strict.items() if name != "override_settings"})
@@ -107,7 +119,11 @@ def translated(kind: str, body: Mapping[str, Any]) -> Translation:
         return controlnet.detect(values)
     if "steps" not in body:
         values["steps"] = None  # our own default, not A1111's 50
-    return to_request(values, options=default_options(), kind=kind)
+    made = to_request(values, options=default_options(), kind=kind)
+    made.canonical["strict_control"] = True
+    if body.get(control_units.PLACE) is not None:
+        control_units.add_units(made, body[control_units.PLACE])
+    return made
 
 
 def errors_of(work: Callable[[], Any]) -> list[FieldError]:
@@ -218,11 +234,23 @@ def job_body(body: Any) -> dict[str, Any]:
     }
 
 
+def note_of(body: Any) -> str:
+    """Of a decision's body, which may be empty. Raises: InvalidRequestError: It is anything else."""
+    if not isinstance(body, Mapping):
+        raise InvalidRequestError([FieldError("", "The body must be a JSON object.")])
+    errors, note = unknown_fields(body, {"note"}, ""), given(body, "note", "")
+    if not isinstance(note, str) or len(note) > MAX_NOTE_LENGTH or "\x00" in note:
+        errors.append(FieldError("note", f"note must be a text of at most {MAX_NOTE_LENGTH} characters."))
+    if errors:
+        raise InvalidRequestError(errors)
+    return str(note)
+
+
 def as_written(error: InvalidRequestError, body: Mapping[str, Any]) -> InvalidRequestError:
-    """The error of a submission with the checkpoint's field where this (valid) body has it."""
+    """The error of a submission with the checkpoint's field, or a control unit's, where this (valid) body has it."""
     overrides = body["request"].get("override_settings") or {}
     within = "override_settings." if overrides.get("sd_model_checkpoint") is not None else ""
-    places = {"sd_model_checkpoint": f"request.{within}sd_model_checkpoint"}
+    places = {"sd_model_checkpoint": f"request.{within}sd_model_checkpoint", **places_of_models(body["request"])}
     named = isinstance(error, UnknownNameError)
     return InvalidRequestError(
         [
@@ -230,6 +258,17 @@ def as_written(error: InvalidRequestError, body: Mapping[str, Any]) -> InvalidRe
             for item in error.errors
         ]
     )
+
+
+def places_of_models(request: Mapping[str, Any]) -> dict[str, str]:
+    """Where the networks of the units that take part are named; units that are switched off stand between them."""
+    where, units = f"request.{control_units.PLACE}", request.get(control_units.PLACE)
+    if units is None:
+        where = f"request.alwayson_scripts.{CONTROLNET}.args"
+        scripts = wire.mapping(request.get("alwayson_scripts") or {})
+        units = arguments_of(scripts_of({"alwayson_scripts": scripts}).get(CONTROLNET))[:DEFAULT_UNITS]
+    places = places_of(units, most=len(units))
+    return {f"control.{index}.model": f"{where}.{place}.model" for index, place in enumerate(places)}
 
 
 def job_json(job: RenderJob, progress: JobProgress, *, base: str) -> dict[str, Any]:
@@ -253,10 +292,12 @@ def job_json(job: RenderJob, progress: JobProgress, *, base: str) -> dict[str, A
         "eta_seconds": progress.eta_seconds,
         "gpu_seconds": seconds(job.gpu_us),
         "cost": {"amount": f"{job.cost_amount:.6f}", "currency": job.currency},
+        "hold": hold_json(job),
         "created_at": job.created_at.isoformat(),
         "started_at": job.started_at.isoformat() if job.started_at else None,
         "finished_at": job.finished_at.isoformat() if job.finished_at else None,
         "error": error,
+        "warnings": job.warnings,
         "request": job.request,
         "links": {
             "self": address,
@@ -268,7 +309,8 @@ def job_json(job: RenderJob, progress: JobProgress, *, base: str) -> dict[str, A
     }
 
 
-def image_json(image: RenderImage, *, currency: str, base: str) -> dict[str, Any]:
+def image_json(image: RenderImage, job: Any, *, base: str) -> dict[str, Any]:
+    """``job`` comes from ``jobs_of``."""
     error = {"code": image.error_code, "message": image.error_message} if image.error_code else None
     return {
         "index": image.index,
@@ -280,11 +322,34 @@ def image_json(image: RenderImage, *, currency: str, base: str) -> dict[str, Any
         "sha256": image.sha256 or None,
         "url": file_url(image.file_key, base=base) if image.file_key else None,
         "infotext": image.infotext or None,
+        "attachments": [attachment_json(one, base=base) for one in image.attachments.all()],
+        "warnings": image.warnings,
         "attempts": image.attempts,
         "gpu_seconds": seconds(image.gpu_us),
-        "cost": {"amount": f"{image.cost_amount:.6f}", "currency": currency},
+        "cost": {"amount": f"{image.cost_amount:.6f}", "currency": job.currency, "rate_card": job.rate_card},
         "delivered_at": image.delivered_at.isoformat() if image.delivered_at else None,
         "error": error,
+    }
+
+
+def attachment_json(attachment: ImageAttachment, *, base: str) -> dict[str, Any]:
+    return {
+        "role": attachment.role,
+        "width": attachment.width,
+        "height": attachment.height,
+        "sha256": attachment.sha256,
+        "url": file_url(attachment.file_key, base=base),
+    }
+
+
+def hold_json(job: Any) -> dict[str, Any] | None:
+    """What was set aside at submission, and what of it still is; ``job`` comes from ``jobs_of``."""
+    if job.hold_amount is None:
+        return None
+    return {
+        "amount": money_text(job.hold_amount),
+        "remaining": money_text(job.hold_remaining),
+        "currency": job.currency,
     }
 
 
@@ -297,6 +362,38 @@ def event_json(event: JobEvent) -> dict[str, Any]:
         "cause": event.cause,
         "created_at": event.created_at.isoformat(),
     }
+
+
+def estimate_json(estimate: Estimate, budgets: Sequence[Free]) -> dict[str, Any]:
+    """``fits`` says whether every budget would take the hold now."""
+    price = estimate.price
+    frees = [budget.free for budget in budgets if budget.free is not None]
+    return {
+        "images": estimate.images,
+        "currency": price.currency,
+        "rate_card": price.rate_card_name,
+        "likely": money_text(estimate.likely),
+        "most": money_text(estimate.most),
+        "likely_gpu_seconds": seconds(estimate.images * estimate.p50_us),
+        "measured": estimate.measured,
+        "fits": all(free >= estimate.most for free in frees),
+        "free": money_text(min(frees, default=None)),
+        "budgets": [
+            {
+                **budget_members(row.account.budget),
+                "period": row.account.period,
+                "limit": money_text(row.most),
+                "spent": money_text(row.account.spent),
+                "held": money_text(row.account.held),
+                "free": money_text(row.free),
+            }
+            for row in budgets
+        ],
+    }
+
+
+def money_text(amount: Decimal | None) -> str | None:
+    return None if amount is None else f"{amount:.6f}"
 
 
 def usage_json(row: dict[str, Any]) -> dict[str, Any]:
@@ -315,6 +412,14 @@ def seconds(microseconds: int) -> float:
 class MoneySchema(serializers.Serializer):
     amount = serializers.CharField(help_text="Six decimal places.")
     currency = serializers.CharField()
+
+
+class ImageMoneySchema(MoneySchema):
+    rate_card = serializers.CharField(allow_null=True)
+
+
+class HoldSchema(MoneySchema):
+    remaining = serializers.CharField(help_text="Shrinks with each delivered image; 0 once the job has ended.")
 
 
 class ErrorSchema(serializers.Serializer):
@@ -347,12 +452,22 @@ class JobSchema(serializers.Serializer):
     eta_seconds = serializers.FloatField(allow_null=True)
     gpu_seconds = serializers.FloatField()
     cost = MoneySchema()
+    hold = HoldSchema(allow_null=True)
     created_at = serializers.DateTimeField()
     started_at = serializers.DateTimeField(allow_null=True)
     finished_at = serializers.DateTimeField(allow_null=True)
     error = ErrorSchema(allow_null=True)
+    warnings = serializers.ListField(child=serializers.CharField(), help_text="What was asked for and cannot be had.")
     request = serializers.DictField(help_text="The canonical request.")
     links = LinksSchema()
+
+
+class AttachmentSchema(serializers.Serializer):
+    role = serializers.CharField(help_text="mask, mask_composite or control_map.")
+    width = serializers.IntegerField()
+    height = serializers.IntegerField()
+    sha256 = serializers.CharField()
+    url = serializers.URLField(help_text="As the image's.")
 
 
 class ImageSchema(serializers.Serializer):
@@ -365,9 +480,11 @@ class ImageSchema(serializers.Serializer):
     sha256 = serializers.CharField(allow_null=True)
     url = serializers.URLField(allow_null=True, help_text="Signed; needs no header; expires within the hour.")
     infotext = serializers.CharField(allow_null=True)
+    attachments = AttachmentSchema(many=True, help_text="Pictures that came along.")
+    warnings = serializers.ListField(child=serializers.CharField(), help_text="What had no effect on this image.")
     attempts = serializers.IntegerField()
     gpu_seconds = serializers.FloatField()
-    cost = MoneySchema()
+    cost = ImageMoneySchema()
     delivered_at = serializers.DateTimeField(allow_null=True)
     error = ErrorSchema(allow_null=True)
 
@@ -386,6 +503,32 @@ class OptionsSchema(serializers.Serializer):
     CLIP_stop_at_last_layers = serializers.IntegerField(required=False)
     eta_noise_seed_delta = serializers.IntegerField(required=False)
     emphasis = serializers.CharField(required=False)
+
+
+class ControlUnitSchema(serializers.Serializer):
+    enabled = serializers.BooleanField(required=False, default=True)
+    module = serializers.CharField(required=False, default="none")
+    model = serializers.CharField(
+        required=False, help_text="Stem, with or without its hash; GET /controlnet/model_list."
+    )
+    image = serializers.CharField(
+        required=False, help_text="Base64 or a data URI; absent takes the picture of img2img."
+    )
+    mask = serializers.CharField(required=False)
+    effective_region_mask = serializers.CharField(required=False)
+    weight = serializers.FloatField(required=False, default=1, min_value=0, max_value=2)
+    resize_mode = serializers.ChoiceField(RESIZE_MODES, required=False, default=CROP_AND_RESIZE)
+    processor_res = serializers.IntegerField(required=False)
+    threshold_a = serializers.FloatField(required=False)
+    threshold_b = serializers.FloatField(required=False)
+    guidance_start = serializers.FloatField(required=False, default=0, min_value=0, max_value=1)
+    guidance_end = serializers.FloatField(required=False, default=1, min_value=0, max_value=1)
+    pixel_perfect = serializers.BooleanField(required=False, default=False)
+    control_mode = serializers.ChoiceField(CONTROL_MODES, required=False, default=CONTROL_MODES[0])
+    hr_option = serializers.ChoiceField(HIRES_OPTIONS, required=False, default=HIRES_OPTIONS[0])
+    inpaint_crop_input_image = serializers.BooleanField(required=False, default=True)
+    advanced_weighting = serializers.ListField(child=serializers.FloatField(), required=False)
+    save_detected_map = serializers.BooleanField(required=False, default=True)
 
 
 class RequestSchema(serializers.Serializer):
@@ -413,6 +556,7 @@ class RequestSchema(serializers.Serializer):
     s_noise = serializers.FloatField(required=False, default=1)
     sd_model_checkpoint = serializers.CharField(required=False)
     override_settings = OptionsSchema(required=False)
+    control = ControlUnitSchema(many=True, required=False)
 
 
 class NewJobSchema(serializers.Serializer):
@@ -422,6 +566,34 @@ class NewJobSchema(serializers.Serializer):
     project = serializers.CharField(required=False)
     tags = serializers.DictField(child=serializers.CharField(), required=False)
     priority = serializers.IntegerField(required=False, default=0, min_value=-100, max_value=100)
+
+
+class BudgetLeftSchema(serializers.Serializer):
+    id = serializers.IntegerField()
+    name = serializers.CharField()
+    scope = serializers.ChoiceField(BudgetScope.values)
+    period = serializers.CharField(help_text="YYYY-MM, or total.")
+    limit = serializers.CharField(allow_null=True, help_text="Null for a budget that only warns.")
+    spent = serializers.CharField()
+    held = serializers.CharField()
+    free = serializers.CharField(allow_null=True)
+
+
+class EstimateSchema(serializers.Serializer):
+    images = serializers.IntegerField()
+    currency = serializers.CharField()
+    rate_card = serializers.CharField()
+    likely = serializers.CharField(help_text="What half of such jobs cost at most.")
+    most = serializers.CharField(help_text="What is held, and the most that is charged.")
+    likely_gpu_seconds = serializers.FloatField()
+    measured = serializers.BooleanField(help_text="False where nothing alike was rendered before.")
+    fits = serializers.BooleanField(help_text="Whether every budget would take the hold now.")
+    free = serializers.CharField(allow_null=True, help_text="Of the tightest budget; null where none blocks.")
+    budgets = BudgetLeftSchema(many=True)
+
+
+class DecisionSchema(serializers.Serializer):
+    note = serializers.CharField(required=False, max_length=MAX_NOTE_LENGTH)
 
 
 class GridSchema(serializers.Serializer):
@@ -438,6 +610,22 @@ class UsageRowSchema(serializers.Serializer):
     currency = serializers.CharField()
 
 
+class UnallocatedRowSchema(serializers.Serializer):
+    cost = serializers.ChoiceField([account.value for account in UNALLOCATED])
+    team = serializers.CharField(allow_null=True)
+    pool = serializers.CharField()
+    events = serializers.IntegerField()
+    gpu_seconds = serializers.FloatField()
+    amount = serializers.CharField()
+    currency = serializers.CharField()
+
+
+class UsageSchema(serializers.Serializer):
+    results = UsageRowSchema(many=True)
+    unallocated = UnallocatedRowSchema(many=True, help_text="On nobody's bill; what is placed beside the team.")
+    next = serializers.URLField(allow_null=True)
+
+
 class ProblemItemSchema(serializers.Serializer):
     pointer = serializers.CharField()
     detail = serializers.CharField()
@@ -450,6 +638,31 @@ class ProblemSchema(serializers.Serializer):
     code = serializers.CharField()
     detail = serializers.CharField()
     errors = ProblemItemSchema(many=True, required=False)
+
+
+class BudgetNameSchema(serializers.Serializer):
+    id = serializers.IntegerField()
+    name = serializers.CharField()
+    scope = serializers.ChoiceField(BudgetScope.values)
+
+
+class BudgetProblemSchema(ProblemSchema):
+    budget = BudgetNameSchema()
+    period = serializers.CharField()
+    currency = serializers.CharField()
+    limit = serializers.CharField()
+    spent = serializers.CharField()
+    held = serializers.CharField()
+    asked = serializers.CharField()
+
+
+class QuotaProblemSchema(ProblemSchema):
+    quota = serializers.ChoiceField(Measure.values)
+    whose = serializers.ChoiceField(("token", "member", "team", "organisation"))
+    limit = serializers.IntegerField()
+    used = serializers.IntegerField()
+    asked = serializers.IntegerField()
+    resets_at = serializers.DateTimeField(allow_null=True)
 
 
 def page_of(name: str, row: type[serializers.Serializer]) -> serializers.Serializer:

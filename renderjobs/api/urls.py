@@ -8,10 +8,14 @@ from renderjobs.api import views
 
 urlpatterns = [
     path("jobs", views.JobsView.as_view()),
+    path("jobs/estimate", views.EstimateView.as_view()),
     path("jobs/<str:job_id>", views.JobView.as_view()),
     path("jobs/<str:job_id>/images", views.JobImagesView.as_view()),
     path("jobs/<str:job_id>/events", views.JobEventsView.as_view()),
+    path("jobs/<str:job_id>/approve", views.JobApproveView.as_view()),
+    path("jobs/<str:job_id>/decline", views.JobDeclineView.as_view()),
     path("jobs/<str:job_id>/cancel", views.JobCancelView.as_view()),
     path("jobs/<str:job_id>/grid", views.JobGridView.as_view()),
+    path("usage.csv", views.UsageFileView.as_view()),
     path("usage", views.UsageView.as_view()),
 ]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from datetime import UTC, datetime, time
 from typing import Any
 from urllib.parse import urlencode
 
 from django.db.models import QuerySet
 from django.db.models.functions import Now
+from django.http import StreamingHttpResponse
 from django.utils.dateparse import parse_date, parse_datetime
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
 from rest_framework.request import Request
@@ -17,18 +19,22 @@ from rest_framework.views import APIView
 
 from accounts.authentication import Caller
 from accounts.models import Scope
-from billing.reports import DIMENSIONS, usage_by
+from billing.exports import csv_lines, report_lines
+from billing.reports import DIMENSIONS, Period, is_dimension, unallocated, usage_rows
 from common.errors import ConflictError, FieldError, InvalidRequestError
 from renderjobs.api import serializers as wire
+from renderjobs.approvals import job_approve, job_decline
 from renderjobs.choices import JobState
 from renderjobs.files import base_of, file_url
 from renderjobs.grids import grid_ensure, grid_size
 from renderjobs.models import IdempotencyRecord, RenderJob
 from renderjobs.models.jobs import Source
 from renderjobs.selectors import events_of, images_of, job_get, job_progress, jobs_of, jobs_progress, with_tag
-from renderjobs.submission import job_cancel, job_submit
+from renderjobs.submission import job_cancel, job_estimate, job_submit
 
 PROBLEM = OpenApiResponse(wire.ProblemSchema, description="problem+json")
+BUDGET_PROBLEM = OpenApiResponse(wire.BudgetProblemSchema, description="problem+json")
+QUOTA_PROBLEM = OpenApiResponse(wire.QuotaProblemSchema, description="problem+json; with Retry-After where it is known")
 PROBLEMS = dict.fromkeys((401, 403, 404), PROBLEM)
 PAGE_SIZE, MAX_PAGE_SIZE = 100, 1000
 MAX_KEY_LENGTH = 255
@@ -39,7 +45,13 @@ class JobsView(APIView):
         operation_id="jobs_submit",
         request=wire.NewJobSchema,
         parameters=[OpenApiParameter("Idempotency-Key", str, OpenApiParameter.HEADER)],
-        responses={201: wire.JobSchema, **dict.fromkeys((400, 409, 413, 415, 422, 503), PROBLEM), **PROBLEMS},
+        responses={
+            201: wire.JobSchema,
+            402: BUDGET_PROBLEM,
+            429: QUOTA_PROBLEM,
+            **dict.fromkeys((400, 409, 413, 415, 422, 503), PROBLEM),
+            **PROBLEMS,
+        },
     )
     def post(self, request: Request) -> Response:
         """Accept a job. The same Idempotency-Key and body get the same answer for seven days."""
@@ -79,6 +91,24 @@ class JobsView(APIView):
         return Response({"results": rows, "next": following})
 
 
+class EstimateView(APIView):
+    @extend_schema(
+        operation_id="jobs_estimate",
+        request=wire.NewJobSchema,
+        responses={200: wire.EstimateSchema, **dict.fromkeys((400, 409, 413, 415, 422, 503), PROBLEM), **PROBLEMS},
+    )
+    def post(self, request: Request) -> Response:
+        """What a job would cost and what its budgets have left: the checks of a submission, and nothing is stored."""
+        caller = caller_with(request, Scope.JOBS_WRITE)
+        fields = wire.job_body(request.data)
+        wanted = {name: fields[name] for name in ("request", "lane", "project", "tags")}
+        try:
+            estimate, budgets = job_estimate(caller=caller, **wanted)
+        except InvalidRequestError as error:
+            raise wire.as_written(error, request.data) from error
+        return Response(wire.estimate_json(estimate, budgets))
+
+
 class JobView(APIView):
     @extend_schema(operation_id="jobs_get", responses={200: wire.JobSchema, **PROBLEMS})
     def get(self, request: Request, job_id: str) -> Response:
@@ -95,6 +125,37 @@ class JobCancelView(APIView):
         return Response(shown(request, job_get(caller, job_id)))
 
 
+class JobDecisionView(APIView):
+    """What the two calls about a held job have in common."""
+
+    def decided(self, request: Request, job_id: str, decide: Callable[..., None]) -> Response:
+        caller = caller_with(request, Scope.JOBS_WRITE)
+        decide(job=job_get(caller, job_id), user=caller.user, note=wire.note_of(request.data))
+        return Response(shown(request, job_get(caller, job_id)))
+
+
+class JobApproveView(JobDecisionView):
+    @extend_schema(
+        operation_id="jobs_approve",
+        request=wire.DecisionSchema,
+        responses={200: wire.JobSchema, **dict.fromkeys((409, 422), PROBLEM), **PROBLEMS},
+    )
+    def post(self, request: Request, job_id: str) -> Response:
+        """Let a held job into the queue. For the team's leads; for a budget of all teams, who runs the platform."""
+        return self.decided(request, job_id, job_approve)
+
+
+class JobDeclineView(JobDecisionView):
+    @extend_schema(
+        operation_id="jobs_decline",
+        request=wire.DecisionSchema,
+        responses={200: wire.JobSchema, **dict.fromkeys((409, 422), PROBLEM), **PROBLEMS},
+    )
+    def post(self, request: Request, job_id: str) -> Response:
+        """Refuse a held job: it is cancelled, and what was held for it is free again."""
+        return self.decided(request, job_id, job_decline)
+
+
 class JobImagesView(APIView):
     @extend_schema(
         operation_id="jobs_images",
@@ -108,8 +169,8 @@ class JobImagesView(APIView):
         """The job's images by index, each readable as soon as it is delivered."""
         job = job_get(caller_with(request, Scope.JOBS_READ), job_id)
         limit, after = page_size(request), whole_number(request, "after", -1, minimum=-1, maximum=2**31 - 1)
-        images = list(images_of(job, after=after)[: limit + 1])
-        rows = [wire.image_json(image, currency=job.currency, base=base_of(request)) for image in images[:limit]]
+        images = list(images_of(job, after=after).prefetch_related("attachments")[: limit + 1])
+        rows = [wire.image_json(image, job, base=base_of(request)) for image in images[:limit]]
         following = next_page(request, after=rows[-1]["index"]) if len(images) > limit else None
         return Response({"results": rows, "next": following})
 
@@ -144,32 +205,64 @@ class JobGridView(APIView):
         return Response({"url": url, "images": job.images_delivered, "width": width, "height": height})
 
 
+USAGE_PARAMETERS = [
+    OpenApiParameter("group_by", str, description=f"Comma-separated: {', '.join(DIMENSIONS)}, tag:KEY."),
+    OpenApiParameter("from", str, description="First day, or moment; default: this month's first."),
+    OpenApiParameter("to", str, description="First day after the period, or moment; default: now."),
+]
+
+
 class UsageView(APIView):
     @extend_schema(
         operation_id="usage",
         parameters=[
-            OpenApiParameter("group_by", str, description=f"Comma-separated: {', '.join(DIMENSIONS)}."),
-            OpenApiParameter("from", str, description="First day, or moment; default: this month's first."),
-            OpenApiParameter("to", str, description="First day after the period, or moment; default: now."),
+            *USAGE_PARAMETERS,
+            OpenApiParameter("limit", int, description="Rows of a page; 1000 unless told."),
+            OpenApiParameter("after", int, description="How many rows came before."),
         ],
-        responses={200: wire.page_of("Usage", wire.UsageRowSchema), 422: PROBLEM, **PROBLEMS},
+        responses={200: wire.UsageSchema, 422: PROBLEM, **PROBLEMS},
     )
     def get(self, request: Request) -> Response:
-        """What the team has used: the numbers of the reports."""
-        caller = caller_with(request, Scope.USAGE_READ)
-        dimensions = [name for name in dict.fromkeys(request.query_params.get("group_by", "team").split(",")) if name]
-        if wrong := [name for name in dimensions if name not in DIMENSIONS]:
-            message = f"group_by is {wrong[0]!r}; accepted are {', '.join(DIMENSIONS)}."
-            raise InvalidRequestError([FieldError("group_by", message)])
-        now = datetime.now(UTC)
-        month = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-        rows = usage_by(
-            dimensions,
-            start=moment(request, "from") or month,
-            end=moment(request, "to") or now,
-            team_ids=[caller.team.pk],
+        """What the team has used, and what of the unallocated costs is placed beside it: the numbers of the reports."""
+        dimensions, period = usage_wanted(request)
+        limit = page_size(request, MAX_PAGE_SIZE)
+        after = whole_number(request, "after", 0, minimum=0, maximum=2**31 - 1)
+        rows = list(usage_rows(dimensions, period, offset=after, limit=limit + 1))
+        following = next_page(request, after=after + limit) if len(rows) > limit else None
+        return Response(
+            {
+                "results": [wire.usage_json(row) for row in rows[:limit]],
+                "unallocated": [wire.usage_json(row) for row in unallocated(period)],
+                "next": following,
+            }
         )
-        return Response({"results": [wire.usage_json(row) for row in rows], "next": None})
+
+
+class UsageFileView(APIView):
+    @extend_schema(
+        operation_id="usage_csv",
+        parameters=USAGE_PARAMETERS,
+        responses={(200, "text/csv"): str, 422: PROBLEM, **PROBLEMS},
+    )
+    def get(self, request: Request) -> StreamingHttpResponse:
+        """The same report as one CSV file, whatever its length."""
+        dimensions, period = usage_wanted(request)
+        pieces = csv_lines(dimensions, report_lines(dimensions, period))
+        headers = {"Content-Disposition": 'attachment; filename="usage.csv"'}
+        return StreamingHttpResponse(pieces, content_type="text/csv; charset=utf-8", headers=headers)
+
+
+def usage_wanted(request: Request) -> tuple[list[str], Period]:
+    """Raises: InvalidRequestError, ForbiddenError."""
+    caller = caller_with(request, Scope.USAGE_READ)
+    dimensions = [name for name in dict.fromkeys(request.query_params.get("group_by", "team").split(",")) if name]
+    if wrong := [name for name in dimensions if not is_dimension(name)]:
+        message = f"group_by is {wrong[0][:80]!r}; accepted are {', '.join(DIMENSIONS)}, tag:KEY."
+        raise InvalidRequestError([FieldError("group_by", message)])
+    now = datetime.now(UTC)
+    month = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    start, end = moment(request, "from") or month, moment(request, "to") or now
+    return dimensions, Period(start=start, end=end, team_ids=[caller.team.pk])
 
 
 def caller_with(request: Request, scope: str) -> Caller:
@@ -231,8 +324,8 @@ def filtered(jobs: QuerySet[RenderJob], request: Request) -> QuerySet[RenderJob]
     return jobs
 
 
-def page_size(request: Request) -> int:
-    return whole_number(request, "limit", PAGE_SIZE, minimum=1, maximum=MAX_PAGE_SIZE)
+def page_size(request: Request, default: int = PAGE_SIZE) -> int:
+    return whole_number(request, "limit", default, minimum=1, maximum=MAX_PAGE_SIZE)
 
 
 def whole_number(request: Request, name: str, default: int, *, minimum: int, maximum: int) -> int:

@@ -1,3 +1,4 @@
+from renderjobs.models.approvals import JobApproval
 from renderjobs.models.eas import (
     EasConsumer,
     EasDelivery,
@@ -6,7 +7,6 @@ from renderjobs.models.eas import (
     EasQueue,
     EasService,
     QueueKind,
-    SavedPicture,
 )
 from renderjobs.models.images import Attempt, Claim, RenderImage
 from renderjobs.models.inputs import ImageAttachment, InputFile
@@ -29,12 +29,12 @@ __all__ = [
     "IdempotencyRecord",
     "ImageAttachment",
     "InputFile",
+    "JobApproval",
     "JobEvent",
     "OptionProfile",
     "QueueKind",
     "RenderImage",
     "RenderJob",
-    "SavedPicture",
     "ScheduledRun",
     "ScriptCall",
     "TemplateVersion",

@@ -11,7 +11,6 @@ from django.db.models import Q
 
 from accounts.models import ApiToken, Team, User
 from fleet.models import Pool
-from renderjobs.models.images import RenderImage
 from renderjobs.models.jobs import RenderJob
 
 DEFAULT_MOUNT = "/code/stable-diffusion-webui/data"
@@ -210,23 +209,3 @@ class EasDelivery(models.Model):
 
     def __str__(self) -> str:
         return f"{self.frame_id} for {self.group}"
-
-
-class SavedPicture(models.Model):
-    """A copy of a delivered picture under the path that a ``save_dir`` asked for."""
-
-    job = models.ForeignKey(RenderJob, on_delete=models.PROTECT, related_name="saved_pictures")
-    image = models.ForeignKey(RenderImage, null=True, on_delete=models.PROTECT, related_name="+")
-    place = models.CharField(max_length=40, help_text="Which of the job's pictures: grid, image 3, map 0.")
-    path = models.CharField(max_length=500, help_text="As the caller was told.")
-    file_key = models.CharField(max_length=500, unique=True)
-    source_key = models.CharField(max_length=300)
-    size_bytes = models.BigIntegerField()
-    created_at = models.DateTimeField()
-
-    class Meta:
-        ordering = ["job", "pk"]
-        constraints = [models.UniqueConstraint(fields=["job", "place"], name="one_saved_picture_per_place")]
-
-    def __str__(self) -> str:
-        return self.path

@@ -47,6 +47,9 @@ class RenderImage(models.Model):
         default=0, help_text="Grows with every claim; an older holder's writes are refused."
     )
     attempts = models.PositiveSmallIntegerField(default=0, help_text="Tries that count against the limit.")
+    held = models.BooleanField(
+        default=False, db_default=False, help_text="Its job waits for an approval, so nobody claims it."
+    )
     run_alone = models.BooleanField(default=False, help_text="A worker was lost with it, so it gets a pass of its own.")
     # What delivery fills in.
     file_key = models.CharField(max_length=300, blank=True)
@@ -67,11 +70,13 @@ class RenderImage(models.Model):
         indexes = [
             models.Index(fields=["claim"], condition=Q(claim__isnull=False), name="image_by_claim"),
             models.Index(
-                fields=["pool", "lane", "-priority", "id"], condition=Q(state=ImageState.WAITING), name="image_next"
+                fields=["pool", "lane", "-priority", "id"],
+                condition=Q(state=ImageState.WAITING, held=False),
+                name="image_next",
             ),
             models.Index(
                 fields=["pool", "pass_key", "lane", "-priority", "id"],
-                condition=Q(state=ImageState.WAITING),
+                condition=Q(state=ImageState.WAITING, held=False),
                 name="image_companions",
             ),
         ]

@@ -36,7 +36,7 @@ def root() -> User:
 
 def new_card(root: User, **changes: str):
     prices = {"prices-TOTAL_FORMS": 1, "prices-INITIAL_FORMS": 0, "prices-0-pool": "", "prices-0-per_gpu_second": "1"}
-    card = {"name": "v9", "currency": "USD", "valid_from_0": "2099-01-01", "valid_from_1": "00:00"}
+    card = {"name": "v9", "placement": "pool", "currency": "USD", "valid_from_0": "2099-01-01", "valid_from_1": "00:00"}
     return client_of(root).post(reverse("admin:billing_ratecard_add"), {**prices, **card, **changes})
 
 

@@ -16,10 +16,11 @@ from django.urls import reverse
 from accounts.models import ApiToken, Role, User
 from accounts.services import member_ensure
 from assets.models import Asset
-from billing.models import LedgerTransaction
+from billing.models import BillingProfile, Budget, LedgerTransaction, Quota, RateCard
 from renderjobs.models import BatchSchedule, BatchTemplate, RenderJob
 from renderjobs.saved_batches import template_save
 from renderjobs.schedules import schedule_sync
+from tests.billing.budgets import a_budget
 from tests.factories import a_caller, a_job, a_platform, a_template
 from tests.renderjobs.test_delivery import begun, deliver
 from tests.weights import a_checkpoint_file
@@ -27,10 +28,16 @@ from tests.weights import a_checkpoint_file
 pytestmark = pytest.mark.django_db
 FOR_LEADS = {
     "renderjobs_renderjob", "renderjobs_batchtemplate", "renderjobs_batchschedule", "billing_ledgertransaction",
-    "billing_usagerecord", "accounts_team", "accounts_apitoken",
+    "billing_usagerecord", "billing_budget", "billing_budgetnotice", "billing_billingprofile",
+    "accounts_team", "accounts_apitoken",
 }  # fmt: skip
-FOR_SUPERUSERS = {"assets_asset", "fleet_pool", "fleet_worker", "billing_ratecard", "accounts_user"}
-NEVER_WRITTEN = {"renderjobs_renderjob", "billing_ledgertransaction", "billing_usagerecord", "fleet_worker"}
+FOR_SUPERUSERS = {
+    "assets_asset", "fleet_pool", "fleet_worker", "billing_ratecard", "billing_hold", "billing_quota", "accounts_user",
+}  # fmt: skip
+NEVER_WRITTEN = {
+    "renderjobs_renderjob", "billing_ledgertransaction", "billing_usagerecord", "billing_budgetnotice", "billing_hold",
+    "fleet_worker",
+}  # fmt: skip
 
 
 def client_of(user: User) -> Client:
@@ -55,6 +62,9 @@ def lead() -> Client:
 def rendered_job(team: str, user: str) -> RenderJob:
     """A delivered and charged job, with a template and a schedule of the same team."""
     caller = a_caller(team, user)
+    a_budget("team", limit="1", team=caller.team, thresholds=((1, "notify"),))
+    Quota.objects.create(team=caller.team, measure="open_jobs", limit=9)
+    BillingProfile.objects.create(team=caller.team)
     job = a_job(caller)
     deliver(begun(), key=f"{team}.png")
     template = BatchTemplate(team=job.team, name=f"of {team}")
@@ -225,3 +235,63 @@ def test_a_wrong_change_of_a_template_is_shown_and_submits_nothing(root):
     url = reverse("admin:renderjobs_batchtemplate_submit", args=[template.pk])
     answer = root.post(url, {"prompt": "a disc", "width": -1, "height": 64, "steps": 2})
     assert "width is -1" in answer.content.decode() and not RenderJob.objects.exists()
+
+
+BUDGET = {
+    "name": "spring", "scope": "team", "span": "month", "limit": "100", "currency": "USD", "enabled": "on",
+    "thresholds-TOTAL_FORMS": 1, "thresholds-INITIAL_FORMS": 0, "thresholds-0-percent": 100, "thresholds-0-action": "block",
+    "periods-TOTAL_FORMS": 0, "periods-INITIAL_FORMS": 0,
+}  # fmt: skip
+
+
+def new_budget(client: Client, **changes: object) -> Budget | None:
+    client.post(page("billing_budget", "add"), {**BUDGET, **changes})
+    return Budget.objects.filter(name="spring").first()
+
+
+def test_m9_a_lead_sets_a_budget_of_the_own_team(lead):
+    budget = new_budget(lead, team=a_caller().team.pk)
+    assert budget and budget.thresholds.get().action == "block"
+    edited = {**BUDGET, "limit": "200", "thresholds-TOTAL_FORMS": 0, "scope": "organisation"}
+    assert lead.post(page("billing_budget", "change", budget.pk), edited).status_code == 302
+    budget.refresh_from_db()
+    assert (budget.limit, budget.scope) == (200, "team")
+
+
+@pytest.mark.parametrize("whose", ["everybody's", "another team's", "everybody's tag", "without a person"])
+def test_p11_a_lead_sets_no_budget_of_others(lead, whose):
+    own, other = a_caller().team, a_caller("hidden-team", "zoltan").team
+    changes = {
+        "everybody's": {"scope": "organisation"},
+        "another team's": {"team": other.pk},
+        "everybody's tag": {"scope": "tag", "tag_key": "shot", "tag_value": "1"},
+        "without a person": {"scope": "member", "team": own.pk, "user": "zoltan"},
+    }
+    assert new_budget(lead, **changes[whose]) is None
+
+
+def test_m6_a_draft_card_is_published_and_then_closed(root):
+    card = RateCard.objects.create(name="v7", valid_from="2099-01-01T00:00Z")
+    card.prices.create(per_gpu_second=1)
+    assert root.get(page("billing_ratecard", "change", card.pk)).content.decode().count("per_megapixel_step") > 0
+    root.post(page("billing_ratecard", "changelist"), {"action": "publish", "_selected_action": [card.pk]})
+    card.refresh_from_db()
+    assert card.published_at and root.post(page("billing_ratecard", "change", card.pk), {}).status_code == 403
+    assert root.post(page("billing_ratecard", "delete", card.pk), {"post": "yes"}).status_code == 403
+
+
+def test_m6_a_draft_whose_date_has_passed_is_not_published(root):
+    card = RateCard.objects.create(name="v7", valid_from="2024-01-01T00:00Z")
+    card.prices.create(per_gpu_second=1)
+    root.post(page("billing_ratecard", "changelist"), {"action": "publish", "_selected_action": [card.pk]})
+    card.refresh_from_db()
+    assert card.published_at is None
+
+
+def test_m9_a_lead_approves_a_held_job_of_the_own_team(root, lead):
+    caller = a_caller()
+    a_budget("team", limit="0.1", team=caller.team, thresholds=((10, "approval"),))
+    job = a_job(caller)
+    lead.post(page("renderjobs_renderjob", "changelist"), {"action": "approve", "_selected_action": [job.pk]})
+    job.refresh_from_db()
+    assert job.state == "queued" and job.approval.approved

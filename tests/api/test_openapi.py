@@ -24,12 +24,16 @@ def test_u4_the_document_validates_and_names_every_call(document):
     validate(document)
     assert set(document["paths"]) == {
         "/api/v1/jobs",
+        "/api/v1/jobs/estimate",
         "/api/v1/jobs/{job_id}",
         "/api/v1/jobs/{job_id}/images",
         "/api/v1/jobs/{job_id}/events",
         "/api/v1/jobs/{job_id}/cancel",
+        "/api/v1/jobs/{job_id}/approve",
+        "/api/v1/jobs/{job_id}/decline",
         "/api/v1/jobs/{job_id}/grid",
         "/api/v1/usage",
+        "/api/v1/usage.csv",
         "/api/v1/uploads",
         "/api/v1/uploads/{upload_id}",
     }

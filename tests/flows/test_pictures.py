@@ -16,11 +16,15 @@ from tests.flows.conftest import ROOT, Client, RunningPlatform
 
 pytestmark = pytest.mark.timeout(180)
 SMALL = {"steps": 4, "width": 64, "height": 64, "seed": 3, "sampler_name": "Euler a"}
+COMPANIONS = {
+    "miniature-moonlight": "lora", "miniature-x2": "upscaler", "kilnharbour": "embedding", "miniature-canny": "controlnet",
+}  # fmt: skip
+"""Stem → kind."""
 
 
 @pytest.fixture(scope="module")
 def client(real_platform: RunningPlatform) -> Client:
-    for stem, kind in (("miniature-moonlight", "lora"), ("miniature-x2", "upscaler"), ("kilnharbour", "embedding")):
+    for stem, kind in COMPANIONS.items():
         real_platform.manage("import_asset", str(ROOT / "miniature" / f"{stem}.safetensors"), "--kind", kind)
     return Client(real_platform)
 
@@ -97,6 +101,22 @@ def test_extras_of_many_pictures_come_in_their_order(call):
     assert [picture.size for picture in pictures_of(answer)] == [(32, 32), (48, 32), (64, 32)]
 
 
+def test_a_control_unit_reaches_the_picture_and_its_map_follows(call):
+    edges = Image.new("L", (64, 64))
+    edges.paste(255, (16, 16, 48, 18))
+    unit = {"model": "miniature-canny", "image": as_text(edges), "weight": 1.5}
+    plain, drawn, missing = (
+        call("txt2img", **SMALL, batch_size=2, prompt="a circle", alwayson_scripts={"ControlNet": {"args": units}})
+        for units in ([], [unit], [{**unit, "model": "nobody"}])
+    )
+    free, held, left = (pictures_of(answer.json()) for answer in (plain, drawn, missing))
+    assert (len(free), len(held), len(left)) == (2, 3, 2)
+    assert np.asarray(held[0]).tolist() != np.asarray(free[0]).tolist() == np.asarray(left[0]).tolist()
+    assert np.array_equal(np.asarray(held[2].convert("L")), np.asarray(edges))
+    assert "Model: miniature-canny, Weight: 1.5" in held[0].info["parameters"]
+    assert "nobody" in missing.headers["X-Warnings"]
+
+
 def test_the_file_format_is_the_callers_choice(call):
     answer = call("txt2img", **SMALL, override_settings={"samples_format": "jpg", "jpeg_quality": 90}).json()
     assert pictures_of(answer)[0].format == "JPEG"
@@ -107,4 +127,16 @@ def test_the_job_api_takes_pictures_too(real_platform, client):
     answer = client.session.post(f"{client.base}/jobs", json={"kind": "img2img", "request": request}, timeout=30)
     job = client.wait(answer.json()["id"])
     assert job["state"] == "succeeded" and job["kind"] == "img2img"
+    real_platform.assert_invariants()
+
+
+def test_the_job_api_takes_control_units_and_shows_their_maps(real_platform, client):
+    unit = {"module": "canny", "model": "miniature-canny", "processor_res": 64, "image": as_text(half_white())}
+    body = {"kind": "txt2img", "request": {**SMALL, "control": [unit]}}
+    job = client.wait(client.session.post(f"{client.base}/jobs", json=body, timeout=30).json()["id"])
+    (image,) = client.images(job["id"])
+    (attachment,) = image["attachments"]
+    data = requests.get(attachment["url"], timeout=30).content
+    assert (job["state"], attachment["role"]) == ("succeeded", "control_map")
+    assert Image.open(io.BytesIO(data)).size == (attachment["width"], attachment["height"]) == (64, 64)
     real_platform.assert_invariants()

@@ -6,14 +6,17 @@ import hashlib
 import io
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
+from decimal import Decimal
 
 import pytest
 from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage, storages
+from django.db import connections
 from PIL import Image
 
 from assets.models import Asset
-from billing.models import LedgerTransaction, UsageRecord
+from billing.models import BillingProfile, LedgerTransaction, UsageRecord
 from fleet.services import worker_register
 from gpuworker.contract import ImageOutcome, RenderSpec
 from gpuworker.engine.errors import OutOfMemoryError
@@ -40,23 +43,51 @@ def checkpoint(settings, tmp_path) -> Asset:
 def a_runner(renderer: PatternRenderer | None = None) -> Runner:
     worker = worker_register(name="w1", pool=a_pool(), device="pattern")
     heartbeat = Heartbeat(worker_id=worker.pk)
-    return Runner(
+    runner = Runner(
         worker=worker, renderer=renderer or PatternRenderer(), heartbeat=heartbeat, draining=threading.Event()
     )
+    RUNNERS.append(runner)
+    return runner
+
+
+RUNNERS: list[Runner] = []
+
+
+@pytest.fixture(autouse=True)
+def delivery_threads_end() -> Iterator[None]:
+    """Each keeps a connection of the database's pool, which has fewer than these tests have threads."""
+    yield
+    while RUNNERS:
+        deliveries = RUNNERS.pop()._deliveries
+        all_here = threading.Barrier(max(1, len(deliveries._threads)))
+
+        def end(all_here: threading.Barrier = all_here) -> None:
+            all_here.wait(10)
+            connections.close_all()
+
+        wait([deliveries.submit(end) for _ in range(all_here.parties)])
+        deliveries.shutdown()
 
 
 def test_every_image_is_stored_with_its_recipe_and_charged():
     job = a_job(n_iter=3)
     renderer = PatternRenderer()
     renderer.step_seconds = 0.005
+    renderer.load_us = 5_000_000
     a_runner(renderer).run_until_empty()
     job.refresh_from_db()
     images = list(job.images.all())
-    assert job.state == "succeeded" and LedgerTransaction.objects.count() == 3
+    assert job.state == "succeeded" and LedgerTransaction.objects.filter(kind="charge").count() == 3
+    load = LedgerTransaction.objects.get(kind="overhead")  # of no image: what the renderer spent on loading (M7)
+    assert load.gpu_us == 5_000_000 and load.lines.get(account="model_loads").amount == Decimal("0.005")
     for image in images:
         data = default_storage.open(image.file_key).read()
         assert hashlib.sha256(data).hexdigest() == image.sha256
-        assert Image.open(io.BytesIO(data)).info["parameters"] == image.infotext
+        texts = Image.open(io.BytesIO(data)).info
+        assert texts["parameters"] == image.infotext
+        assert texts["cost"] == (
+            f"GPU seconds: {image.gpu_us / 1e6:.6f}, Amount: {image.cost_amount:.6f} USD, Rate card: v1"
+        )
         assert f"Seed: {image.seed}" in image.infotext
     assert job.gpu_us == sum(image.gpu_us for image in images) and job.cost_amount > 0
 
@@ -123,7 +154,8 @@ def test_i17_a_cancel_stops_the_pass_at_the_next_step_and_keeps_nothing():
     runner = a_runner(Cancelled())
     runner.run_until_empty()
     assert set(RenderImage.objects.values_list("state", flat=True)) == {"cancelled"}
-    assert not LedgerTransaction.objects.exists() and not UsageRecord.objects.filter(charged=True).exists()
+    assert not LedgerTransaction.objects.filter(kind="charge").exists()
+    assert not UsageRecord.objects.filter(charged=True).exists()
 
 
 def test_a_loser_of_a_race_removes_its_own_object(monkeypatch, tmp_path):
@@ -142,7 +174,7 @@ def test_a_loser_of_a_race_removes_its_own_object(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "picture_store", store_then_cancel)
     runner.run_until_empty()
     assert not [path for path in (tmp_path / "pictures").rglob("*") if path.is_file()]
-    assert not LedgerTransaction.objects.exists()
+    assert not LedgerTransaction.objects.filter(kind="charge").exists()
 
 
 def test_i10_nothing_is_on_its_way_while_a_suspect_image_renders():
@@ -162,3 +194,14 @@ def test_i10_nothing_is_on_its_way_while_a_suspect_image_renders():
     RenderImage.objects.update(run_alone=True)
     a_runner(renderer).run_until_empty()
     assert renderer.delivered_at_start == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("reason", ["the team does not want it", "exact mode"])
+def test_m8_a_file_without_its_cost_is_the_same_however_long_it_took(reason, settings):
+    settings.MAX_MICROBATCH = 1  # the pattern shows its place in the pass
+    caller, exact = a_caller(), reason == "exact mode"
+    BillingProfile.objects.create(team=caller.team, cost_in_files=exact)
+    jobs = [a_job(caller, exact=exact) for _ in range(2)]
+    a_runner().run_until_empty()
+    files = [default_storage.open(job.images.get().file_key).read() for job in jobs]
+    assert files[0] == files[1] and "cost" not in Image.open(io.BytesIO(files[0])).info

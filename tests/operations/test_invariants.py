@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import os
 import threading
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from decimal import Decimal
 
 import pytest
 from django.core.files.base import ContentFile
@@ -18,8 +20,8 @@ from django.utils import timezone
 
 from assets.models import Asset, Upload, UploadPart
 from assets.uploads import upload_append, upload_begin
-from billing.models import LedgerTransaction
-from common.database import append_only_removal_sql
+from billing.models import BudgetNotice, BudgetPeriod, Hold, LedgerTransaction, Quota
+from common.database import append_only_removal_sql, frozen_removal_sql
 from operations.invariants import OBJECT_CHECKS, ROW_CHECKS, one_moment, violations
 from renderjobs.claims import ClaimedBatch
 from renderjobs.models import (
@@ -27,6 +29,7 @@ from renderjobs.models import (
     Claim,
     ImageAttachment,
     InputFile,
+    JobApproval,
     JobEvent,
     OptionProfile,
     RenderImage,
@@ -36,7 +39,8 @@ from renderjobs.models import (
     TemplateVersion,
 )
 from renderjobs.submission import job_cancel
-from tests.factories import a_job, a_schedule
+from tests.billing.budgets import a_budget
+from tests.factories import a_caller, a_job, a_schedule
 from tests.renderjobs.test_delivery import begun, deliver, picture
 
 pytestmark = pytest.mark.django_db
@@ -53,7 +57,10 @@ def delivered_job() -> RenderJob:
 
     from renderjobs.delivery import StoredPicture, image_deliver
 
-    job = a_job(n_iter=2)
+    caller = a_caller()
+    a_budget("team", limit="1", team=caller.team, thresholds=((1, "notify"), (100, "block")))
+    Quota.objects.create(team=caller.team, token=caller.token, measure="open_jobs", limit=9)
+    job = a_job(caller, n_iter=2)
     asset = Asset.objects.get(is_default=True)
     storages["assets"].save(asset.file_key, ContentFile(b"w"))
     Asset.objects.update(size_bytes=1)
@@ -118,6 +125,17 @@ def an_old_object_of_nobody(job: RenderJob) -> None:
     os.utime(default_storage.path(key), (0, 0))
 
 
+def an_unknown_failure(job: RenderJob) -> None:
+    entry = LedgerTransaction.objects.get()
+    entry.pk, entry.event_id, entry.kind, entry.attempt_id = None, "failed:1", "overhead", 10**9
+    entry.save(force_insert=True)
+
+
+def a_notice_of_another_budget(job: RenderJob) -> None:
+    other = a_budget("team", limit="1", team=job.team)
+    BudgetNotice.objects.update(threshold=other.thresholds.get())
+
+
 BREAKAGES = {
     "I1 counters": lambda job: RenderJob.objects.filter(pk=job.pk).update(images_delivered=2),
     "I1 total": lambda job: RenderJob.objects.filter(pk=job.pk).update(images_total=3),
@@ -137,6 +155,22 @@ BREAKAGES = {
     ),
     "I3 sum": lambda job: unguarded("billing_ledgerline", "UPDATE billing_ledgerline SET amount = amount + 1"),
     "I3 cost": lambda job: RenderJob.objects.filter(pk=job.pk).update(cost_amount=5),
+    "I4 ended": lambda job: Hold.objects.update(ended_at=timezone.now(), remaining=0),
+    "I4 nobody's": lambda job: Hold.objects.update(job_id=uuid.uuid4()),
+    "I4 open": lambda job: RenderJob.objects.filter(pk=job.pk).update(state="cancelled"),
+    "I4 settled": lambda job: Hold.objects.update(settled=Decimal("0.002")),
+    "I4 amount": lambda job: Hold.objects.update(amount=9),
+    "I4 spent": lambda job: BudgetPeriod.objects.update(spent=0),
+    "I4 held": lambda job: BudgetPeriod.objects.update(held=0),
+    "I4 exceeded": lambda job: BudgetPeriod.objects.update(most=Decimal("0.01")),
+    "M7 usage": an_unknown_failure,
+    "M9 held": lambda job: RenderJob.objects.filter(pk=job.pk).update(state="held"),
+    "M9 open": lambda job: JobApproval.objects.create(
+        job=job, budget=BudgetPeriod.objects.get().budget, asked_at=timezone.now()
+    ),
+    "M9 image": lambda job: image(job, "rendering").update(state="waiting", held=True),
+    "M9 notice": a_notice_of_another_budget,
+    "M12 token": lambda job: Quota.objects.update(team=a_caller("team-b", "bob").team),
     "I6 attempt": lambda job: Attempt.objects.filter(ended_at=None).update(fence=99),
     "I7 ended claim": lambda job: Claim.objects.update(ended_at=timezone.now()),
     "I9 sequence": lambda job: RenderJob.objects.filter(pk=job.pk).update(event_sequence=99),
@@ -149,6 +183,7 @@ BREAKAGES = {
     "I19": an_old_object_of_nobody,
     "P4 hash": lambda job: Asset.objects.update(sha256=""),
     "P4 retired": lambda job: Asset.objects.update(state="retired", is_default=False, size_bytes=2),
+    "R8 card": lambda job: in_sql(*frozen_removal_sql("billing_rateprice", connection.vendor, inserts=True)),
     "R8": lambda job: unguarded("billing_ledgerline", "SELECT 1"),
     "I7": lambda job: RenderImage.objects.filter(job=job, state="rendering").update(state="waiting"),
     "I9 gap": lambda job: JobEvent.objects.filter(job=job, sequence=2).delete(),

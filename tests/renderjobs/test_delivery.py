@@ -7,7 +7,7 @@ from decimal import Decimal
 import pytest
 from django.db import IntegrityError, transaction
 
-from billing.models import LedgerTransaction, UsageRecord
+from billing.models import LedgerLine, LedgerTransaction, UsageRecord
 from common.database import now_plus
 from fleet.services import worker_register
 from renderjobs.claims import ClaimedBatch, LeaseLost, leases_expire, microbatch_claim, rendering_begin
@@ -101,7 +101,8 @@ def test_j3_a_failure_that_may_pass_is_tried_again_up_to_the_limit(settings):
     job.refresh_from_db()
     assert job.state == "failed" and (job.error_code, job.error_message) == ("storage", "It is away.")
     assert UsageRecord.objects.filter(charged=False, gpu_us=5).count() == settings.MAX_ATTEMPTS
-    assert not LedgerTransaction.objects.exists()
+    assert set(LedgerTransaction.objects.values_list("kind", flat=True)) == {"overhead"}
+    assert job.cost_amount == 0 and not LedgerLine.objects.filter(account="team_spend").exists()
 
 
 def test_a_failed_image_leaves_its_neighbours_delivered():

@@ -1,5 +1,37 @@
-from billing.models.ledger import Account, LedgerLine, LedgerTransaction, TransactionKind
-from billing.models.ratecards import RateCard, RatePrice
+from billing.models.budgets import (
+    Budget,
+    BudgetNotice,
+    BudgetPeriod,
+    BudgetScope,
+    BudgetSpan,
+    BudgetThreshold,
+    ThresholdAction,
+)
+from billing.models.holds import BillingProfile, Hold
+from billing.models.ledger import UNALLOCATED, Account, LedgerLine, LedgerTransaction, TransactionKind
+from billing.models.quotas import Measure, Quota
+from billing.models.ratecards import Placement, RateCard, RatePrice
 from billing.models.usage import UsageRecord
 
-__all__ = ["Account", "LedgerLine", "LedgerTransaction", "RateCard", "RatePrice", "TransactionKind", "UsageRecord"]
+__all__ = [
+    "UNALLOCATED",
+    "Account",
+    "BillingProfile",
+    "Budget",
+    "BudgetNotice",
+    "BudgetPeriod",
+    "BudgetScope",
+    "BudgetSpan",
+    "BudgetThreshold",
+    "Hold",
+    "LedgerLine",
+    "LedgerTransaction",
+    "Measure",
+    "Placement",
+    "Quota",
+    "RateCard",
+    "RatePrice",
+    "ThresholdAction",
+    "TransactionKind",
+    "UsageRecord",
+]

@@ -5,47 +5,75 @@ from __future__ import annotations
 from django.db import models
 
 from accounts.models import Project, Team, User
+from billing.models.money import MONEY
+from billing.models.ratecards import Placement
+from fleet.lanes import Lane
 from fleet.models import Pool
-
-MONEY = {"max_digits": 18, "decimal_places": 6}
 
 
 class TransactionKind(models.TextChoices):
     CHARGE = "charge"
     REVERSAL = "reversal"
+    OVERHEAD = "overhead"
+    """The cards' time that no delivered image stands for."""
 
 
 class Account(models.TextChoices):
     TEAM_SPEND = "team_spend"
-    """What a team has used; debits."""
+    """What a team has used; debits, and the only ones on its bill."""
     RENDER_REVENUE = "render_revenue"
     """What rendering has earned; credits."""
+    FAILED_ATTEMPTS = "failed_attempts"
+    """Attempts that failed, were stopped or were lost with their worker."""
+    MODEL_LOADS = "model_loads"
+    """Loading weights onto a card."""
+    IDLE_TIME = "idle_time"
+    """Workers that waited for work."""
+    BEYOND_HOLD = "beyond_hold"
+    """What delivered images cost beyond what was held for them."""
+
+
+UNALLOCATED = (Account.FAILED_ATTEMPTS, Account.MODEL_LOADS, Account.IDLE_TIME, Account.BEYOND_HOLD)
+"""Costs that are on no team's bill."""
 
 
 class LedgerTransaction(models.Model):
-    """One business event. Its lines sum to zero; ``event_id`` makes writing it twice impossible."""
+    """One business event. Its lines sum to zero; ``event_id`` makes writing it twice impossible.
+
+    A charge names everything; of an overhead is empty what it does not have: idle time has no job, a load no image.
+    """
 
     event_id = models.CharField(max_length=80, unique=True)
     kind = models.CharField(max_length=16, choices=TransactionKind)
     occurred_at = models.DateTimeField(db_index=True)
     currency = models.CharField(max_length=3)
     rate_card_id = models.BigIntegerField()
-    team = models.ForeignKey(Team, on_delete=models.PROTECT, related_name="+")
+    placement = models.CharField(max_length=16, choices=Placement, default=Placement.POOL, db_default=Placement.POOL)
+    team = models.ForeignKey(Team, null=True, on_delete=models.PROTECT, related_name="+")
     project = models.ForeignKey(Project, null=True, on_delete=models.PROTECT, related_name="+")
-    user = models.ForeignKey(User, on_delete=models.PROTECT, related_name="+")
+    user = models.ForeignKey(User, null=True, on_delete=models.PROTECT, related_name="+")
+    token_id = models.BigIntegerField(null=True)
     pool = models.ForeignKey(Pool, on_delete=models.PROTECT, related_name="+")
-    checkpoint_sha256 = models.CharField(max_length=64)
-    checkpoint_name = models.CharField(max_length=200)
-    job_id = models.UUIDField(db_index=True)
-    image_id = models.BigIntegerField()
-    attempt_id = models.BigIntegerField()
-    gpu_us = models.BigIntegerField(help_text="GPU time charged for, microseconds.")
+    lane = models.SmallIntegerField(null=True, choices=Lane)
+    checkpoint_sha256 = models.CharField(max_length=64, blank=True)
+    checkpoint_name = models.CharField(max_length=200, blank=True)
+    job_id = models.UUIDField(null=True, db_index=True)
+    image_id = models.BigIntegerField(null=True)
+    attempt_id = models.BigIntegerField(null=True)
+    gpu_us = models.BigIntegerField(help_text="GPU time, microseconds.")
     tags = models.JSONField(default=dict)
 
     class Meta:
         ordering = ["pk"]
         constraints = [
-            models.UniqueConstraint(fields=["image_id"], condition=models.Q(kind="charge"), name="one_charge_per_image")
+            models.UniqueConstraint(
+                fields=["image_id"], condition=models.Q(kind="charge"), name="one_charge_per_image"
+            ),
+            models.CheckConstraint(
+                condition=models.Q(kind="overhead")
+                | models.Q(team__isnull=False, user__isnull=False, job_id__isnull=False, image_id__isnull=False),
+                name="a_charge_names_whose_it_is",
+            ),
         ]
 
     def __str__(self) -> str:

@@ -15,9 +15,13 @@ class UsageRecord(models.Model):
     team = models.ForeignKey(Team, on_delete=models.PROTECT, related_name="+")
     project = models.ForeignKey(Project, null=True, on_delete=models.PROTECT, related_name="+")
     user = models.ForeignKey(User, on_delete=models.PROTECT, related_name="+")
+    token_id = models.BigIntegerField(null=True)
     pool = models.ForeignKey(Pool, on_delete=models.PROTECT, related_name="+")
-    checkpoint_sha256 = models.CharField(max_length=64)
-    checkpoint_name = models.CharField(max_length=200)
+    checkpoint_sha256 = models.CharField(max_length=64, blank=True)
+    checkpoint_name = models.CharField(max_length=200, blank=True)
+    pixel_steps = models.BigIntegerField(
+        default=0, db_default=0, help_text="Pixels times denoiser steps: what estimates learn from."
+    )
     gpu_us = models.BigIntegerField()
     charged = models.BooleanField(help_text="A delivered image's attempt; false is waste.")
     outcome = models.CharField(max_length=16)
@@ -25,6 +29,13 @@ class UsageRecord(models.Model):
 
     class Meta:
         ordering = ["pk"]
+        indexes = [
+            models.Index(
+                fields=["pool", "checkpoint_sha256", "-id"],
+                condition=models.Q(charged=True),
+                name="usage_to_learn_from",
+            )
+        ]
 
     def __str__(self) -> str:
         return f"attempt {self.attempt_id}: {self.gpu_us} µs"

@@ -82,9 +82,13 @@ UNFOLD = {
             {
                 "title": "Money",
                 "items": [
+                    _page("Budgets", "savings", "billing.budget"),
+                    _page("Quotas", "speed", "billing.quota"),
+                    _page("Holds", "lock_clock", "billing.hold"),
                     _page("Ledger", "receipt_long", "billing.ledgertransaction"),
                     _page("Usage", "timer", "billing.usagerecord"),
                     _page("Rate cards", "sell", "billing.ratecard"),
+                    _page("Bills", "description", "billing.billingprofile"),
                 ],
             },
             {

@@ -33,5 +33,6 @@ CELERY_BEAT_SCHEDULE = {
     "expire leases": {"task": "renderjobs.expire_leases", "schedule": 5.0, "options": {"expires": 5}},
     "advance scripts": {"task": "renderjobs.advance_scripts", "schedule": 5.0, "options": {"expires": 5}},
     "resume intakes": {"task": "assets.resume", "schedule": 300.0, "options": {"expires": 300}},
+    "settle idle time": {"task": "billing.settle_idle", "schedule": 3600.0, "options": {"expires": 3600}},
     "wake pools": {"task": "renderjobs.wake_pools", "schedule": 5.0, "options": {"expires": 5}},
 }

@@ -40,3 +40,7 @@ TORCH_DEVICE = env.choice("TORCH_DEVICE", ("auto", "cpu", "cuda"), "auto")
 TORCH_DTYPE = env.choice("TORCH_DTYPE", ("auto", "float32", "float16", "bfloat16"), "auto")
 RENDERER = "gpuworker.engine.DiffusersRenderer"
 """Dotted path; tests of scheduling and faults name their pattern renderer here."""
+
+ASSUMED_SECONDS_PER_IMAGE = env.integer("ASSUMED_SECONDS_PER_IMAGE", 30, minimum=1, maximum=86_400)
+ASSUMED_SECONDS_PER_MEGAPIXEL_STEP = env.integer("ASSUMED_SECONDS_PER_MEGAPIXEL_STEP", 10, minimum=1, maximum=3600)
+"""What is held for an image of a kind that was never rendered here, the larger of the two; what is not used comes back."""

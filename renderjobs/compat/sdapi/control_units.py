@@ -6,32 +6,41 @@ Source: ``ControlNetUnit`` of sd-webui-controlnet 1.1.455, ``internal_controlnet
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any
 
-from gpuworker.contract.control_modules import AVAILABLE, BY_NAME, NONE, ControlModule
+from gpuworker.contract import ControlUnit
+from gpuworker.contract.control_modules import (
+    AVAILABLE,
+    BY_NAME,
+    CONTROL_MODES,
+    CROP_AND_RESIZE,
+    HIRES_OPTIONS,
+    NONE,
+    RESIZE_AND_FILL,
+    RESIZE_MODES,
+    ControlModule,
+)
 from renderjobs.compat.sdapi.errors import HandlerError
-from renderjobs.compat.sdapi.wire import FALSE, TRUE
+from renderjobs.compat.sdapi.wire import Mismatch, boolean, integer, number
 
 DEFAULT_UNITS = 3
-OPTIONS = frozenset(
-    {
-        "control_net_unit_count", "control_net_no_detectmap", "control_net_detectmap_autosaving", "control_net_detectedmap_dir",
-        "control_net_models_path", "control_net_modules_path", "control_net_model_cache_size", "control_net_sync_field_args",
-        "control_net_allow_script_control", "control_net_inpaint_blur_sigma",
-    }
-)  # fmt: skip
-"""The extension's own options, which a call may name; only ``NO_MAPS`` changes an answer here."""
-NO_MAPS = "control_net_no_detectmap"
-RESIZE_MODES = ("Just Resize", "Crop and Resize", "Resize and Fill")
-RESIZE_ALIASES = {
-    "Inner Fit (Scale to Fit)": "Crop and Resize", "Outer Fit (Shrink to Fit)": "Resize and Fill",
-    "Scale to Fit (Inner Fit)": "Crop and Resize", "Envelope (Outer Fit)": "Resize and Fill",
+OPTIONS: dict[str, Any] = {
+    "control_net_unit_count": DEFAULT_UNITS, "control_net_no_detectmap": False, "control_net_detectmap_autosaving": False,
+    "control_net_detectedmap_dir": "detected_maps", "control_net_models_path": "", "control_net_modules_path": "",
+    "control_net_model_cache_size": 2, "control_net_sync_field_args": True, "control_net_allow_script_control": False,
+    "control_net_inpaint_blur_sigma": 7,
 }  # fmt: skip
-CONTROL_MODES = ("Balanced", "My prompt is more important", "ControlNet is more important")
-HIRES_OPTIONS = ("Both", "Low res only", "High res only")
+"""The extension's own options and their defaults. A caller may set them; only ``NO_MAPS`` changes an answer here."""
+NO_MAPS = "control_net_no_detectmap"
+RESIZE_ALIASES = {
+    "Inner Fit (Scale to Fit)": CROP_AND_RESIZE, "Outer Fit (Shrink to Fit)": RESIZE_AND_FILL,
+    "Scale to Fit (Inner Fit)": CROP_AND_RESIZE, "Envelope (Outer Fit)": RESIZE_AND_FILL,
+}  # fmt: skip
 ALIASES = {"guidance": "guidance_end", "lowvram": "low_vram", "input_image": "image", "mask_image": "mask"}
 """What the field was called before → its name."""
-PICTURES = ("image", "mask", "effective_region_mask")
+PICTURE_FIELDS = {"picture": "image"}
+"""Fields of a unit that clients call otherwise."""
 Picture = Callable[[str], Any]
 
 
@@ -45,45 +54,106 @@ def units_of(arguments: list[Any], picture: Picture, *, save_maps: bool, most: i
     Raises:
         HandlerError: In the extension's own words where it has some.
     """
-    units = [unit for unit in arguments[:most] if isinstance(unit, Mapping) and is_enabled(unit)]
-    return [_unit(unit, picture, save_maps) for unit in units]
+    return [_unit(arguments[place], picture, save_maps) for place in places_of(arguments, most=most)]
+
+
+def places_of(arguments: list[Any], *, most: int) -> list[int]:
+    """Where the units that take part stand among the arguments."""
+    return [place for place, unit in enumerate(arguments[:most]) if isinstance(unit, Mapping) and is_enabled(unit)]
+
+
+def names_of(places: list[int], where: str) -> dict[str, str]:
+    """Field of the canonical request → where it was sent, for errors."""
+    return {"control": where} | {
+        f"control.{index}.{field.name}": f"{where}.{place}.{PICTURE_FIELDS.get(field.name, field.name)}"
+        for index, place in enumerate(places)
+        for field in fields(ControlUnit)
+    }
 
 
 def is_enabled(unit: Mapping[str, Any]) -> bool:
     """A unit that does not say so is: the extension's default was that before May 2024, and old clients rely on it."""
-    return unit.get("enabled", True) not in FALSE
+    return unit.get("enabled") is None or bool(_checked(unit, "enabled", boolean, True))
 
 
 def _unit(sent: Mapping[str, Any], picture: Picture, save_maps: bool) -> dict[str, Any]:
     unit = _with_names(sent)
     module = _module(unit.get("module", "none"))
-    start, end = _number(unit, "guidance_start", 0.0, 1.0), _number(unit, "guidance_end", 1.0, 1.0)
+    start, end = _share(unit, "guidance_start", 0.0), _share(unit, "guidance_end", 1.0)
     if start > end:
         raise _invalid("__root__", f"guidance_start({start}) > guidance_end({end})")
-    given = (_plain_number(unit, name) for name in ("processor_res", "threshold_a", "threshold_b"))
-    resolution, threshold_a, threshold_b = module.values(*given)
+    resolution, threshold_a, threshold_b = _numbers(unit, module)
     image, mask = _image_and_mask(unit)
-    region = unit.get("effective_region_mask")
+    region = _region(unit.get("effective_region_mask"))
     return {
         "module": unit.get("module", "none"),
         "model": _model(unit.get("model")),
         "picture": picture(image) if image else None,
         "mask": picture(mask) if mask else None,
-        "effective_region_mask": picture(region) if isinstance(region, str) and region else None,
-        "weight": _number(unit, "weight", 1.0, 2.0),
-        "resize_mode": _chosen(unit, "resize_mode", RESIZE_MODES, "Crop and Resize", RESIZE_ALIASES),
+        "effective_region_mask": picture(region) if region else None,
+        "weight": _share(unit, "weight", 1.0, most=2.0),
+        "resize_mode": _chosen(unit, "resize_mode", RESIZE_MODES, CROP_AND_RESIZE, RESIZE_ALIASES),
         "processor_res": resolution,
         "threshold_a": threshold_a,
         "threshold_b": threshold_b,
         "guidance_start": start,
         "guidance_end": end,
-        "pixel_perfect": _flag(unit, "pixel_perfect", False),
+        "pixel_perfect": _checked(unit, "pixel_perfect", boolean, False),
         "control_mode": _control_mode(unit),
         "hr_option": _chosen(unit, "hr_option", HIRES_OPTIONS, "Both"),
-        "inpaint_crop_input_image": _flag(unit, "inpaint_crop_input_image", True),
+        "inpaint_crop_input_image": _checked(unit, "inpaint_crop_input_image", boolean, True),
         "advanced_weighting": _weights(unit.get("advanced_weighting")),
-        "save_detected_map": save_maps and _flag(unit, "save_detected_map", True),
+        "save_detected_map": _checked(unit, "save_detected_map", boolean, True) and save_maps,
     }
+
+
+def fields_of_text(text: str) -> dict[str, Any]:
+    """What an infotext says of a unit, by field; nothing where the extension could not read it.
+
+    Source: ``ControlNetUnit.parse`` and ``Infotext.on_infotext_pasted``.
+    """
+    pairs = [item.strip().split(": ") for item in text.split(",")]
+    if any(len(pair) != 2 for pair in pairs):
+        return {}
+    unit = {name.lower().replace(" ", "_"): _value_of_text(value) for name, value in pairs}
+    try:
+        module = _known_module(unit.get("module", "none"))
+        resolution, threshold_a, threshold_b = _numbers(unit, module)
+        return {
+            "module": unit.get("module", "none"),
+            "model": str(unit.get("model", NONE)),
+            "weight": _share(unit, "weight", 1.0, most=2.0),
+            "resize_mode": _chosen(unit, "resize_mode", RESIZE_MODES, CROP_AND_RESIZE, RESIZE_ALIASES),
+            "processor_res": resolution,
+            "threshold_a": threshold_a,
+            "threshold_b": threshold_b,
+            "guidance_start": _share(unit, "guidance_start", 0.0),
+            "guidance_end": _share(unit, "guidance_end", 1.0),
+            "pixel_perfect": _checked(unit, "pixel_perfect", boolean, False),
+            "control_mode": _chosen(unit, "control_mode", CONTROL_MODES, "Balanced"),
+        }
+    except HandlerError:
+        return {}
+
+
+def _value_of_text(text: str) -> Any:
+    if text in ("True", "False"):
+        return text == "True"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _numbers(unit: Mapping[str, Any], module: ControlModule) -> tuple[float, float, float]:
+    """-1, like anything out of range, is the module's default."""
+    return module.values(
+        _checked(unit, "processor_res", integer, -1),
+        _checked(unit, "threshold_a", number, -1.0),
+        _checked(unit, "threshold_b", number, -1.0),
+    )
 
 
 def _with_names(sent: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,10 +167,15 @@ def _with_names(sent: Mapping[str, Any]) -> dict[str, Any]:
     return unit
 
 
-def _module(name: Any) -> ControlModule:
+def _known_module(name: Any) -> ControlModule:
     module = BY_NAME.get(name) if isinstance(name, str) else None
     if module is None:
-        raise _invalid("module", f"module({name}) not found in supported modules.")
+        raise _invalid("module", f"module({str(name)[:200]}) not found in supported modules.")
+    return module
+
+
+def _module(name: Any) -> ControlModule:
+    module = _known_module(name)
     if module.name not in AVAILABLE:
         message = f"Module '{name}' needs weights that are not installed here; send its map with module 'none'."
         raise HandlerError(422, message)
@@ -135,39 +210,31 @@ def _image_and_mask(unit: Mapping[str, Any]) -> tuple[str | None, str | None]:
     return image or None, mask or None
 
 
-def _number(unit: Mapping[str, Any], name: str, default: float, most: float) -> float:
+def _region(text: Any) -> str | None:
+    if text is not None and not isinstance(text, str):
+        raise _invalid("effective_region_mask", "", "assertion_error")
+    return text or None
+
+
+def _checked(unit: Mapping[str, Any], name: str, check: Callable[[Any], Any], default: Any) -> Any:
     value = unit.get(name, default)
+    if value is None:
+        raise _invalid(name, "none is not an allowed value", "type_error.none.not_allowed")
     try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise _invalid(name, "value is not a valid float", "type_error.float") from None
-    if not number >= 0:
+        return check(value)
+    except Mismatch as error:
+        raise _invalid(name, str(error), error.kind) from None
+
+
+def _share(unit: Mapping[str, Any], name: str, default: float, *, most: float = 1.0) -> float:
+    value: float = _checked(unit, name, number, default)
+    if not value >= 0:
         text = "ensure this value is greater than or equal to 0.0"
         raise _invalid(name, text, "value_error.number.not_ge; limit_value=0.0")
-    if number > most:
+    if value > most:
         text = f"ensure this value is less than or equal to {most}"
         raise _invalid(name, text, f"value_error.number.not_le; limit_value={most}")
-    return number
-
-
-def _plain_number(unit: Mapping[str, Any], name: str) -> float:
-    """-1, like anything out of range, is the module's default."""
-    value = unit.get(name, -1)
-    whole = name == "processor_res"
-    try:
-        return int(value) if whole else float(value)
-    except (TypeError, ValueError, OverflowError):
-        kind = "integer" if whole else "float"
-        raise _invalid(name, f"value is not a valid {kind}", f"type_error.{kind}") from None
-
-
-def _flag(unit: Mapping[str, Any], name: str, default: bool) -> bool:
-    value = unit.get(name, default)
-    if value in TRUE:
-        return True
-    if value in FALSE:
-        return False
-    raise _invalid(name, "value could not be parsed to a boolean", "type_error.bool")
+    return value
 
 
 def _chosen(
@@ -188,7 +255,7 @@ def _chosen(
 
 def _control_mode(unit: Mapping[str, Any]) -> str:
     """``guessmode`` of old clients is the last of the modes."""
-    if "control_mode" not in unit and unit.get("guessmode") in TRUE:
+    if "control_mode" not in unit and unit.get("guessmode") is not None and _checked(unit, "guessmode", boolean, False):
         return CONTROL_MODES[-1]
     return _chosen(unit, "control_mode", CONTROL_MODES, "Balanced")
 
@@ -196,10 +263,12 @@ def _control_mode(unit: Mapping[str, Any]) -> str:
 def _weights(value: Any) -> tuple[float, ...] | None:
     if value is None:
         return None
+    if not isinstance(value, list):
+        raise _invalid("advanced_weighting", "value is not a valid list", "type_error.list")
     try:
-        return tuple(float(weight) for weight in value)
-    except (TypeError, ValueError):
-        raise _invalid("advanced_weighting", "value is not a valid float", "type_error.float") from None
+        return tuple(number(weight) for weight in value)
+    except Mismatch as error:
+        raise _invalid("advanced_weighting", str(error), error.kind) from None
 
 
 def _not_a_member(name: str, accepted: tuple[str, ...]) -> HandlerError:
@@ -219,6 +288,6 @@ MEMBERS = {
 
 
 def _invalid(name: str, message: str, kind: str = "value_error") -> HandlerError:
-    """As pydantic writes it."""
+    """As pydantic writes it, of the first field that is wrong."""
     text = f"1 validation error for ControlNetUnit\n{name}\n  {message} (type={kind})"
     return HandlerError(500, text, error="ValidationError")

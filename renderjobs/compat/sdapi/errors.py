@@ -58,7 +58,10 @@ def answer_of(error: Exception) -> HttpResponse:
         case HandlerError():
             return four_keys(error.status, error.error, errors=error.detail)
         case PlatformError():
-            return four_keys(error.status, "HTTPException", detail=error.message)
+            response = four_keys(error.status, "HTTPException", detail=error.message)
+            for name, value in error.headers().items():
+                response[name] = value
+            return response
         case RequestDataTooBig():
             return four_keys(413, "HTTPException", detail="The request body is too large.")
     reference = uuid.uuid4().hex[:12]

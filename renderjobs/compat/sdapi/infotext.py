@@ -132,6 +132,9 @@ def unit_text(unit: ControlUnit) -> str:
         "Pixel Perfect": unit.pixel_perfect,
         "Control Mode": unit.control_mode,
     }
+    if any(mark in str(value) for value in values.values() for mark in ",:"):
+        # QUIRK(sd-webui-controlnet 1.1.455): what could not be read again is not written at all.
+        return ""
     return ", ".join(f"{name}: {value}" for name, value in values.items())
 
 

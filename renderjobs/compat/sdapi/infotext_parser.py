@@ -3,7 +3,8 @@
 What a request makes of the parameters is in ``infotext_fields``. Every scan is linear: anybody may have made the text.
 
 Source: ``parse_generation_parameters`` of ``modules/infotext_utils.py``, ``modules/infotext_versions.py``,
-``read_info_from_image`` of ``modules/images.py`` and ``extract_styles_from_prompt`` of ``modules/styles.py``, A1111 1.10.1.
+``read_info_from_image`` of ``modules/images.py`` and ``extract_styles_from_prompt`` of ``modules/styles.py``, A1111 1.10.1;
+``scripts/infotext.py`` of sd-webui-controlnet 1.1.455.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import json
 import math
 import re
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from PIL import Image
 
 from gpuworker.contract.samplers import SAMPLERS
+from renderjobs.compat.sdapi.control_units import fields_of_text
 
 NEGATIVE = "Negative prompt:"
 FEWEST_PAIRS = 3
@@ -329,7 +331,18 @@ def png_info(data: bytes, styles: Iterable[Style] = ()) -> dict[str, Any]:
         data: A picture that Pillow opens and the caller has found small enough to be decoded.
     """
     info, items = info_and_items(data)
-    return {"info": info, "items": items, "parameters": parse_infotext(info, styles)}
+    parameters = parse_infotext(info, styles)
+    return {"info": info, "items": items, "parameters": parameters | control_parameters(parameters)}
+
+
+def control_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """What the ControlNet extension adds to parameters: every field of every unit by itself, ``ControlNet 0 module`` and so on."""
+    return {
+        f"{key} {name}": value
+        for key, text in parameters.items()
+        if key.startswith("ControlNet") and isinstance(text, str)
+        for name, value in fields_of_text(text).items()
+    }
 
 
 def info_and_items(data: bytes) -> tuple[str, dict[str, Any]]:

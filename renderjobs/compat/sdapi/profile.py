@@ -14,6 +14,7 @@ from accounts.authentication import Caller
 from assets.selectors import checkpoint_default, checkpoint_find
 from common.errors import InvalidRequestError
 from renderjobs.compat.sdapi import wire
+from renderjobs.compat.sdapi.control_units import OPTIONS as CONTROLNET_OPTIONS
 from renderjobs.compat.sdapi.errors import HandlerError, WireError
 from renderjobs.compat.sdapi.translate import to_request
 from renderjobs.models import OptionProfile
@@ -61,7 +62,7 @@ def options_set(caller: Caller, given: Mapping[str, Any]) -> list[str]:
     Raises:
         HandlerError: An option or checkpoint is unknown (500), or a value asks for what this version has not (501).
     """
-    installed = installed_options(caller)
+    installed = {**installed_options(caller), **CONTROLNET_OPTIONS}
     kept: dict[str, Any] = {}
     passed_over = []
     for name, value in given.items():

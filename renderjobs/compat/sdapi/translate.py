@@ -10,7 +10,7 @@ from typing import Any
 from gpuworker.contract import SETTINGS
 from gpuworker.contract.samplers import resolve_sampler
 from renderjobs.choices import JobKind
-from renderjobs.compat.sdapi.control_units import DEFAULT_UNITS, NO_MAPS, units_of
+from renderjobs.compat.sdapi.control_units import DEFAULT_UNITS, NO_MAPS, names_of, places_of, units_of
 from renderjobs.compat.sdapi.control_units import OPTIONS as CONTROLNET_OPTIONS
 from renderjobs.compat.sdapi.errors import HandlerError, WireError, field_detail
 from renderjobs.inputs import UnreadablePictureError, Upload, picture_from_text
@@ -124,12 +124,9 @@ def to_request(values: Mapping[str, Any], *, options: Mapping[str, Any], kind: s
         add_hires(made, values)
     else:
         add_pictures(made, values)
-    made.canonical["control"] = units_of(
-        arguments_of(scripts_of(values).get(CONTROLNET)),
-        made.picture,
-        save_maps=not overrides.get(NO_MAPS),
-        most=DEFAULT_UNITS,
-    )
+    units = arguments_of(scripts_of(values).get(CONTROLNET))
+    made.canonical["control"] = units_of(units, made.picture, save_maps=not overrides.get(NO_MAPS), most=DEFAULT_UNITS)
+    made.names |= names_of(places_of(units, most=DEFAULT_UNITS), f"alwayson_scripts.{CONTROLNET}.args")
     return made
 
 
@@ -219,8 +216,11 @@ def scripts_of(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def arguments_of(script: Any) -> list[Any]:
+    """Raises: WireError: They are something else than a list; passing them over would pass over what was asked for."""
     arguments = script.get("args") if isinstance(script, Mapping) else None
-    return arguments if isinstance(arguments, list) else []
+    if arguments and not isinstance(arguments, list):
+        raise WireError(field_detail("alwayson_scripts", "the args of a script are a list", "type_error.list"))
+    return arguments or []
 
 
 def apply_options(

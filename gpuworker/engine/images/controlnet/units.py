@@ -158,6 +158,8 @@ def _picture_of(
         mask = rgb(_array(open_picture(path_of(unit.mask))))[:, :, 0] if unit.mask else np.zeros_like(picture[:, :, 0])
         mask = _of_same_size(mask, picture)
         return (_with(picture, mask) if inpaints(unit) else _without_scribble(picture, mask)), unit.resize_mode
+    if unit.mask is not None:
+        raise NoControlError("A control unit has a mask without a picture; the image is drawn without control.")
     if img2img is None:
         raise NoControlError("A control unit has no picture; the image is drawn without control.")
     picture = rgb(_array(open_picture(path_of(img2img.picture))))

@@ -1,8 +1,7 @@
-"""`manage.py usage_report --month 2026-11`: cost per team, project, member and model."""
+"""`manage.py usage_report --month 2026-11`: cost by team, project, member, model, job or image, and what is on nobody's bill."""
 
 from __future__ import annotations
 
-import csv
 import json
 from datetime import UTC, datetime
 from typing import Any
@@ -11,10 +10,10 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils.text import slugify
 
 from accounts.models import Team
-from billing.reports import usage_by
+from billing.exports import columns, csv_lines, report_lines
+from billing.reports import DIMENSIONS, Period, is_dimension
 
-DIMENSIONS = ("team", "project", "member", "model")
-COLUMNS = (*DIMENSIONS, "images", "gpu_seconds", "amount", "currency")
+DEFAULT = "team,project,member,model"
 
 
 class Command(BaseCommand):
@@ -23,6 +22,7 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--month", required=True, help="YYYY-MM, in UTC.")
         parser.add_argument("--team")
+        parser.add_argument("--by", default=DEFAULT, help=f"Comma-separated: {', '.join(DIMENSIONS)}, tag:KEY.")
         parser.add_argument("--format", choices=("table", "csv", "json"), default="table")
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -32,28 +32,24 @@ class Command(BaseCommand):
             team_ids = list(Team.objects.filter(name=slugify(options["team"])).values_list("pk", flat=True))
             if not team_ids:
                 raise CommandError(f"There is no team {options['team']!r}.")
-        rows = [printable(row) for row in usage_by(DIMENSIONS, start=start, end=end, team_ids=team_ids)]
-        getattr(self, f"as_{options['format']}")(rows)
+        dimensions = tuple(dict.fromkeys(options["by"].split(",")))
+        if wrong := [name for name in dimensions if not is_dimension(name)]:
+            raise CommandError(f"--by is {wrong[0]!r}; accepted are {', '.join(DIMENSIONS)}, tag:KEY.")
+        lines = report_lines(dimensions, Period(start=start, end=end, team_ids=team_ids))
+        getattr(self, f"as_{options['format']}")(dimensions, lines)
 
-    def as_json(self, rows: list[dict[str, str]]) -> None:
-        self.stdout.write(json.dumps(rows, indent=2))
+    def as_json(self, dimensions: Any, lines: Any) -> None:
+        self.stdout.write(json.dumps(list(lines), indent=2))
 
-    def as_csv(self, rows: list[dict[str, str]]) -> None:
-        writer = csv.DictWriter(self.stdout, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    def as_csv(self, dimensions: Any, lines: Any) -> None:
+        for piece in csv_lines(dimensions, lines):
+            self.stdout.write(piece, ending="")
 
-    def as_table(self, rows: list[dict[str, str]]) -> None:
-        widths = {name: max(len(name), *(len(str(row[name])) for row in rows), 0) for name in COLUMNS}
-        for row in [{name: name for name in COLUMNS}, *rows]:
-            self.stdout.write("  ".join(str(row[name]).ljust(widths[name]) for name in COLUMNS).rstrip())
-
-
-def printable(row: dict[str, Any]) -> dict[str, Any]:
-    """A report row with GPU time in seconds and empty text for no project."""
-    # Six places as everywhere: SQLite adds in floating point and hands out more digits than the book has.
-    values = {**row, "gpu_seconds": f"{row['gpu_us'] / 1e6:.6f}", "amount": f"{row['amount']:.6f}"}
-    return {name: "" if values[name] is None else values[name] for name in COLUMNS}
+    def as_table(self, dimensions: Any, lines: Any) -> None:
+        names, rows = columns(dimensions), list(lines)
+        widths = {name: max(len(name), *(len(row[name]) for row in rows), 0) for name in names}
+        for row in [{name: name for name in names}, *rows]:
+            self.stdout.write("  ".join(row[name].ljust(widths[name]) for name in names).rstrip())
 
 
 def month_bounds(text: str) -> tuple[datetime, datetime]:

@@ -1,0 +1,12 @@
+"""Celery tasks of the CPU workers about money. Each may run twice, late or never."""
+
+from __future__ import annotations
+
+from celery import shared_task
+
+from billing.allocation import idle_settle
+
+
+@shared_task(name="billing.settle_idle")
+def settle_idle() -> None:
+    idle_settle()
