@@ -227,6 +227,7 @@ def children() -> list[Child]:
         Child("worker", [*celery, "-A", "gpuworker", "worker", "--without-gossip"], {**paths, **threads}),
         Child("chores", [*celery, *chores, "-n", "chores@%h"], paths),
         Child("beat", [*celery, *schedule], paths),
+        Child("queued requests", [python, str(ROOT / "manage.py"), "run_eas_requests"], paths),
     ]
     if embedded_broker():
         found.insert(0, Child("broker", broker_command()))

@@ -15,6 +15,8 @@ from django.db import transaction
 logger = logging.getLogger(__name__)
 CHANNEL = "renderjobs.eas"
 POLL_SECONDS = 1.0
+ANY = 0
+"""In place of a queue's id: whichever changes."""
 
 
 def announce(queue_id: int) -> None:
@@ -49,14 +51,14 @@ class QueueHub:
     def of_this_loop(cls) -> QueueHub:
         return cls._of_loop.setdefault(asyncio.get_running_loop(), cls())
 
-    def changes_of(self, queue_id: int) -> int:
+    def changes_of(self, queue_id: int = ANY) -> int:
         """To be read before the queue is looked at, and given to ``wait``: what comes in between is not missed."""
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._listen())
         return self._changes.get(queue_id, 0)
 
-    async def wait(self, queue_id: int, *, since: int, seconds: float = POLL_SECONDS) -> None:
-        """Until the queue changes, but no longer than the poll interval or ``seconds``."""
+    async def wait(self, queue_id: int = ANY, *, since: int, seconds: float = POLL_SECONDS) -> None:
+        """Until the queue (or any of them) changes, but no longer than the poll interval or ``seconds``."""
         if self._changes.get(queue_id, 0) != since:
             return
         woken = asyncio.Event()
@@ -71,9 +73,10 @@ class QueueHub:
                 self._waiters.pop(queue_id, None)
 
     def _wake(self, queue_id: int) -> None:
-        self._changes[queue_id] = self._changes.get(queue_id, 0) + 1
-        for woken in self._waiters.get(queue_id, ()):
-            woken.set()
+        for changed in (queue_id, ANY):
+            self._changes[changed] = self._changes.get(changed, 0) + 1
+            for woken in self._waiters.get(changed, ()):
+                woken.set()
 
     async def _listen(self) -> None:
         while True:
