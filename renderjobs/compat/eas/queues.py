@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from django.db import transaction
-from django.db.models import Count, Exists, F, Max, Min, OuterRef, Q, QuerySet, TextField, Value
+from django.db.models import Count, Exists, F, Max, Min, OuterRef, Q, QuerySet
 from django.db.models.functions import Now
 
 from accounts.models import ApiToken
-from common.database import now_plus
+from common.database import ValueOfKey, now_plus
 from renderjobs.compat.eas.errors import EasError
 from renderjobs.compat.eas.frames import Frame
 from renderjobs.compat.eas.wakeups import announce
@@ -29,7 +29,6 @@ from renderjobs.compat.eas.wire import (
     UID_HEADER,
 )
 from renderjobs.models import EasConsumer, EasDelivery, EasFrame, EasQueue, EasService, QueueKind
-from renderjobs.selectors import ValueOfKey
 from renderjobs.transitions import ROWS_PER_STATEMENT, batched
 
 GRACE_SECONDS = 5
@@ -186,7 +185,7 @@ def matching(rows: QuerySet[EasFrame], tags: Mapping[str, str]) -> QuerySet[EasF
         if key == REQUEST_ID:
             rows = rows.filter(request_id=value[:MAX_TAG_VALUE])
         else:
-            rows = rows.alias(**{f"tag_{number}": ValueOfKey("tags", Value(key, TextField()))})
+            rows = rows.alias(**{f"tag_{number}": ValueOfKey("tags", key)})
             rows = rows.filter(**{f"tag_{number}": value})
     return rows
 
