@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import threading
 import time
 from typing import Any
 
@@ -30,6 +31,7 @@ from tests.sdapi.test_txt2img import a_stored_picture
 pytestmark = pytest.mark.django_db
 SMALL = {"prompt": "a ring", "seed": 5, "width": 64, "height": 64, "steps": 2}
 TXT2IMG = "/sdapi/v1/txt2img"
+GPU = threading.Lock()
 
 
 @pytest.fixture
@@ -51,9 +53,13 @@ def results(service: EasService) -> list[dict[str, Any]]:
 
 
 def deliver(job_id: object) -> None:
-    """What a GPU worker does with a job, in no time."""
-    if RenderJob.objects.get(pk=job_id).state != "queued":
-        return
+    """What a GPU worker does with a job, in no time. There is one of them, and it takes jobs in their order."""
+    with GPU:
+        while RenderJob.objects.get(pk=job_id).state == "queued":
+            deliver_next()
+
+
+def deliver_next() -> None:
     batch = begun()
     for image in batch.images:
         if getattr(image.recipe, "prompt", "") == "fail":
