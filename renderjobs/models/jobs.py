@@ -21,6 +21,7 @@ class Source(models.TextChoices):
     OPENAI = "openai"
     ADMIN = "admin"
     SCHEDULE = "schedule"
+    EAS = "eas"
 
 
 WAITED_FOR = (Source.SDAPI, Source.OPENAI)

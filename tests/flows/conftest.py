@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import requests
 
+from operations.launcher import WEBSOCKETS
 from tests.services import redis_server, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,8 +68,8 @@ class RunningPlatform:
         return self.processes[name]
 
     def start_web(self) -> None:
-        arguments = ["-m", "uvicorn", "config.asgi:application", "--port", str(self.port), "--log-level", "warning"]
-        self.start("web", [sys.executable, *arguments])
+        arguments = ["config.asgi:application", "--port", str(self.port), "--log-level", "warning", *WEBSOCKETS]
+        self.start("web", [sys.executable, "-m", "uvicorn", *arguments])
         wait_until(self.web_answers, seconds=30, what="The web process answering")
 
     def web_answers(self) -> bool:

@@ -12,12 +12,16 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from accounts.authentication import Caller, Credential, caller_with, credential_of
 from accounts.models import Scope
 from renderjobs.compat.sdapi.errors import HandlerError, speaks_sdapi
+from renderjobs.compat.sdapi.inside import InsideRequest
 
 BASIC, BASIC_USER = "basic", "basic-user"
 
 
 def authenticated(request: HttpRequest) -> Caller:
     """Raises: HandlerError: No usable token (401), or one without the scope (403)."""
+    if isinstance(request, InsideRequest):
+        request.caller.require(Scope.SDAPI)
+        return request.caller
     credential = credential_of(request.headers.get("Authorization", ""))
     if credential is None or not _is_accepted(credential):
         raise HandlerError(401, "Not authenticated")

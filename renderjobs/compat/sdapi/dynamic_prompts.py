@@ -21,7 +21,7 @@ from renderjobs.request import TEXT_FIELDS, RenderRequest
 ARGUMENTS: Mapping[str, tuple[Callable[[Any], Any], Any]] = {
     "is_enabled": (wire.boolean, True),
     "is_combinatorial": (wire.boolean, False),
-    "combinatorial_batches": (wire.at_least(1), 1),
+    "combinatorial_batches": (wire.AtLeast(1), 1),
     "is_magic_prompt": (wire.boolean, False),
     "is_feeling_lucky": (wire.boolean, False),
     "is_attention_grabber": (wire.boolean, False),
@@ -34,7 +34,7 @@ ARGUMENTS: Mapping[str, tuple[Callable[[Any], Any], Any]] = {
     "disable_negative_prompt": (wire.boolean, True),
     "enable_jinja_templates": (wire.boolean, False),
     "no_image_generation": (wire.boolean, False),
-    "max_generations": (wire.at_least(0), 0),
+    "max_generations": (wire.AtLeast(0), 0),
     "magic_model": (wire.text, ""),
     "magic_blocklist_regex": (wire.text, ""),
 }

@@ -31,6 +31,7 @@ from renderjobs.compat.sdapi.dynamic_prompts import prompts_resolve
 from renderjobs.compat.sdapi.errors import HandlerError, four_keys, speaks_sdapi
 from renderjobs.compat.sdapi.info import delivered_images, files_of, info_of, info_of_request
 from renderjobs.compat.sdapi.infotext_fields import with_infotext
+from renderjobs.compat.sdapi.inside import InsideRequest
 from renderjobs.compat.sdapi.pictures import batch_extras, single_extras
 from renderjobs.compat.sdapi.profile import (
     chosen_checkpoint,
@@ -414,16 +415,18 @@ def submit(
     lane: int = Lane.INTERACTIVE,
 ) -> Submitted:
     """Raises: HandlerError: A name is unknown, in A1111's words."""
+    inside = request if isinstance(request, InsideRequest) else None
     try:
         return job_submit(
             caller=caller,
             request=render,
-            source=source,
+            source=inside.source if inside else source,
             body=body,
             idempotency_key=name_given("Idempotency-Key", request.headers.get("Idempotency-Key"), MAX_KEY_LENGTH),
             task_id=task_id,
-            lane=lane,
+            lane=inside.lane if inside else lane,
             uploads=uploads,
+            pool=inside.pool if inside else None,
         )
     except UnknownNameError as error:
         raise unknown_name(error) from error
