@@ -43,6 +43,7 @@ from renderjobs.models import (
     TemplateVersion,
 )
 from renderjobs.models.jobs import Source
+from renderjobs.outputs import SavedUnder
 from renderjobs.pinning import Pinned, pinned
 from renderjobs.request import RenderRequest
 from renderjobs.rollup import job_settle
@@ -98,6 +99,7 @@ def job_submit(
     scheduled_for: datetime | None = None,
     script: tuple[ScriptCall, int] | None = None,
     uploads: Sequence[Upload] = (),
+    saved: SavedUnder | None = None,
 ) -> Submitted:
     """Accept a job: the job, its images and the idempotency record in one transaction, the wake-up after it.
 
@@ -106,6 +108,7 @@ def job_submit(
             named before, whatever else is sent: clients repeat a call by it alone.
         script: The call the job is a part of, and its number there.
         uploads: The pictures the request names; those that are stored already cost nothing.
+        saved: The folder its pictures go to; None: one of the job's own.
     Raises:
         InvalidRequestError: Checkpoint, project or tags cannot be used; nothing is stored.
         ConflictError: The key was used before with another body, or the task id by another member of the team.
@@ -122,6 +125,8 @@ def job_submit(
     job.priority, job.task_id = priority, task_id
     job.template_version, job.schedule, job.scheduled_for = template_version, schedule, scheduled_for
     job.script_call, job.script_cell = script or (None, None)
+    if saved:
+        job.save_dir, job.save_folder = saved.path, saved.folder
     pattern = _image_pattern(job, pins.recipe)
     seeds = seeds_of(request, random.SystemRandom())
     input_store(team=caller.team, uploads=uploads)

@@ -61,6 +61,14 @@ def integers(name: str, default: str, *, minimum: int, maximum: int) -> list[int
     return [int(word) for word in found]
 
 
+def pairs(name: str, default: str) -> dict[str, str]:
+    """A comma-separated list of ``key=value``."""
+    found = [word.partition("=") for word in words(name, default)]
+    if wrong := ["".join(pair) for pair in found if not (pair[0] and pair[2])]:
+        raise ImproperlyConfigured(f"{name} holds {wrong[0]!r}; accepted are pairs of key=value.")
+    return {key: value for key, _, value in found}
+
+
 def networks(name: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
     """A comma-separated list of networks, empty unless set."""
     try:

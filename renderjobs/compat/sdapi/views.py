@@ -26,11 +26,16 @@ from assets.styles import styled, styles_of
 from common.errors import FieldError, InvalidRequestError
 from gpuworker.contract import Recipe
 from gpuworker.contract.extras import extras_html
+from gpuworker.contract.outcome import CONTROL_MAP
 from renderjobs.choices import IMAGE_HELD, JOB_OPEN, ImageState, JobKind, JobState, Lane
+from renderjobs.compat.pai.answers import saved_answer, status_of
+from renderjobs.compat.pai.saving import saved_under
+from renderjobs.compat.pai.wire import additions_of
 from renderjobs.compat.sdapi import catalogue, controlnet, infotext_parser, wire
 from renderjobs.compat.sdapi.errors import HandlerError, four_keys, speaks_sdapi
 from renderjobs.compat.sdapi.infotext import INPAINTING, VERSION, extra_parameters_of
 from renderjobs.compat.sdapi.infotext_fields import with_infotext
+from renderjobs.compat.sdapi.links import pictures_behind, with_pictures
 from renderjobs.compat.sdapi.pictures import batch_extras, single_extras
 from renderjobs.compat.sdapi.profile import default_options, installed_options, options_of, options_set, with_profile
 from renderjobs.compat.sdapi.script_calls import (
@@ -50,6 +55,7 @@ from renderjobs.grids import grid_ensure
 from renderjobs.inputs import UnreadablePictureError, Upload, picture_from_text
 from renderjobs.models import RenderImage, RenderJob, ScriptCall
 from renderjobs.models.jobs import Source
+from renderjobs.outputs import SavedUnder
 from renderjobs.pinning import UnknownNameError
 from renderjobs.previews import preview_ask
 from renderjobs.request import RenderRequest
@@ -58,8 +64,6 @@ from renderjobs.submission import Submitted, job_cancel, job_submit
 from renderjobs.waiting import job_wait, release_request_thread
 
 PLAIN = re.compile(r"[\x21-\x7e][\x20-\x7e]*")
-CONTROL_MAP = "control_map"
-"""Role of an attachment."""
 MAX_KEY_LENGTH, MAX_TASK_ID_LENGTH = 255, 120
 
 
@@ -71,11 +75,13 @@ def generation(kind: str, fields: Mapping[str, wire.Field]) -> Any:
         sent = wire.body_of(request.body)
         body = await sync_to_async(filled)(caller, sent, kind)
         values = wire.parsed(body, {**fields, **wire.OURS})
+        echo = {name: values[name] for name in fields}
+        pictures = await pictures_behind(values)
+        values = with_pictures(values, pictures)
         if values["script_name"]:
-            return await scripted(request, caller, body, values, kind, fields)
+            return await scripted(request, caller, with_pictures(body, pictures), values, kind, echo)
         submitted = await sync_to_async(generation_submit)(request, caller, body, values, kind)
         await job_wait(submitted.job.pk)
-        echo = {name: values[name] for name in fields}
         response = await sync_to_async(answer)(submitted.job.pk, caller, values, echo)
         # The answer may be long on its way to a slow client; it needs neither this request's thread nor its connection.
         await release_request_thread()
@@ -93,14 +99,13 @@ async def scripted(
     body: dict[str, Any],
     values: dict[str, Any],
     kind: str,
-    fields: Mapping[str, wire.Field],
+    echo: dict[str, Any],
 ) -> HttpResponseBase:
     """Run a selectable script: wait for the jobs of each step, and answer with what it makes of them."""
     call = await sync_to_async(script_submit)(request, caller, body, values, kind)
     while (made := await sync_to_async(script_advance)(call.pk)).answer is None:
         for job_id in made.waiting:
             await job_wait(job_id)
-    echo = {name: values[name] for name in fields}
     response = await sync_to_async(script_answer)(call, made, values, echo)
     await release_request_thread()
     return response
@@ -118,6 +123,7 @@ def made_picture(fields: Mapping[str, wire.Field], build: Any, shape: Any) -> An
         caller = await sync_to_async(authenticated)(request)
         body = wire.body_of(request.body)
         values = wire.parsed(body, fields)
+        values = with_pictures(values, await pictures_behind(values))
         if values.get("imageList") == []:
             return JsonResponse({"html_info": extras_html(""), "images": []})
         submitted = await sync_to_async(pictures_submit)(request, caller, body, build, values)
@@ -159,6 +165,7 @@ async def png_info(request: HttpRequest) -> HttpResponse:
     """What a picture's file says about how it was made. Nothing is stored."""
     caller = await sync_to_async(authenticated)(request)
     values = wire.parsed(wire.body_of(request.body), wire.PNG_INFO)
+    values = with_pictures(values, await pictures_behind(values))
     return JsonResponse(await sync_to_async(info_of_picture)(caller, values["image"]))
 
 
@@ -258,6 +265,7 @@ async def interrogate(request: HttpRequest) -> HttpResponse:
     """No picture is put into words here: that takes a model of its own."""
     caller = await sync_to_async(authenticated)(request)
     values = wire.parsed(wire.body_of(request.body), wire.INTERROGATE)
+    values = with_pictures(values, await pictures_behind(values))
     await sync_to_async(info_of_picture)(caller, values["image"])
     raise HandlerError(501, "Interrogation is not installed here.")
 
@@ -329,7 +337,9 @@ def generation_submit(
         )
         raise InvalidRequestError([FieldError("n_iter", message)])
     task_id = name_given("force_task_id", values["force_task_id"], MAX_TASK_ID_LENGTH)
-    return submit(request, caller, body, render, made.uploads, task_id=task_id)
+    additions = additions_of(values["alwayson_scripts"])
+    saved = saved_under(caller, additions.save_dir)
+    return submit(request, caller, body, render, made.uploads, task_id=task_id, tags=additions.tags, saved=saved)
 
 
 def script_submit(
@@ -398,6 +408,8 @@ def submit(
     uploads: list[Upload],
     *,
     task_id: str = "",
+    tags: Mapping[str, str] | None = None,
+    saved: SavedUnder | None = None,
 ) -> Submitted:
     """Raises: HandlerError: A name is unknown, in A1111's words."""
     try:
@@ -409,7 +421,9 @@ def submit(
             idempotency_key=name_given("Idempotency-Key", request.headers.get("Idempotency-Key"), MAX_KEY_LENGTH),
             task_id=task_id,
             lane=Lane.INTERACTIVE,
+            tags=tags,
             uploads=uploads,
+            saved=saved,
         )
     except UnknownNameError as error:
         raise unknown_name(error) from error
@@ -437,6 +451,8 @@ def name_given(field: str, value: str | None, longest: int) -> str:
 def answer(job_id: uuid.UUID, caller: Caller, values: dict[str, Any], echo: dict[str, Any]) -> HttpResponseBase:
     """A1111's answer to an ended job: a failed one's reason, else the pictures there are; they are the stored bytes."""
     job = RenderJob.objects.select_related("checkpoint").get(pk=job_id)
+    if job.save_dir:
+        return JsonResponse(saved_answer(job), status=status_of(job))
     images = delivered_images(job)
     if not images and job.state == JobState.FAILED:
         return four_keys(500, "RuntimeError", errors=job.error_message or "The job failed.")

@@ -1,0 +1,7 @@
+"""PAI-EAS: the queue service of an asynchronous service, and what its webui adds to A1111's calls.
+
+::
+
+    HTTP → views  ┐                                  requests (input frame → sdapi call → sink frame)
+    WebSocket → websocket ┴→ wire → access → queues ─┘
+"""
