@@ -24,6 +24,7 @@ from billing.ratecards import price_in_force
 from billing.subjects import Subject
 from common.database import insert_rows, now_plus
 from common.errors import ConflictError, FieldError, ForbiddenError, InvalidRequestError
+from fleet.models import Pool
 from fleet.services import pool_for_new_jobs
 from gpuworker.contract import AnyRecipe
 from renderjobs.choices import IMAGE_HELD, JOB_OPEN, AttemptOutcome, ImageState, JobState, Lane
@@ -100,6 +101,7 @@ def job_submit(
     script: tuple[ScriptCall, int] | None = None,
     uploads: Sequence[Upload] = (),
     saved: SavedUnder | None = None,
+    pool: Pool | None = None,
 ) -> Submitted:
     """Accept a job: the job, its images and the idempotency record in one transaction, the wake-up after it.
 
@@ -109,6 +111,7 @@ def job_submit(
         script: The call the job is a part of, and its number there.
         uploads: The pictures the request names; those that are stored already cost nothing.
         saved: The folder its pictures go to; None: one of the job's own.
+        pool: Where it goes while that pool is enabled.
     Raises:
         InvalidRequestError: Checkpoint, project or tags cannot be used; nothing is stored.
         ConflictError: The key was used before with another body, or the task id by another member of the team.
@@ -120,7 +123,7 @@ def job_submit(
     digest = body_digest(body)
     if earlier := _earlier(caller, idempotency_key, task_id, digest):
         return Submitted(earlier, replayed=True)
-    accepted = _accepted(caller, request, source=source, lane=lane, project=project, tags=tags or {})
+    accepted = _accepted(caller, request, source=source, lane=lane, project=project, tags=tags or {}, pool=pool)
     job, pins = accepted.job, accepted.pins
     job.priority, job.task_id = priority, task_id
     job.template_version, job.schedule, job.scheduled_for = template_version, schedule, scheduled_for
@@ -177,11 +180,18 @@ def job_estimate(
 
 
 def _accepted(
-    caller: Caller, request: RenderRequest, *, source: str, lane: int, project: str, tags: Mapping[str, str]
+    caller: Caller,
+    request: RenderRequest,
+    *,
+    source: str,
+    lane: int,
+    project: str,
+    tags: Mapping[str, str],
+    pool: Pool | None = None,
 ) -> Accepted:
     """Everything that can be refused without asking what others have taken; reads only."""
     pins = pinned(caller, request)
-    pool = pool_for_new_jobs()
+    pool = pool_for_new_jobs(pool)
     price = price_in_force(pool_id=pool.pk, lane=lane)
     job = RenderJob(
         kind=request.kind,

@@ -16,7 +16,8 @@ from assets.models import Asset, AssetKind, AssetState
 from billing.models import RateCard, RatePrice
 from billing.ratecards import draft_publish
 from fleet.models import Pool
-from renderjobs.models import BatchSchedule, BatchTemplate, RenderJob
+from renderjobs.compat.eas.services import service_create
+from renderjobs.models import BatchSchedule, BatchTemplate, EasService, RenderJob
 from renderjobs.models.jobs import Source
 from renderjobs.request import RenderRequest
 from renderjobs.saved_batches import template_save
@@ -106,3 +107,10 @@ def a_template(user: User, team: Team, *, name: str = "nightly", locked: list[st
 
 def a_schedule(user: User, team: Team, **fields: Any) -> BatchSchedule:
     return BatchSchedule.objects.create(template=a_template(user, team), **fields)
+
+
+def an_eas_service(name: str = "sd_async", team: str = "team-a", **limits: Any) -> EasService:
+    """A service of the API edition; its token's text is ``service.token.text``."""
+    service, text = service_create(name=name, team=Team.objects.get_or_create(name=team)[0], **limits)
+    service.token.text = text
+    return service

@@ -32,9 +32,12 @@ def token_issue(
     name: str = "",
     scopes: Sequence[str] | None = None,
     expires_at: datetime | None = None,
+    text: str = "",
 ) -> tuple[ApiToken, str]:
     """Make a token and return it with its text, which can never be read again.
 
+    Args:
+        text: Of a caller that derives its tokens; as hard to guess as the random one made otherwise.
     Raises:
         InvalidRequestError: A scope is unknown.
     """
@@ -42,7 +45,7 @@ def token_issue(
     if unknown:
         accepted = ", ".join(Scope.values)
         raise InvalidRequestError([FieldError("scopes", f"Scope {unknown[0]!r} is unknown; accepted are {accepted}.")])
-    text = TOKEN_PREFIX + secrets.token_urlsafe(32)
+    text = text or TOKEN_PREFIX + secrets.token_urlsafe(32)
     token = ApiToken.objects.create(
         user=user,
         team=team,

@@ -16,6 +16,7 @@ urlpatterns = [
     path("api/schema/", SpectacularAPIView.as_view(), name="schema"),
     path("api/docs/", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
     path("", include("renderjobs.compat.sdapi.urls")),
+    path("", include("renderjobs.compat.eas.urls")),
     path("files/<str:token>", signed_file, name="signed-file"),
     path("healthz", healthz),
     path("readyz", readyz),

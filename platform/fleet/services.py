@@ -14,9 +14,14 @@ from common.errors import UnavailableError
 from fleet.models import Pool, Worker, WorkerDay
 
 
-def pool_for_new_jobs() -> Pool:
-    """Raises: UnavailableError: No pool is enabled."""
-    pool = Pool.objects.filter(enabled=True).order_by("pk").first()
+def pool_for_new_jobs(wanted: Pool | None = None) -> Pool:
+    """The wanted pool while it is enabled, else the first that is.
+
+    Raises:
+        UnavailableError: No pool is enabled.
+    """
+    enabled = Pool.objects.filter(enabled=True).order_by("pk")
+    pool = (enabled.filter(pk=wanted.pk).first() if wanted else None) or enabled.first()
     if pool is None:
         raise UnavailableError("No pool is enabled, so nothing could render this job.")
     return pool

@@ -49,11 +49,18 @@ from renderjobs.models import (
     Attempt,
     BatchTemplate,
     Claim,
+    EasConsumer,
+    EasDelivery,
+    EasEdition,
+    EasFrame,
+    EasQueue,
+    EasService,
     ImageAttachment,
     InputFile,
     JobApproval,
     JobEvent,
     OptionProfile,
+    QueueKind,
     RenderImage,
     RenderJob,
     ScheduledRun,
@@ -431,6 +438,53 @@ def p4_usable_assets_have_their_file() -> Iterator[str]:
             yield f"P4 the file of asset {asset.pk} ({asset.name}) is missing or has another size."
 
 
+def c9_a_services_token_is_its_teams() -> Iterator[str]:
+    """Whoever holds the token acts for the team that pays."""
+    same = Q(token__team=F("team"), token__user=F("user"))
+    for name in EasService.objects.exclude(same).values_list("name", flat=True):
+        yield f"C9 service {name} has the token of another team or account."
+
+
+def c9_an_asynchronous_service_has_both_queues() -> Iterator[str]:
+    counted = EasService.objects.filter(edition=EasEdition.API).annotate(n=Count("queues"))
+    for service in counted.exclude(n=len(QueueKind.values)):
+        yield f"C9 service {service.name} has {service.n} of its {len(QueueKind.values)} queues."
+
+
+def c9_no_index_is_beyond_its_queue() -> Iterator[str]:
+    """Or it would be given out a second time."""
+    for queue in EasQueue.objects.annotate(newest=Max("frames__index")).filter(newest__gt=F("last_index")):
+        yield f"C9 queue {queue.pk} gave out {queue.last_index} indexes and holds frame {queue.newest}."
+
+
+def c9_a_frame_is_a_request_or_a_result() -> Iterator[str]:
+    result = Q(answer_to__isnull=False) & ~Q(queue__kind=QueueKind.SINK)
+    request = Q(taken_until__isnull=False) & ~Q(queue__kind=QueueKind.INPUT)
+    for pk in pks(EasFrame.objects.filter(result | request)):
+        yield f"C9 frame {pk} is a result among requests, or a request among results."
+
+
+def c9_an_answered_request_is_gone() -> Iterator[str]:
+    open_ones = EasFrame.objects.filter(
+        queue__kind=QueueKind.INPUT, queue__service=OuterRef("queue__service"), index=OuterRef("answer_to")
+    )
+    for pk in pks(EasFrame.objects.filter(Exists(open_ones), answer_to__isnull=False)):
+        yield f"C9 frame {pk} answers a request that still waits."
+
+
+def c9_a_frame_is_with_a_consumer_of_its_queue_and_group() -> Iterator[str]:
+    held = EasDelivery.objects.filter(consumer__isnull=False)
+    for pk in pks(held.exclude(consumer__queue=F("frame__queue"), consumer__group=F("group"))):
+        yield f"C9 delivery {pk} is with a consumer of another queue or group."
+
+
+def c9_no_consumer_has_more_than_its_window() -> Iterator[str]:
+    """Of one connection: the one before may have been sent other frames."""
+    mine = Count("handed_out", filter=Q(handed_out__connection=F("connection"), handed_out__committed=False))
+    for consumer in EasConsumer.objects.filter(auto_commit=False).annotate(n=mine).filter(n__gt=F("window")):
+        yield f"C9 consumer {consumer} has {consumer.n} frames in a window of {consumer.window}."
+
+
 def jobs_counted() -> QuerySet[Any]:
     """Jobs with the numbers of their images: ``n_delivered``, ``n_failed``, ``n_cancelled``, ``n_all``."""
     ended = {f"n_{state}": Count("images", filter=Q(images__state=state)) for state in IMAGE_TERMINAL}
@@ -511,6 +565,13 @@ ROW_CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
     j20_versions_of_a_template_are_counted_from_one,
     c3_an_ended_script_has_no_open_job,
     c3_kept_options_are_known,
+    c9_a_services_token_is_its_teams,
+    c9_an_asynchronous_service_has_both_queues,
+    c9_no_index_is_beyond_its_queue,
+    c9_a_frame_is_a_request_or_a_result,
+    c9_an_answered_request_is_gone,
+    c9_a_frame_is_with_a_consumer_of_its_queue_and_group,
+    c9_no_consumer_has_more_than_its_window,
 )
 OBJECT_CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
     i2_a_delivered_images_object_has_its_hash,

@@ -46,6 +46,9 @@ SLOW_START_SECONDS = 60
 LONGEST_SOCKET_PATH = 107
 """Bytes of a unix socket's path (Linux, ``sockaddr_un``)."""
 PR_SET_PDEATHSIG = 1
+WEBSOCKETS = ("--ws", "renderjobs.compat.eas.protocol:HeardProtocol", "--ws-ping-interval", "86400",
+              "--ws-ping-timeout", "86400", "--ws-per-message-deflate", "false")  # fmt: skip
+"""Watchers are judged by what arrives from them; the server's own pings would cut a busy one off."""
 
 
 class LaunchError(PlatformError):
@@ -216,6 +219,7 @@ def children() -> list[Child]:
     celery = [python, "-m", "celery"]
     threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count() or 1))}
     web = ["uvicorn", "config.asgi:application", "--host", settings.HOST, "--port", str(settings.PORT)]
+    web += WEBSOCKETS
     chores = ["-A", "renderjobs", "worker", "--pool", "threads", "--concurrency", "2", "--without-gossip"]
     schedule = ["-A", "renderjobs", "beat", "--pidfile", "", "--schedule", str(settings.DATA_DIR / "beat")]
     found = [
@@ -223,6 +227,7 @@ def children() -> list[Child]:
         Child("worker", [*celery, "-A", "gpuworker", "worker", "--without-gossip"], {**paths, **threads}),
         Child("chores", [*celery, *chores, "-n", "chores@%h"], paths),
         Child("beat", [*celery, *schedule], paths),
+        Child("queued requests", [python, str(ROOT / "manage.py"), "run_eas_requests"], paths),
     ]
     if embedded_broker():
         found.insert(0, Child("broker", broker_command()))

@@ -1,4 +1,13 @@
 from renderjobs.models.approvals import JobApproval
+from renderjobs.models.eas import (
+    EasConsumer,
+    EasDelivery,
+    EasEdition,
+    EasFrame,
+    EasQueue,
+    EasService,
+    QueueKind,
+)
 from renderjobs.models.images import Attempt, Claim, RenderImage
 from renderjobs.models.inputs import ImageAttachment, InputFile
 from renderjobs.models.jobs import IdempotencyRecord, JobEvent, RenderJob
@@ -11,12 +20,19 @@ __all__ = [
     "BatchSchedule",
     "BatchTemplate",
     "Claim",
+    "EasConsumer",
+    "EasDelivery",
+    "EasEdition",
+    "EasFrame",
+    "EasQueue",
+    "EasService",
     "IdempotencyRecord",
     "ImageAttachment",
     "InputFile",
     "JobApproval",
     "JobEvent",
     "OptionProfile",
+    "QueueKind",
     "RenderImage",
     "RenderJob",
     "ScheduledRun",

@@ -19,6 +19,7 @@ class Source(models.TextChoices):
     SDAPI = "sdapi"
     ADMIN = "admin"
     SCHEDULE = "schedule"
+    EAS = "eas"
 
 
 class RenderJobQuerySet(models.QuerySet["RenderJob"]):

@@ -8,6 +8,7 @@ import threading
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
@@ -24,9 +25,16 @@ from billing.models import BudgetNotice, BudgetPeriod, Hold, LedgerTransaction, 
 from common.database import append_only_removal_sql, frozen_removal_sql
 from operations.invariants import OBJECT_CHECKS, ROW_CHECKS, one_moment, violations
 from renderjobs.claims import ClaimedBatch
+from renderjobs.compat.eas import queues
+from renderjobs.compat.eas.requests import Answer, request_answer, requests_take
 from renderjobs.models import (
     Attempt,
     Claim,
+    EasConsumer,
+    EasDelivery,
+    EasFrame,
+    EasQueue,
+    EasService,
     ImageAttachment,
     InputFile,
     JobApproval,
@@ -40,7 +48,7 @@ from renderjobs.models import (
 )
 from renderjobs.submission import job_cancel
 from tests.billing.budgets import a_budget
-from tests.factories import a_caller, a_job, a_schedule
+from tests.factories import a_caller, a_job, a_schedule, an_eas_service
 from tests.renderjobs.test_delivery import begun, deliver, picture
 
 pytestmark = pytest.mark.django_db
@@ -79,8 +87,30 @@ def delivered_job() -> RenderJob:
     OptionProfile.objects.create(team=job.team, user=job.user)
     RenderJob.objects.update(schedule=schedule, scheduled_for=planned, script_call=call, script_cell=0)
     ScheduledRun.objects.create(schedule=schedule, planned_for=planned, outcome="submitted", job=job)
+    a_watched_request(an_eas_service(team=job.team.name))
     job.refresh_from_db()
     return job
+
+
+def a_watched_request(service: EasService) -> None:
+    """One request in hand, one result with a consumer, who has a window of one."""
+    requests, results = (queues.queue_of(service, kind) for kind in ("input", "sink"))
+    queues.frames_put(queue=requests, frames=[queues.NewFrame(data=b"{}")] * 2)
+    (taken, _) = requests_take()
+    request_answer(taken=taken, answer=Answer(200, b"{}"))
+    queues.frames_put(queue=results, frames=[queues.NewFrame(data=b"{}")])
+    seat = queues.consumer_join(watch=queues.Watch(queue_id=results.pk, group="eas", uid="one"))
+    assert len(queues.frames_take(seat=seat)) == 1
+
+
+def with_another_consumer(**changes: str) -> None:
+    watch = queues.Watch(queue_id=EasQueue.objects.get(kind="sink").pk, group="eas", uid="two")
+    EasDelivery.objects.update(consumer=queues.consumer_join(watch=replace(watch, **changes)).consumer_id)
+
+
+def beyond_its_window(job: RenderJob) -> None:
+    consumer, frame = EasConsumer.objects.get(), EasFrame.objects.get(queue__kind="sink", answer_to=None)
+    EasDelivery.objects.create(frame=frame, group="eas", consumer=consumer, connection=consumer.connection)
 
 
 def picture_values() -> dict:
@@ -214,6 +244,14 @@ BREAKAGES = {
     "C3 open": lambda job: ScriptCall.objects.update(ended_at=timezone.now()),
     "C3 option": lambda job: OptionProfile.objects.update(values={"nope": 1}),
     "C3 request": lambda job: default_storage.delete(ScriptCall.objects.get().body_key),
+    "C9 token": lambda job: EasService.objects.update(team=a_caller("team-b", "bob").team),
+    "C9 queues": lambda job: EasQueue.objects.filter(kind="sink").delete(),
+    "C9 index": lambda job: EasQueue.objects.update(last_index=0),
+    "C9 result": lambda job: EasFrame.objects.filter(queue__kind="input").update(answer_to=9),
+    "C9 request": lambda job: EasFrame.objects.filter(queue__kind="sink").update(taken_until=timezone.now()),
+    "C9 answered": lambda job: EasFrame.objects.filter(answer_to=1).update(answer_to=2),
+    "C9 group": lambda job: with_another_consumer(group="other"),
+    "C9 window": beyond_its_window,
     "P4 file": lambda job: Asset.objects.update(size_bytes=2),
 }
 

@@ -13,9 +13,12 @@ from asgiref.sync import sync_to_async
 from django.core.files.storage import default_storage
 from django.test import Client
 
+from accounts.authentication import Caller
+from common.errors import InvalidRequestError
 from gpuworker.contract import Attachment, Picture, Rendered
 from gpuworker.contract.outcome import CONTROL_MAP
 from gpuworker.output import picture_store
+from renderjobs.compat.eas.services import service_create
 from renderjobs.compat.pai.answers import saved_answer
 from renderjobs.compat.pai.saving import saved_under
 from renderjobs.compat.sdapi import views
@@ -317,3 +320,12 @@ def test_the_longest_folder_makes_keys_that_fit_their_columns(door, worker):
     assert txt2img(door, {"save_dir": save_dir}, n_iter=2, seed=2**32 - 2).status_code == 200
     job = RenderJob.objects.get()
     assert len(job.save_folder) <= MAX_FOLDER and len(job.grid_key) < 300
+
+
+def test_a_services_token_has_the_services_mount_paths(caller):
+    service, _ = service_create(name="sd_async", team=caller.team, mounts={"/mnt/oss": "bucket", "/mnt/nas": "nas"})
+    of_service = Caller(user=service.user, team=service.team, token=service.token)
+    assert saved_under(of_service, "/mnt/nas/outputs").folder == "nas/outputs"
+    with pytest.raises(InvalidRequestError, match="/mnt/nas, /mnt/oss"):
+        saved_under(of_service, f"{MOUNT}/outputs")
+    assert saved_under(caller, f"{MOUNT}/outputs").folder == "data/outputs"

@@ -2,6 +2,6 @@
 
 ::
 
-    HTTP → views  ┐                                  requests (input frame → sdapi call → sink frame)
+    HTTP → views  ┐                                  workers → requests (input frame → sdapi call → sink frame)
     WebSocket → websocket ┴→ wire → access → queues ─┘
 """

@@ -7,6 +7,7 @@ from django.conf import settings
 from accounts.authentication import Caller
 from common.errors import FieldError, InvalidRequestError
 from renderjobs.compat.eas.paths import folder_of
+from renderjobs.models import EasService
 from renderjobs.outputs import MAX_FOLDER, SavedUnder
 
 
@@ -26,5 +27,6 @@ def saved_under(caller: Caller, save_dir: str) -> SavedUnder | None:
 
 
 def mounts_of(caller: Caller) -> dict[str, str]:
-    """Mount path → folder, for calls with this token."""
-    return settings.EAS_MOUNTS
+    """Mount path → folder, for calls with this token: its service's, or the installation's."""
+    mounts = EasService.objects.filter(token=caller.token).values_list("mounts", flat=True).first()
+    return settings.EAS_MOUNTS if mounts is None else mounts

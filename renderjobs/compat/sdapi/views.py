@@ -35,6 +35,7 @@ from renderjobs.compat.sdapi import catalogue, controlnet, infotext_parser, wire
 from renderjobs.compat.sdapi.errors import HandlerError, four_keys, speaks_sdapi
 from renderjobs.compat.sdapi.infotext import INPAINTING, VERSION, extra_parameters_of
 from renderjobs.compat.sdapi.infotext_fields import with_infotext
+from renderjobs.compat.sdapi.inside import InsideRequest
 from renderjobs.compat.sdapi.links import pictures_behind, with_pictures
 from renderjobs.compat.sdapi.pictures import batch_extras, single_extras
 from renderjobs.compat.sdapi.profile import default_options, installed_options, options_of, options_set, with_profile
@@ -317,7 +318,10 @@ script_info = listing(
 def authenticated(request: HttpRequest) -> Caller:
     """Raises: HandlerError: No usable token (401), or one without the scope (403)."""
     header = request.headers.get("Authorization", "")
-    caller = caller_of(header) if header.strip() else None
+    if isinstance(request, InsideRequest):
+        caller: Caller | None = request.caller
+    else:
+        caller = caller_of(header) if header.strip() else None
     if caller is None:
         raise HandlerError(401, "Incorrect username or password" if header.strip() else "Not authenticated")
     caller.require(Scope.SDAPI)
@@ -412,18 +416,20 @@ def submit(
     saved: SavedUnder | None = None,
 ) -> Submitted:
     """Raises: HandlerError: A name is unknown, in A1111's words."""
+    inside = request if isinstance(request, InsideRequest) else None
     try:
         return job_submit(
             caller=caller,
             request=render,
-            source=Source.SDAPI,
+            source=inside.source if inside else Source.SDAPI,
             body=body,
             idempotency_key=name_given("Idempotency-Key", request.headers.get("Idempotency-Key"), MAX_KEY_LENGTH),
             task_id=task_id,
-            lane=Lane.INTERACTIVE,
+            lane=inside.lane if inside else Lane.INTERACTIVE,
             tags=tags,
             uploads=uploads,
             saved=saved,
+            pool=inside.pool if inside else None,
         )
     except UnknownNameError as error:
         raise unknown_name(error) from error

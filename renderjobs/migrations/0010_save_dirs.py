@@ -5,7 +5,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("renderjobs", "0008_approvals"),
+        ("renderjobs", "0009_eas_services_and_queues"),
     ]
 
     operations = [

@@ -1,0 +1,192 @@
+"""Watching a queue: one binary message per frame goes down, only pings come up. A plain ASGI application.
+
+A consumer is judged by what arrives from it, never by its answers to our pings: the published client answers those only while it
+waits for a frame. ``protocol.HeardProtocol`` says when something arrived; under another server only the TCP connection tells.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from asgiref.sync import sync_to_async
+from django.conf import settings
+from django.db import OperationalError, connections
+from django.http.request import validate_host
+
+from renderjobs.compat.eas import queues
+from renderjobs.compat.eas.access import service_called
+from renderjobs.compat.eas.errors import EasError
+from renderjobs.compat.eas.wakeups import QueueHub
+from renderjobs.compat.eas.wire import HEARD, NEWEST, Query, member_of
+from renderjobs.models import QueueKind
+
+logger = logging.getLogger(__name__)
+PATH = re.compile(r"/api/predict/(?P<service>[^/]+)(?P<rest>/.*)?")
+HEARTBEAT_SECONDS = 4.0
+SEND_SECONDS = 15.0
+"""A consumer that takes longer over one message is stuck."""
+CALLS_AT_ONCE = 8
+CLOSE_NORMALLY, CLOSE_GOING_AWAY, CLOSE_TRY_AGAIN = 1000, 1001, 1013
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+_gates: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
+
+
+async def application(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    """One watcher from its handshake to its end. A refused handshake is an ordinary HTTP answer."""
+    await receive()  # websocket.connect
+    try:
+        watch = await in_database(_admitted, scope)
+    except EasError as error:
+        await _refuse(send, scope, error)
+        return
+    seat = await in_database(queues.consumer_join, watch=watch)
+    try:
+        await send({"type": "websocket.accept"})
+        await _serve(seat, scope, receive, send)
+    finally:
+        # Also when the server stops in the middle: others of the group need not wait for the silence.
+        await asyncio.shield(in_database(queues.consumer_leave, seat=seat))
+
+
+async def in_database(act: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Run a synchronous part on a borrowed thread, whose connection is closed again."""
+    gate = _gates.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(CALLS_AT_ONCE))
+    async with gate:
+        return await sync_to_async(_and_closed, thread_sensitive=False)(act, *args, **kwargs)
+
+
+def _and_closed(act: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    try:
+        return act(*args, **kwargs)
+    finally:
+        connections.close_all()
+
+
+# --- the handshake ----------------------------------------------------------------------------------------------------
+
+
+class Headers(Mapping[str, str]):
+    """Of an ASGI scope, by their names in any case."""
+
+    def __init__(self, scope: Mapping[str, Any]):
+        self._values = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+
+    def __getitem__(self, name: str) -> str:
+        return self._values[name.lower()]
+
+    def __iter__(self) -> Any:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
+def _admitted(scope: Mapping[str, Any]) -> queues.Watch:
+    """Raises: EasError: The caller or what is asked for cannot be accepted."""
+    headers, found = Headers(scope), PATH.fullmatch(scope["path"])
+    if found is None:
+        raise EasError(404, "There is nothing to watch here.")
+    if not validate_host(_host(headers.get("Host", "")), settings.ALLOWED_HOSTS):
+        raise EasError(400, "The host name is not one of this server.")
+    origin = headers.get("Origin", "")
+    # Tokens, not cookies, authenticate this door; a page of somebody else's is refused all the same.
+    if origin and not validate_host(_host(origin.partition("://")[2]), settings.ALLOWED_HOSTS):
+        raise EasError(403, "The origin is not one of this server.")
+    service, _ = service_called(found["service"], headers.get("Authorization", ""))
+    kind = QueueKind.SINK if found["rest"] == "/sink" else QueueKind.INPUT
+    query = Query.of(scope["query_string"].decode("latin-1"))
+    if not query.flag("_watch_"):
+        raise EasError(400, "A WebSocket here watches a queue; _watch_=true is missing.")
+    group, uid = member_of(headers)
+    return queues.Watch(
+        queue_id=queues.queue_of(service, kind).pk,
+        group=group,
+        uid=uid or headers.get("Sec-WebSocket-Key", ""),
+        index=query.number("_index_", 0, first=NEWEST),
+        window=min(query.number("_window_", 1, first=1), queues.MAX_WINDOW),
+        auto_commit=query.flag("_auto_commit_"),
+        index_only=query.flag("_index_only_"),
+        tags=query.tags,
+    )
+
+
+def _host(name: str) -> str:
+    """Without its port."""
+    return re.sub(r":\d+$", "", name.partition("/")[0]).lower()
+
+
+async def _refuse(send: Send, scope: Mapping[str, Any], error: EasError) -> None:
+    if "websocket.http.response" not in scope.get("extensions", {}):
+        await send({"type": "websocket.close", "code": CLOSE_NORMALLY})
+        return
+    head = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(error.message.encode()))]
+    await send({"type": "websocket.http.response.start", "status": error.status, "headers": head})
+    await send({"type": "websocket.http.response.body", "body": error.message.encode()})
+
+
+# --- the frames -------------------------------------------------------------------------------------------------------
+
+
+async def _serve(seat: queues.Seat, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
+    """Until the client leaves, falls silent, or another connection takes its seat."""
+    tasks = {
+        asyncio.create_task(_until_left(receive)),
+        asyncio.create_task(_feed(seat, send)),
+        asyncio.create_task(_keep_seat(seat, scope)),
+    }
+    done, running = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+    code = CLOSE_NORMALLY
+    for task in done:
+        if (error := task.exception()) and not isinstance(error, (queues.SeatTaken, TimeoutError)):
+            logger.error("A watcher of queue %s was dropped", seat.watch.queue_id, exc_info=error)
+            code = CLOSE_TRY_AGAIN
+    with contextlib.suppress(Exception):  # the connection may be gone already
+        await send({"type": "websocket.close", "code": code})
+
+
+async def _until_left(receive: Receive) -> None:
+    """What a client says beside pings is passed over."""
+    while (await receive())["type"] != "websocket.disconnect":
+        pass
+
+
+async def _feed(seat: queues.Seat, send: Send) -> None:
+    hub, queue_id = QueueHub.of_this_loop(), seat.watch.queue_id
+    while True:
+        seen = hub.changes_of(queue_id)
+        frames = await _taken(seat)
+        for frame in frames:
+            message = {"type": "websocket.send", "bytes": frame.to_protobuf()}
+            await asyncio.wait_for(send(message), SEND_SECONDS)
+        if not frames:
+            await hub.wait(queue_id, since=seen)
+
+
+async def _taken(seat: queues.Seat) -> list[Any]:
+    """A database that is away for a moment costs the watcher a moment, not its connection."""
+    try:
+        return await in_database(queues.frames_take, seat=seat)
+    except OperationalError as error:
+        logger.warning("Queue %s could not be read; trying again: %s", seat.watch.queue_id, error)
+        return []
+
+
+async def _keep_seat(seat: queues.Seat, scope: Mapping[str, Any]) -> None:
+    """Say every few seconds that the consumer is there; return when it is not."""
+    silent_seconds = scope.get("extensions", {}).get(HEARD)
+    while True:
+        await asyncio.sleep(HEARTBEAT_SECONDS)
+        if silent_seconds is not None and silent_seconds() > queues.SILENT_SECONDS:
+            return
+        with contextlib.suppress(OperationalError):
+            if not await in_database(queues.consumer_seen, seat=seat):
+                return
