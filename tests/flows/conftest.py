@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import requests
 
+from operations.launcher import WEBSOCKETS
 from tests.services import redis_server, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,7 +69,7 @@ class RunningPlatform:
 
     def start_web(self) -> None:
         arguments = ["-m", "uvicorn", "config.asgi:application", "--port", str(self.port), "--log-level", "warning"]
-        self.start("web", [sys.executable, *arguments])
+        self.start("web", [sys.executable, *arguments, *WEBSOCKETS])
         wait_until(self.web_answers, seconds=30, what="The web process answering")
 
     def web_answers(self) -> bool:
