@@ -149,7 +149,7 @@ def test_pictures_and_control_maps_lie_where_the_answer_says(call, real_platform
     parameters = call("txt2img", **SMALL, prompt="a red circle", n_iter=2, alwayson_scripts=scripts).json()["parameters"]
     (files,) = (real_platform.data_dir / "media" / "pictures").glob("*/files/data")
     grid, *pictures = (Image.open(path.replace(mount, str(files))) for path in parameters["image_url"].split(","))
-    assert grid.size == (64, 128) and [picture.size for picture in pictures] == [(64, 64)] * 2
+    assert grid.size == (128, 64) and [picture.size for picture in pictures] == [(64, 64)] * 2
     assert "Seed: 4," in pictures[1].info["parameters"] and parameters["seed"] == "3,4"
     maps = [np.asarray(Image.open(path.replace(mount, str(files)))) for path in parameters["image_mask_url"].split(",")]
     assert len(maps) == 2 and all(drawn.any() for drawn in maps)
