@@ -149,8 +149,8 @@ async def _get(request: HttpRequest, query: Query, name: str, kind: str) -> Http
     }
     hub = QueueHub.of_this_loop()
     while True:
-        seen = hub.changes_of(queue.pk)
         left = deadline - time.monotonic()
+        seen = hub.changes_of(queue.pk) if left > 0 else 0
         enough = left <= 0 or await in_database(queues.frames_ready, queue=queue, **wanted)
         if enough:
             delete = query.flag("_auto_delete_", default=True)

@@ -79,11 +79,15 @@ class QueueHub:
                 woken.set()
 
     async def _listen(self) -> None:
-        while True:
+        task = asyncio.current_task()
+        # Connecting may swallow a cancellation; the loop that is being closed would wait for this task for ever.
+        while task is not None and not task.cancelling():
             try:
                 client = redis.asyncio.Redis.from_url(settings.REDIS_URL, socket_connect_timeout=2)
                 async with client, client.pubsub() as channel:
                     await channel.subscribe(CHANNEL)
+                    if task.cancelling():
+                        return
                     async for message in channel.listen():
                         if message["type"] == "message" and message["data"].isdigit():
                             self._wake(int(message["data"]))

@@ -13,7 +13,6 @@ from typing import Any
 
 from asgiref.sync import ThreadSensitiveContext, sync_to_async
 from django.db import DatabaseError, connections
-from django.http import HttpRequest
 from django.http.response import HttpResponseBase, StreamingHttpResponse
 
 from renderjobs.compat.eas import requests
@@ -66,7 +65,7 @@ class RequestWorkers:
 
     async def _do(self, taken: requests.Taken) -> None:
         """One request from hand to sink. Whatever goes wrong here, its time runs out and it is taken again."""
-        call = asyncio.create_task(answer_to(taken))
+        call = asyncio.create_task(_on_a_thread_of_its_own(taken))
         try:
             while not (await asyncio.wait({call}, timeout=KEEP_SECONDS))[0]:
                 if not await self._kept(taken):
@@ -113,6 +112,15 @@ def _and_closed(act: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         connections.close_all()
 
 
+async def _on_a_thread_of_its_own(taken: requests.Taken) -> requests.Answer:
+    """As Django's ASGI handler does it: the synchronous parts of one call share a thread, those of two calls do not."""
+    async with ThreadSensitiveContext():
+        try:
+            return await answer_to(taken)
+        finally:
+            await sync_to_async(connections.close_all)()
+
+
 # --- the call ---------------------------------------------------------------------------------------------------------
 
 
@@ -126,22 +134,12 @@ async def answer_to(taken: requests.Taken) -> requests.Answer:
     view = VIEWS.get(request.path)
     if view is None:
         return requests.refusal(taken, 404, f"There is no call {request.path[:80]!r}.")
-    # As Django's ASGI handler does it: the synchronous parts of one call share a thread, those of two calls do not.
-    async with ThreadSensitiveContext():
-        return await _called(taken, view, request)
-
-
-async def _called(taken: requests.Taken, view: Callable[[HttpRequest], Any], request: HttpRequest) -> requests.Answer:
     response: HttpResponseBase = await view(request)
-    try:
-        most = taken.service.max_payload_bytes
-        size = int(response.headers.get("Content-Length") or 0)
-        if size > most:
-            return requests.too_large(taken, size)
-        body = b"".join([part async for part in _parts(response)])
-        return requests.answer_made(taken, response.status_code, body)
-    finally:
-        await sync_to_async(connections.close_all)()
+    size = int(response.headers.get("Content-Length") or 0)
+    if size > taken.service.max_payload_bytes:
+        return requests.too_large(taken, size)
+    body = b"".join([part async for part in _parts(response)])
+    return requests.answer_made(taken, response.status_code, body)
 
 
 async def _parts(response: HttpResponseBase) -> AsyncIterator[bytes]:
