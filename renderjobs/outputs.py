@@ -45,6 +45,13 @@ def grid_key(job: RenderJob) -> str:
     return f"{_own_folder(job)}/grid.png"
 
 
+def script_key(job: RenderJob, *, call_id: uuid.UUID, number: int, sheet: bool, seed: int) -> str:
+    """Key of a picture that a script made of others: a sheet beside them, or the one that stands for them all."""
+    name = f"{job.created_at:%H%M%S}-{uuid.uuid5(call_id, str(number))}"
+    where = f"{_folder(job)}/{job.kind}-{'grids' if sheet else 'images'}/{job.created_at:%Y-%m-%d}"
+    return f"{where}/grid-{name}.png" if sheet else f"{where}/{name}-{seed}.png"
+
+
 def path_of(job: RenderJob, key: str) -> str:
     """The path a caller is told for a file of a job with a ``save_dir``."""
     return job.save_dir + key.removeprefix(_folder(job))

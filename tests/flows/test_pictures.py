@@ -146,7 +146,9 @@ def test_pictures_and_control_maps_lie_where_the_answer_says(call, real_platform
     unit = {"module": "canny", "model": "miniature-canny", "image_link": as_text(half_white()), "processor_res": 64}
     mount = "/code/stable-diffusion-webui/data"
     scripts = {"save_dir": f"{mount}/outputs", "controlnet": {"args": [unit]}}
-    parameters = call("txt2img", **SMALL, prompt="a red circle", n_iter=2, alwayson_scripts=scripts).json()["parameters"]
+    parameters = call("txt2img", **SMALL, prompt="a red circle", n_iter=2, alwayson_scripts=scripts).json()[
+        "parameters"
+    ]
     (files,) = (real_platform.data_dir / "media" / "pictures").glob("*/files/data")
     grid, *pictures = (Image.open(path.replace(mount, str(files))) for path in parameters["image_url"].split(","))
     assert grid.size == (128, 64) and [picture.size for picture in pictures] == [(64, 64)] * 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 from datetime import UTC, datetime
@@ -12,6 +14,7 @@ import pytest
 from asgiref.sync import sync_to_async
 from django.core.files.storage import default_storage
 from django.test import Client
+from PIL import Image
 
 from accounts.authentication import Caller
 from common.errors import InvalidRequestError
@@ -23,7 +26,7 @@ from renderjobs.compat.pai.answers import saved_answer
 from renderjobs.compat.pai.saving import saved_under
 from renderjobs.compat.sdapi import views
 from renderjobs.delivery import image_deliver, image_fail
-from renderjobs.models import RenderJob
+from renderjobs.models import RenderJob, ScriptCall
 from renderjobs.outputs import MAX_FOLDER
 from renderjobs.submission import job_cancel
 from tests.factories import a_caller, a_checkpoint, a_platform
@@ -74,6 +77,12 @@ def deliver(job: RenderJob, *attachments: Attachment) -> None:
 @pytest.fixture
 def worker(ended):
     ended(deliver)
+
+
+def a_picture() -> str:
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
 
 
 def txt2img(door: Client, scripts: dict[str, Any], **body: Any) -> Answer:
@@ -329,3 +338,40 @@ def test_a_services_token_has_the_services_mount_paths(caller):
     with pytest.raises(InvalidRequestError, match="/mnt/nas, /mnt/oss"):
         saved_under(of_service, f"{MOUNT}/outputs")
     assert saved_under(caller, f"{MOUNT}/outputs").folder == "data/outputs"
+
+
+def test_a_script_keeps_its_sheet_beside_its_pictures(door, worker, caller):
+    plot = {
+        "script_name": "X/Y/Z plot",
+        "script_args": [4, "1,2", [], 0, "", [], 0, "", [], False, True, False, False, 0],
+    }
+    scripts = {"save_dir": f"{MOUNT}/outputs", "id_task": "9"}
+    answers = [txt2img(door, scripts, seed=7, force_task_id="t", **plot).json() for _ in range(2)]
+    parameters = answers[0]["parameters"]
+    grid, *pictures = parameters["image_url"].split(",")
+    assert re.fullmatch(rf"{MOUNT}/outputs/txt2img-grids/{DATE}/grid-\d{{6}}-{UUID}\.png", grid)
+    assert parameters["seed"] == ",".join(["7"] * len(pictures)) and parameters["id_task"] == "9"
+    assert all(default_storage.exists(key_of(path, caller.team.pk)) for path in (grid, *pictures))
+    assert answers[0] == answers[1] and ScriptCall.objects.get().saved_keys == [key_of(grid, caller.team.pk)]
+    assert {job.tags["id_task"] for job in RenderJob.objects.all()} == {"9"}
+
+
+def test_a_script_that_answers_one_picture_of_its_own_keeps_it_as_a_picture(door, worker, caller):
+    arguments = ["Outpainting", 64, 8, ["left"], 1, 0.05]
+    outpainting = {"script_name": "Outpainting mk2", "script_args": arguments, "init_images": [], "batch_size": 1}
+    scripts = {"save_dir": f"{MOUNT}/outputs", "image_link": a_picture()}
+    body = {**SMALL, "seed": 111, **outpainting, "alwayson_scripts": scripts}
+    answer = post_to(door, "sdapi/v1/img2img", body).json()
+    assert "parameters" in answer, answer
+    path = answer["parameters"]["image_url"].split(",")[0]
+    assert re.fullmatch(rf"{MOUNT}/outputs/img2img-images/{DATE}/\d{{6}}-{UUID}-111\.png", path)
+    assert answer["parameters"]["seed"] == "111" and default_storage.exists(key_of(path, caller.team.pk))
+
+
+def test_a_script_with_a_save_dir_that_leads_out_begins_nothing(door):
+    plot = {
+        "script_name": "X/Y/Z plot",
+        "script_args": [4, "1,2", [], 0, "", [], 0, "", [], False, True, False, False, 0],
+    }
+    answer = txt2img(door, {"save_dir": "../x"}, **plot)
+    assert answer.status_code == 422 and not RenderJob.objects.exists() and not ScriptCall.objects.exists()

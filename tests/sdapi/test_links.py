@@ -59,6 +59,10 @@ CALLS = {
     "img2img": ("sdapi/v1/img2img", {**SMALL, "init_images": ["{link}"]}),
     "a mask": ("sdapi/v1/img2img", {**SMALL, "init_images": ["{link}"], "mask": "{link}"}),
     "image_link": ("sdapi/v1/img2img", {**SMALL, "init_images": [], "alwayson_scripts": {"image_link": "{link}"}}),
+    "image_link as a script": (
+        "sdapi/v1/img2img",
+        {**SMALL, "restore_faces": True, "alwayson_scripts": {"Image_Link": {"args": ["{link}"]}}},
+    ),
     "a control unit": (
         "sdapi/v1/txt2img",
         {**SMALL, "alwayson_scripts": {"controlnet": {"args": [{"module": "canny", "image": "{link}"}]}}},

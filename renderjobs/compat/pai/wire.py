@@ -43,6 +43,17 @@ def additions_of(scripts: Mapping[str, Any]) -> Additions:
     )
 
 
+def with_linked_picture(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The body of an img2img call with the picture of ``image_link`` where A1111 has it.
+
+    Raises:
+        WireError: It is no text.
+    """
+    scripts = body.get("alwayson_scripts")
+    picture = additions_of(scripts).image_link if isinstance(scripts, Mapping) else ""
+    return {**body, "init_images": [picture]} if picture else dict(body)
+
+
 def _text(name: str, value: Any) -> str:
     if isinstance(value, Mapping):
         arguments = value.get("args")

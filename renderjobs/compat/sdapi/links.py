@@ -15,12 +15,13 @@ from functools import cache
 from typing import Any
 
 from common.fetching import FetchError, FetchForbiddenError, FetchPolicy, fetch, policy_installed
+from renderjobs.compat.pai.wire import IMAGE_LINK
 from renderjobs.compat.sdapi.errors import HandlerError
 
 FIELDS = ("init_images", "mask", "image", "imageList", "controlnet_input_images", "controlnet_masks")
 UNIT_FIELDS = ("image", "input_image", "mask", "mask_image", "effective_region_mask", "image_link")
-PARTS = ("image", "mask", "data")
-"""Of a picture that is an object."""
+PARTS = ("image", "mask", "data", "args")
+"""Of a picture that is an object, the last as scripts have their values."""
 MAX_LINKS = 16
 FETCHES_AT_ONCE = 8
 Pictures = Mapping[str, str]
@@ -50,7 +51,9 @@ def links_in(values: Mapping[str, Any]) -> Iterator[str]:
     for unit in _units(scripts):
         for name in UNIT_FIELDS:
             yield from _links(unit.get(name))
-    yield from _links(scripts.get("image_link") if isinstance(scripts, Mapping) else None)
+    for name, script in scripts.items() if isinstance(scripts, Mapping) else ():
+        if str(name).lower() == IMAGE_LINK:
+            yield from _links(script)
 
 
 def with_pictures(values: Mapping[str, Any], pictures: Pictures) -> dict[str, Any]:
@@ -64,7 +67,7 @@ def with_pictures(values: Mapping[str, Any], pictures: Pictures) -> dict[str, An
             name: _units_replaced(script, pictures)
             if str(name).lower() == "controlnet"
             else _replaced(script, pictures)
-            if name == "image_link"
+            if str(name).lower() == IMAGE_LINK
             else script
             for name, script in scripts.items()
         }

@@ -123,8 +123,7 @@ def to_request(values: Mapping[str, Any], *, options: Mapping[str, Any], kind: s
     if kind == JobKind.TXT2IMG:
         add_hires(made, values)
     else:
-        linked = [additions.image_link] if additions.image_link else values["init_images"]
-        add_pictures(made, {**values, "init_images": linked})
+        add_pictures(made, values)
     units = arguments_of(scripts_of(values).get(CONTROLNET))
     made.canonical["control"] = units_of(units, made.picture, save_maps=not overrides.get(NO_MAPS), most=DEFAULT_UNITS)
     made.names |= names_of(places_of(units, most=DEFAULT_UNITS), f"alwayson_scripts.{CONTROLNET}.args")

@@ -28,9 +28,9 @@ from gpuworker.contract import Recipe
 from gpuworker.contract.extras import extras_html
 from gpuworker.contract.outcome import CONTROL_MAP
 from renderjobs.choices import IMAGE_HELD, JOB_OPEN, ImageState, JobKind, JobState, Lane
-from renderjobs.compat.pai.answers import saved_answer, status_of
+from renderjobs.compat.pai.answers import saved_answer, script_saved_answer, status_of
 from renderjobs.compat.pai.saving import saved_under
-from renderjobs.compat.pai.wire import additions_of
+from renderjobs.compat.pai.wire import additions_of, with_linked_picture
 from renderjobs.compat.sdapi import catalogue, controlnet, infotext_parser, wire
 from renderjobs.compat.sdapi.errors import HandlerError, four_keys, speaks_sdapi
 from renderjobs.compat.sdapi.infotext import INPAINTING, VERSION, extra_parameters_of
@@ -47,7 +47,7 @@ from renderjobs.compat.sdapi.script_calls import (
     script_begin,
     script_interrupt,
 )
-from renderjobs.compat.sdapi.scripts.base import Shown
+from renderjobs.compat.sdapi.scripts.base import Answer, Shown
 from renderjobs.compat.sdapi.scripts.info import script_info as scripts_described
 from renderjobs.compat.sdapi.scripts.info import scripts_listed
 from renderjobs.compat.sdapi.translate import grid_wanted, ignored_fields, to_request
@@ -78,9 +78,11 @@ def generation(kind: str, fields: Mapping[str, wire.Field]) -> Any:
         values = wire.parsed(body, {**fields, **wire.OURS})
         echo = {name: values[name] for name in fields}
         pictures = await pictures_behind(values)
-        values = with_pictures(values, pictures)
+        values, body_of_script = with_pictures(values, pictures), with_pictures(body, pictures)
+        if kind == JobKind.IMG2IMG:
+            values, body_of_script = with_linked_picture(values), with_linked_picture(body_of_script)
         if values["script_name"]:
-            return await scripted(request, caller, with_pictures(body, pictures), values, kind, echo)
+            return await scripted(request, caller, body_of_script, values, kind, echo)
         submitted = await sync_to_async(generation_submit)(request, caller, body, values, kind)
         await job_wait(submitted.job.pk)
         response = await sync_to_async(answer)(submitted.job.pk, caller, values, echo)
@@ -372,6 +374,8 @@ def script_answer(call: ScriptCall, made: Progressed, values: dict[str, Any], ec
         return four_keys(500, "RuntimeError", errors=failed.error_message or "The job failed.")
     answer = made.answer
     assert answer is not None
+    if jobs and jobs[0].save_dir:
+        return JsonResponse(script_saved_answer(call, jobs, shown_by(answer, images), answer.described or 0))
     files: list[Stored] = []
     for shown in answer.shown:
         if not isinstance(shown, Shown):
@@ -395,6 +399,17 @@ def script_answer(call: ScriptCall, made: Progressed, values: dict[str, Any], ec
     if jobs:
         response["X-Job-Id"] = str(jobs[number].pk)
     return response
+
+
+def shown_by(answer: Answer, images: Sequence[Sequence[RenderImage]]) -> list[RenderImage | bytes]:
+    """What a script shows, one by one, without the masks and maps that came along."""
+    shown: list[RenderImage | bytes] = []
+    for one in answer.shown:
+        if not isinstance(one, Shown):
+            shown.append(png(one))
+        else:
+            shown += images[one.cell] if one.number is None else [images[one.cell][one.number]]
+    return shown
 
 
 def pictures_submit(
