@@ -9,10 +9,12 @@ from django.core.files.storage import default_storage
 
 from gpuworker.contract import DetectRecipe, ExtrasRecipe, Picture, Recipe, Rendered
 from gpuworker.contract.extras import extras_text
+from gpuworker.contract.outcome import CONTROL_MAP
 from gpuworker.encoding import Encoded, encoded
 from renderjobs.claims import ClaimedImage
 from renderjobs.compat.sdapi.infotext import infotext_of
 from renderjobs.delivery import StoredAttachment, StoredPicture
+from renderjobs.outputs import image_stem, map_stem
 
 COST = "cost"
 """Keyword of the text about money; PNG only, the other formats hold one text."""
@@ -32,9 +34,9 @@ def picture_store(image: ClaimedImage, rendered: Rendered) -> StoredPicture:
         infotext=next(iter(texts.values()), ""),
         attachments=tuple(
             _attachment_store(
-                f"{stem}-{position}", attachment.role, _encoded(image, attachment.picture, {}), attachment.picture
+                attachment_stem, attachment.role, _encoded(image, attachment.picture, {}), attachment.picture
             )
-            for position, attachment in enumerate(rendered.attachments)
+            for attachment_stem, attachment in zip(attachment_stems(image, rendered), rendered.attachments, strict=True)
         ),
         warnings=rendered.warnings,
     )
@@ -64,9 +66,20 @@ def cost_of(image: ClaimedImage, gpu_us: int) -> dict[str, str]:
 
 
 def key_stem(image: ClaimedImage) -> str:
-    """Made from ids alone; nothing a caller wrote is in it."""
-    job = image.job
-    return f"{job.team_id}/{job.created_at:%Y/%m/%d}/{job.pk}/{image.index:05d}-{image.attempt_id}"
+    seed = image.recipe.seed if isinstance(image.recipe, Recipe) else 0
+    return image_stem(image.job, index=image.index, attempt_id=image.attempt_id, seed=seed)
+
+
+def attachment_stems(image: ClaimedImage, rendered: Rendered) -> list[str]:
+    """Beside the picture; of a job with a folder of its own, control maps lie in one of theirs and are counted there."""
+    stem, stems, maps = key_stem(image), [], 0
+    for position, attachment in enumerate(rendered.attachments):
+        if image.job.save_folder and attachment.role == CONTROL_MAP:
+            stems.append(map_stem(image.job, number=maps, attempt_id=image.attempt_id))
+            maps += 1
+        else:
+            stems.append(f"{stem}-{position}")
+    return stems
 
 
 def _encoded(image: ClaimedImage, picture: Picture, texts: dict[str, str]) -> Encoded:

@@ -13,6 +13,7 @@ from PIL import Image, PngImagePlugin
 
 from renderjobs.choices import ImageState
 from renderjobs.models import RenderJob
+from renderjobs.outputs import grid_key
 
 
 def grid_rows(count: int) -> int:
@@ -54,8 +55,7 @@ def grid_ensure(job: RenderJob) -> str:
     text.add_text("parameters", images[0].infotext)
     data = io.BytesIO()
     sheet.save(data, "PNG", pnginfo=text, compress_level=1)
-    key = f"{job.team_id}/{job.created_at:%Y/%m/%d}/{job.pk}/grid.png"
-    saved = default_storage.save(key, ContentFile(data.getvalue()))
+    saved = default_storage.save(grid_key(job), ContentFile(data.getvalue()))
     if not RenderJob.objects.filter(pk=job.pk, grid_key="").update(grid_key=saved):
         winner = RenderJob.objects.values_list("grid_key", flat=True).get(pk=job.pk)
         if winner != saved:

@@ -1,4 +1,4 @@
-"""Pictures that callers send as text: decoded, looked at, and stored once per team. Nothing is fetched from anywhere.
+"""Pictures that callers send as text: decoded, looked at, and stored once per team. Nothing is fetched from here.
 
 Source of the text forms: ``decode_base64_to_image`` of ``modules/api/api.py``, A1111 1.10.1.
 """

@@ -44,6 +44,7 @@ from renderjobs.models import (
     TemplateVersion,
 )
 from renderjobs.models.jobs import WAITED_FOR
+from renderjobs.outputs import SavedUnder
 from renderjobs.pinning import Pinned, pinned
 from renderjobs.request import RenderRequest
 from renderjobs.rollup import job_settle
@@ -100,6 +101,7 @@ def job_submit(
     script: tuple[ScriptCall, int] | None = None,
     uploads: Sequence[Upload] = (),
     ceiling: Decimal | None = None,
+    saved: SavedUnder | None = None,
     pool: Pool | None = None,
 ) -> Submitted:
     """Accept a job: the job, its images and the idempotency record in one transaction, the wake-up after it.
@@ -110,6 +112,7 @@ def job_submit(
         script: The call the job is a part of, and its number there.
         uploads: The pictures the request names; those that are stored already cost nothing.
         ceiling: The most that may have to be held for it; None for any amount.
+        saved: The folder its pictures go to; None: one of the job's own.
         pool: Where it goes while that pool is enabled.
     Raises:
         InvalidRequestError: Checkpoint, project or tags cannot be used; nothing is stored.
@@ -131,6 +134,8 @@ def job_submit(
     job.priority, job.task_id = priority, task_id
     job.template_version, job.schedule, job.scheduled_for = template_version, schedule, scheduled_for
     job.script_call, job.script_cell = script or (None, None)
+    if saved:
+        job.save_dir, job.save_folder = saved.path, saved.folder
     pattern = RenderImage(job=job, pool_id=job.pool_id, lane=job.lane, priority=job.priority)
     seeds = seeds_of(request, random.SystemRandom())
     input_store(team=caller.team, uploads=uploads)

@@ -6,7 +6,8 @@ import os
 import time
 from collections.abc import Callable, Iterator
 
-from gpuworker.contract import Failed, ImageOutcome, Picture, Rendered, RenderSpec, Stopped
+from gpuworker.contract import Attachment, Failed, ImageOutcome, Picture, Recipe, Rendered, RenderSpec, Stopped
+from gpuworker.contract.outcome import CONTROL_MAP
 from gpuworker.renderer import PreviewCallback, StepCallback
 
 POISON_SEED = 666
@@ -50,4 +51,6 @@ class PatternRenderer:
                 continue
             pixel = bytes([recipe.seed % 251, recipe.seed % 13 * 19, position % 7])
             picture = Picture(recipe.width, recipe.height, pixel * (recipe.width * recipe.height))
-            yield Rendered(position, picture, gpu_us=share_us)
+            units = recipe.control if isinstance(recipe, Recipe) else ()
+            maps = tuple(Attachment(CONTROL_MAP, picture) for unit in units if unit.save_detected_map)
+            yield Rendered(position, picture, gpu_us=share_us, attachments=maps)

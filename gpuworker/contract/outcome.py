@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+CONTROL_MAP = "control_map"
+"""Role of the picture a control network was shown."""
+
 
 @dataclass(frozen=True, slots=True)
 class Picture:
@@ -22,7 +25,7 @@ class Attachment:
     """A picture that comes along with a rendered one."""
 
     role: str
-    """``mask`` or ``mask_composite``."""
+    """``mask``, ``mask_composite`` or ``CONTROL_MAP``."""
     picture: Picture
 
 

@@ -6,6 +6,7 @@ No other module reads ``os.environ`` for configuration.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import secrets
 from pathlib import Path
@@ -60,6 +61,29 @@ def integer(name: str, default: int, *, minimum: int, maximum: int) -> int:
 def words(name: str, default: str = "") -> list[str]:
     """A comma-separated list; empty items are dropped."""
     return [word.strip() for word in os.environ.get(name, default).split(",") if word.strip()]
+
+
+def integers(name: str, default: str, *, minimum: int, maximum: int) -> list[int]:
+    found = words(name, default)
+    if wrong := [word for word in found if not word.isdecimal() or not minimum <= int(word) <= maximum]:
+        raise ImproperlyConfigured(f"{name} holds {wrong[0]!r}; accepted are whole numbers of {minimum} to {maximum}.")
+    return [int(word) for word in found]
+
+
+def pairs(name: str, default: str) -> dict[str, str]:
+    """A comma-separated list of ``key=value``."""
+    found = [word.partition("=") for word in words(name, default)]
+    if wrong := ["".join(pair) for pair in found if not (pair[0] and pair[2])]:
+        raise ImproperlyConfigured(f"{name} holds {wrong[0]!r}; accepted are pairs of key=value.")
+    return {key: value for key, _, value in found}
+
+
+def networks(name: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+    """A comma-separated list of networks, empty unless set."""
+    try:
+        return [ipaddress.ip_network(word) for word in words(name)]
+    except ValueError as error:
+        raise ImproperlyConfigured(f"{name} is no list of networks such as 10.1.0.0/16: {error}.") from error
 
 
 def url(name: str, default: str, *, schemes: tuple[str, ...]) -> SplitResult:

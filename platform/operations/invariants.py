@@ -447,6 +447,9 @@ def i19_no_old_object_lies_without_a_row() -> Iterator[str]:
     known |= set(ImageAttachment.objects.values_list("file_key", flat=True))
     known |= set(InputFile.objects.values_list("file_key", flat=True))
     known |= set(ScriptCall.objects.values_list("body_key", flat=True))
+    known |= {
+        key for keys in ScriptCall.objects.exclude(saved_keys=[]).values_list("saved_keys", flat=True) for key in keys
+    }
     known |= set(RenderJob.objects.exclude(grid_key="").values_list("grid_key", flat=True))
     for key in walk(""):
         if key not in known and timezone.now() - default_storage.get_modified_time(key) > ORPHAN_AGE:

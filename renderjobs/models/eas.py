@@ -5,6 +5,7 @@ A frame's index grows with its queue and is never given twice; ``EasQueue.last_i
 
 from __future__ import annotations
 
+from django.conf import settings
 from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
 from django.db import models
 from django.db.models import Q
@@ -12,8 +13,6 @@ from django.db.models import Q
 from accounts.models import ApiToken, Team, User
 from fleet.models import Pool
 from renderjobs.models.jobs import RenderJob
-
-DEFAULT_MOUNT = "/code/stable-diffusion-webui/data"
 
 
 class EasEdition(models.TextChoices):
@@ -29,7 +28,7 @@ class QueueKind(models.TextChoices):
 
 
 def default_mounts() -> dict[str, str]:
-    return {DEFAULT_MOUNT: "data"}
+    return dict(settings.EAS_MOUNTS)
 
 
 class EasServiceQuerySet(models.QuerySet["EasService"]):

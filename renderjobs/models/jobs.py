@@ -73,6 +73,12 @@ class RenderJob(models.Model):
     grid_key = models.CharField(
         max_length=300, blank=True, help_text="Storage key of the contact sheet, once it was made."
     )
+    save_dir = models.CharField(
+        max_length=300, blank=True, help_text="The path its caller asked for, as it is answered."
+    )
+    save_folder = models.CharField(
+        max_length=150, blank=True, help_text="The folder behind that path, within the team's files."
+    )
     schedule = models.ForeignKey(
         "renderjobs.BatchSchedule", null=True, blank=True, on_delete=models.SET_NULL, related_name="runs"
     )

@@ -31,6 +31,9 @@ class ScriptCall(models.Model):
     idempotency_key = models.CharField(max_length=255, blank=True)
     interrupted = models.BooleanField(default=False, help_text="No further step is begun.")
     error = models.TextField(blank=True, help_text="Why a step could not be begun.")
+    saved_keys = models.JSONField(
+        default=list, blank=True, help_text="Pictures of its own that were put into a folder of the caller's."
+    )
     created_at = models.DateTimeField(db_index=True)
     ended_at = models.DateTimeField(null=True)
 

@@ -140,3 +140,19 @@ def test_the_job_api_takes_control_units_and_shows_their_maps(real_platform, cli
     assert (job["state"], attachment["role"]) == ("succeeded", "control_map")
     assert Image.open(io.BytesIO(data)).size == (attachment["width"], attachment["height"]) == (64, 64)
     real_platform.assert_invariants()
+
+
+def test_pictures_and_control_maps_lie_where_the_answer_says(call, real_platform):
+    unit = {"module": "canny", "model": "miniature-canny", "image_link": as_text(half_white()), "processor_res": 64}
+    mount = "/code/stable-diffusion-webui/data"
+    scripts = {"save_dir": f"{mount}/outputs", "controlnet": {"args": [unit]}}
+    parameters = call("txt2img", **SMALL, prompt="a red circle", n_iter=2, alwayson_scripts=scripts).json()[
+        "parameters"
+    ]
+    (files,) = (real_platform.data_dir / "media" / "pictures").glob("*/files/data")
+    grid, *pictures = (Image.open(path.replace(mount, str(files))) for path in parameters["image_url"].split(","))
+    assert grid.size == (128, 64) and [picture.size for picture in pictures] == [(64, 64)] * 2
+    assert "Seed: 4," in pictures[1].info["parameters"] and parameters["seed"] == "3,4"
+    maps = [np.asarray(Image.open(path.replace(mount, str(files)))) for path in parameters["image_mask_url"].split(",")]
+    assert len(maps) == 2 and all(drawn.any() for drawn in maps)
+    real_platform.assert_invariants()

@@ -46,3 +46,8 @@ RENDERER = "gpuworker.engine.DiffusersRenderer"
 ASSUMED_SECONDS_PER_IMAGE = env.integer("ASSUMED_SECONDS_PER_IMAGE", 30, minimum=1, maximum=86_400)
 ASSUMED_SECONDS_PER_MEGAPIXEL_STEP = env.integer("ASSUMED_SECONDS_PER_MEGAPIXEL_STEP", 10, minimum=1, maximum=3600)
 """What is held for an image of a kind that was never rendered here, the larger of the two; what is not used comes back."""
+
+EAS_MOUNTS = env.pairs(
+    "EAS_MOUNTS", "/code/stable-diffusion-webui/data=data,/code/stable-diffusion-webui/data-oss=data"
+)
+"""Mount path=folder within a team's files, for calls with ``save_dir``. The default has both paths of PAI-EAS's documents."""

@@ -15,8 +15,8 @@ from common.errors import FieldError, InvalidRequestError
 HOME = "/code/stable-diffusion-webui"
 """Where the original's relative paths begin."""
 MAX_PATH, MAX_PART = 240, 100
-PART = re.compile(r"[A-Za-z0-9_][\w. +@=,-]*", re.ASCII)
-"""One folder's name: plain letters, so that no two names look alike and none is hidden, a drive or a device."""
+PART = re.compile(r"[A-Za-z0-9_][\w. +@=-]*", re.ASCII)
+"""One folder's name: plain letters, so that no two names look alike and none is hidden, a drive or a device. Commas join paths."""
 
 
 def folder_of(save_dir: str, mounts: Mapping[str, str]) -> tuple[str, str]:

@@ -209,7 +209,10 @@ def too_large(taken: Taken, size: int) -> Answer:
 
 
 def _reason(said: Mapping[str, Any]) -> str:
-    """A1111's errors say it under one of these keys."""
+    """A1111's errors say it under one of these keys, an answer of paths among its parameters."""
+    parameters = said.get("parameters")
+    if isinstance(parameters, dict) and parameters.get("error_msg"):
+        return str(parameters["error_msg"])
     for key in ("errors", "detail", "error"):
         if value := said.get(key):
             return value if isinstance(value, str) else json.dumps(value)

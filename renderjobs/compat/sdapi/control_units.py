@@ -37,8 +37,14 @@ RESIZE_ALIASES = {
     "Inner Fit (Scale to Fit)": CROP_AND_RESIZE, "Outer Fit (Shrink to Fit)": RESIZE_AND_FILL,
     "Scale to Fit (Inner Fit)": CROP_AND_RESIZE, "Envelope (Outer Fit)": RESIZE_AND_FILL,
 }  # fmt: skip
-ALIASES = {"guidance": "guidance_end", "lowvram": "low_vram", "input_image": "image", "mask_image": "mask"}
-"""What the field was called before → its name."""
+ALIASES = {
+    "guidance": "guidance_end",
+    "lowvram": "low_vram",
+    "input_image": "image",
+    "mask_image": "mask",
+    "image_link": "image",
+}
+"""What the field was called before, or is called by hosted webuis → its name."""
 PICTURE_FIELDS = {"picture": "image"}
 """Fields of a unit that clients call otherwise."""
 Picture = Callable[[str], Any]
@@ -159,7 +165,7 @@ def _numbers(unit: Mapping[str, Any], module: ControlModule) -> tuple[float, flo
 def _with_names(sent: Mapping[str, Any]) -> dict[str, Any]:
     unit = dict(sent)
     for old, name in ALIASES.items():
-        if unit.get(old) is None:
+        if unit.get(old) is None or (old == "image_link" and not unit[old]):
             continue
         if unit.get(name) is not None:
             raise HandlerError(500, f"Conflict of field '{old}' and '{name}'", error="AssertionError")

@@ -27,13 +27,14 @@ class WireError(Exception):
 
 
 class HandlerError(Exception):
-    """What A1111's handlers raise: a status and a text."""
+    """What A1111's handlers raise: a status and a text. ``reason`` is ours, where A1111's words leave it open."""
 
-    def __init__(self, status: int, detail: str, *, error: str = "HTTPException"):
+    def __init__(self, status: int, detail: str, *, error: str = "HTTPException", reason: str = ""):
         super().__init__(detail)
         self.status = status
         self.detail = detail
         self.error = error
+        self.reason = reason
 
 
 def field_detail(field: str, message: str, kind: str, place: str = "body") -> dict[str, Any]:
@@ -54,7 +55,7 @@ def answer_of(error: Exception) -> HttpResponse:
             details = [field_detail(item.field, item.message, "value_error") for item in error.errors]
             return JsonResponse({"detail": details}, status=422)
         case HandlerError(error="HTTPException"):
-            return four_keys(error.status, "HTTPException", detail=error.detail)
+            return four_keys(error.status, "HTTPException", detail=error.detail, errors=error.reason)
         case HandlerError():
             return four_keys(error.status, error.error, errors=error.detail)
         case PlatformError():

@@ -6,14 +6,12 @@ from datetime import datetime
 from typing import Any
 
 from gpuworker.contract import Recipe
+from gpuworker.contract.outcome import CONTROL_MAP
 from renderjobs.choices import ImageState
 from renderjobs.compat.sdapi.infotext import INPAINTING, VERSION, extra_parameters_of
 from renderjobs.expansion import recipe_from
 from renderjobs.models import RenderImage, RenderJob
 from renderjobs.request import RenderRequest
-
-CONTROL_MAP = "control_map"
-"""Role of an attachment."""
 
 
 def delivered_images(job: RenderJob) -> list[RenderImage]:

@@ -32,6 +32,8 @@ from assets.wildcards import lines_for
 from common.errors import ConflictError, PlatformError
 from gpuworker.contract import Recipe
 from renderjobs.choices import JOB_OPEN, ImageState, JobKind, Lane
+from renderjobs.compat.pai.saving import saved_under
+from renderjobs.compat.pai.wire import additions_of
 from renderjobs.compat.sdapi import catalogue, wire
 from renderjobs.compat.sdapi.dynamic_prompts import prompts_resolve
 from renderjobs.compat.sdapi.errors import HandlerError, WireError
@@ -277,6 +279,8 @@ def _submit_step(
     """One job per cell. Every cell is translated before the first is stored."""
     first = sum(len(cells) for cells in done)
     made = [_translated(caller, call.tab, values, cell) for cell in step]
+    additions = additions_of(values["alwayson_scripts"])
+    saved = saved_under(caller, additions.save_dir)
     if plan.shares_notes:
         _share_notes(caller, made)
     jobs = [
@@ -287,6 +291,8 @@ def _submit_step(
             source=Source.SDAPI,
             lane=Lane.INTERACTIVE,
             script=(call, first + offset),
+            tags=additions.tags,
+            saved=saved,
         ).job
         for offset, translation in enumerate(made)
     ]

@@ -11,6 +11,8 @@ from gpuworker.contract import SETTINGS
 from gpuworker.contract.extras import CODEFORMER, FACES_MISSING
 from gpuworker.contract.samplers import resolve_sampler
 from renderjobs.choices import JobKind
+from renderjobs.compat.pai.wire import IMAGE_LINK, additions_of
+from renderjobs.compat.pai.wire import NAMES as ADDITIONS
 from renderjobs.compat.sdapi.control_units import DEFAULT_UNITS, NO_MAPS, names_of, places_of, units_of
 from renderjobs.compat.sdapi.control_units import OPTIONS as CONTROLNET_OPTIONS
 from renderjobs.compat.sdapi.errors import HandlerError, WireError, field_detail
@@ -46,10 +48,6 @@ NETWORK_OPTIONS = {"sd_hypernetwork": "hypernet", "sd_lora": "lora"}
 """Options that put a network tag behind every prompt → the tag's type."""
 COMMENT_LINE = re.compile(r"(^|\n)#[^\n]*(\n|$)")
 COMMENT_TAIL = re.compile(r"#[^\n]*(\n|$)")
-HOSTED_OPTIONS = ("sd_model_checkpoint", "sd_vae")
-"""Options that hosted webuis take as entries of ``alwayson_scripts``: a text, or ``{"args": [text]}``."""
-HOSTED_IGNORED = ("save_dir", "id_task", "uid")
-"""Entries of ``alwayson_scripts`` by which hosted webuis name folders and tasks of their own."""
 INERT_SCRIPTS = ("refiner", "sampler", "seed", "extra options", "hypertile", "comments")
 """Always-on scripts of A1111 whose arguments do nothing in a call: request fields say the same."""
 DYNAMIC_PROMPTS = re.compile(r"dynamic prompts(?: v[\d.]+)?")
@@ -104,7 +102,8 @@ def to_request(values: Mapping[str, Any], *, options: Mapping[str, Any], kind: s
     settings: dict[str, Any] = {}
     overrides = values["override_settings"] or {}
     apply_options(overrides, options, made, settings, values)
-    apply_options(hosted_options(values["alwayson_scripts"]), options, made, settings, values, "alwayson_scripts")
+    additions = additions_of(values["alwayson_scripts"])
+    apply_options(additions.options, options, made, settings, values, "alwayson_scripts")
     if values["s_min_uncond"] is not None:
         settings["s_min_uncond"] = values["s_min_uncond"]
     made.canonical["settings"] = settings
@@ -287,42 +286,33 @@ def as_type_of(value: Any, default: Any) -> Any:
 
 
 def refuse_unsupported(values: Mapping[str, Any]) -> None:
-    known = (*HOSTED_OPTIONS, *HOSTED_IGNORED, *INERT_SCRIPTS, CONTROLNET, SOFT_INPAINTING)
+    additions = additions_of(values["alwayson_scripts"])
+    known = (*ADDITIONS, *INERT_SCRIPTS, CONTROLNET, SOFT_INPAINTING)
     for name in scripts_of(values):
         if name == "":
             raise HandlerError(422, "always on script  not found")
         if name not in known and not DYNAMIC_PROMPTS.fullmatch(name):
             raise HandlerError(422, f"Script '{name}' not found")
-    options = values["override_settings"] or {}
-    faces = options.get("face_restoration") if values["restore_faces"] is None else values["restore_faces"]
-    if faces:
-        # Passing it over would give another picture than was asked for.
+    if wants_faces_restored(values) and not additions.any:
+        # Passing it over would give another picture than was asked for. Clients of hosted webuis send it in every call, as the
+        # documents print it: to them the header of ignored fields says so.
+        options = values["override_settings"] or {}
         raise HandlerError(501, FACES_MISSING.format(options.get("face_restoration_model") or CODEFORMER))
 
 
-def hosted_options(scripts: Mapping[str, Any]) -> dict[str, str]:
-    """The options among ``alwayson_scripts``.
-
-    Raises:
-        WireError: One is no text.
-    """
-    found = {}
-    for name in HOSTED_OPTIONS:
-        value = scripts.get(name)
-        if isinstance(value, Mapping):
-            arguments = value.get("args")
-            value = arguments[0] if isinstance(arguments, list) and arguments else None
-        if value is not None and not isinstance(value, str):
-            raise WireError(field_detail(f"alwayson_scripts.{name}", "str type expected", "type_error.str"))
-        if value:
-            found[name] = value
-    return found
+def wants_faces_restored(values: Mapping[str, Any]) -> bool:
+    chosen = values["restore_faces"]
+    return bool((values["override_settings"] or {}).get("face_restoration") if chosen is None else chosen)
 
 
 def ignored_fields(body: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
     """What was sent and has no effect, for the caller to see."""
     unknown = [name for name in body if name not in values]
-    return unknown + [f"alwayson_scripts.{name}" for name in HOSTED_IGNORED if name in values["alwayson_scripts"]]
+    unknown += ["restore_faces"] if wants_faces_restored(values) else []
+    # Of the additions, only txt2img has no use for a picture to begin from.
+    if "init_images" not in values and additions_of(values["alwayson_scripts"]).image_link:
+        unknown.append(f"alwayson_scripts.{IMAGE_LINK}")
+    return unknown
 
 
 def grid_wanted(values: Mapping[str, Any], options: Mapping[str, Any], images: int) -> bool:

@@ -25,6 +25,9 @@ from assets.wildcards import lines_for
 from common.errors import FieldError, InvalidRequestError
 from gpuworker.contract.extras import extras_html
 from renderjobs.choices import IMAGE_HELD, JobKind, JobState, Lane
+from renderjobs.compat.pai.answers import saved_answer, script_saved_answer, status_of
+from renderjobs.compat.pai.saving import saved_under
+from renderjobs.compat.pai.wire import additions_of, with_linked_picture
 from renderjobs.compat.sdapi import catalogue, controlnet, infotext_parser, wire
 from renderjobs.compat.sdapi.door import authenticated, listing
 from renderjobs.compat.sdapi.dynamic_prompts import prompts_resolve
@@ -32,6 +35,7 @@ from renderjobs.compat.sdapi.errors import HandlerError, four_keys, speaks_sdapi
 from renderjobs.compat.sdapi.info import delivered_images, files_of, info_of, info_of_request
 from renderjobs.compat.sdapi.infotext_fields import with_infotext
 from renderjobs.compat.sdapi.inside import InsideRequest
+from renderjobs.compat.sdapi.links import pictures_behind, with_pictures
 from renderjobs.compat.sdapi.pictures import batch_extras, single_extras
 from renderjobs.compat.sdapi.profile import (
     chosen_checkpoint,
@@ -51,7 +55,7 @@ from renderjobs.compat.sdapi.script_calls import (
     script_begin,
     script_interrupt,
 )
-from renderjobs.compat.sdapi.scripts.base import Shown
+from renderjobs.compat.sdapi.scripts.base import Answer, Shown
 from renderjobs.compat.sdapi.scripts.info import script_info as scripts_described
 from renderjobs.compat.sdapi.scripts.info import scripts_listed
 from renderjobs.compat.sdapi.translate import (
@@ -65,8 +69,9 @@ from renderjobs.compat.sdapi.translate import (
 )
 from renderjobs.grids import grid_ensure
 from renderjobs.inputs import UnreadablePictureError, Upload, picture_from_text
-from renderjobs.models import RenderJob, ScriptCall
+from renderjobs.models import RenderImage, RenderJob, ScriptCall
 from renderjobs.models.jobs import Source
+from renderjobs.outputs import SavedUnder
 from renderjobs.pinning import UnknownNameError
 from renderjobs.request import RenderRequest
 from renderjobs.submission import Submitted, job_cancel, job_submit
@@ -85,8 +90,12 @@ def generation(kind: str, fields: Mapping[str, wire.Field]) -> Any:
         body = await sync_to_async(filled)(caller, sent, kind)
         values = wire.parsed(body, {**fields, **wire.OURS})
         echo = {name: values[name] for name in fields}
+        pictures = await pictures_behind(values)
+        values, body_of_script = with_pictures(values, pictures), with_pictures(body, pictures)
+        if kind == JobKind.IMG2IMG:
+            values, body_of_script = with_linked_picture(values), with_linked_picture(body_of_script)
         if values["script_name"]:
-            response = await scripted(request, caller, body, values, kind, echo)
+            response = await scripted(request, caller, body_of_script, values, kind, echo)
         else:
             submitted = await sync_to_async(generation_submit)(request, caller, body, values, kind)
             await job_wait(submitted.job.pk)
@@ -129,6 +138,7 @@ def made_picture(fields: Mapping[str, wire.Field], build: Any, shape: Any) -> An
         caller = await sync_to_async(authenticated)(request)
         body = wire.body_of(request.body)
         values = wire.parsed(body, fields)
+        values = with_pictures(values, await pictures_behind(values))
         if values.get("imageList") == []:
             return JsonResponse({"html_info": extras_html(""), "images": []})
         submitted = await sync_to_async(pictures_submit)(request, caller, body, build, values)
@@ -170,6 +180,7 @@ async def png_info(request: HttpRequest) -> HttpResponse:
     """What a picture's file says about how it was made. Nothing is stored."""
     caller = await sync_to_async(authenticated)(request)
     values = wire.parsed(wire.body_of(request.body), wire.PNG_INFO)
+    values = with_pictures(values, await pictures_behind(values))
     return JsonResponse(await sync_to_async(info_of_picture)(caller, values["image"]))
 
 
@@ -271,6 +282,7 @@ async def interrogate(request: HttpRequest) -> HttpResponse:
     """No picture is put into words here: that takes a model of its own."""
     caller = await sync_to_async(authenticated)(request)
     values = wire.parsed(wire.body_of(request.body), wire.INTERROGATE)
+    values = with_pictures(values, await pictures_behind(values))
     await sync_to_async(info_of_picture)(caller, values["image"])
     raise HandlerError(501, "Interrogation is not installed here.")
 
@@ -335,7 +347,19 @@ def generation_submit(
         )
         raise InvalidRequestError([FieldError("n_iter", message)])
     task_id = name_given("force_task_id", values["force_task_id"], MAX_TASK_ID_LENGTH)
-    submitted = submit(request, caller, body, render, made.uploads, task_id=task_id, source=source, lane=lane)
+    additions = additions_of(values["alwayson_scripts"])
+    submitted = submit(
+        request,
+        caller,
+        body,
+        render,
+        made.uploads,
+        task_id=task_id,
+        source=source,
+        lane=lane,
+        tags=additions.tags,
+        saved=saved_under(caller, additions.save_dir),
+    )
     if not submitted.replayed:
         overrides_keep(caller, values)
     return submitted
@@ -371,6 +395,8 @@ def script_answer(call: ScriptCall, made: Progressed, values: dict[str, Any], ec
         return four_keys(500, "RuntimeError", errors=failed.error_message or "The job failed.")
     answer = made.answer
     assert answer is not None
+    if jobs and jobs[0].save_dir:
+        return JsonResponse(script_saved_answer(call, jobs, shown_by(answer, images), answer.described or 0))
     files: list[Stored] = []
     for shown in answer.shown:
         if not isinstance(shown, Shown):
@@ -396,6 +422,17 @@ def script_answer(call: ScriptCall, made: Progressed, values: dict[str, Any], ec
     return response
 
 
+def shown_by(answer: Answer, images: Sequence[Sequence[RenderImage]]) -> list[RenderImage | bytes]:
+    """What a script shows, one by one, without the masks and maps that came along."""
+    shown: list[RenderImage | bytes] = []
+    for one in answer.shown:
+        if not isinstance(one, Shown):
+            shown.append(png(one))
+        else:
+            shown += images[one.cell] if one.number is None else [images[one.cell][one.number]]
+    return shown
+
+
 def pictures_submit(
     request: HttpRequest, caller: Caller, body: dict[str, Any], build: Any, values: dict[str, Any]
 ) -> Submitted:
@@ -413,6 +450,8 @@ def submit(
     task_id: str = "",
     source: str = Source.SDAPI,
     lane: int = Lane.INTERACTIVE,
+    tags: Mapping[str, str] | None = None,
+    saved: SavedUnder | None = None,
 ) -> Submitted:
     """Raises: HandlerError: A name is unknown, in A1111's words."""
     inside = request if isinstance(request, InsideRequest) else None
@@ -425,7 +464,9 @@ def submit(
             idempotency_key=name_given("Idempotency-Key", request.headers.get("Idempotency-Key"), MAX_KEY_LENGTH),
             task_id=task_id,
             lane=inside.lane if inside else lane,
+            tags=tags,
             uploads=uploads,
+            saved=saved,
             pool=inside.pool if inside else None,
         )
     except UnknownNameError as error:
@@ -464,6 +505,8 @@ def name_given(field: str, value: str | None, longest: int) -> str:
 def answer(job_id: uuid.UUID, caller: Caller, values: dict[str, Any], echo: dict[str, Any]) -> HttpResponseBase:
     """A1111's answer to an ended job: a failed one's reason, else the pictures there are; they are the stored bytes."""
     job = RenderJob.objects.select_related("checkpoint").get(pk=job_id)
+    if job.save_dir:
+        return JsonResponse(saved_answer(job), status=status_of(job))
     images = delivered_images(job)
     if not images and job.state == JobState.FAILED:
         return four_keys(500, "RuntimeError", errors=job.error_message or "The job failed.")

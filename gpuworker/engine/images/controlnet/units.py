@@ -17,6 +17,7 @@ from PIL import Image
 
 from gpuworker.contract import Attachment, ControlUnit, DetectRecipe, Img2Img, Inpaint, InputPicture, Picture
 from gpuworker.contract.control_modules import BY_NAME, NONE
+from gpuworker.contract.outcome import CONTROL_MAP
 from gpuworker.engine.errors import InvalidPictureError
 from gpuworker.engine.images.controlnet.fitting import FILL, JUST, RESIZE_MODES, fitted
 from gpuworker.engine.images.controlnet.preprocess import detected, plain_name, rgb
@@ -25,7 +26,6 @@ from gpuworker.engine.images.pictures import open_picture
 from gpuworker.engine.images.resize import FILL as FIT_AND_FILL
 from gpuworker.engine.images.resize import lanczos, resized
 
-MAP_ROLE = "control_map"
 SCRIBBLED = (5, 250)
 """A mask between these values somewhere, on a unit that does not inpaint, is what was drawn: it is taken for the picture."""
 BLEND_PX = 7
@@ -58,7 +58,7 @@ class PreparedUnit:
         """The maps for people to see, the largest first."""
         if not self.unit.save_detected_map:
             return []
-        return [Attachment(MAP_ROLE, _shown(one)) for one in (self.second, self.first) if one is not None]
+        return [Attachment(CONTROL_MAP, _shown(one)) for one in (self.second, self.first) if one is not None]
 
     def finished(self, pixels: np.ndarray) -> np.ndarray:
         """What the unit does to the decoded picture: float32 of 0…1, shape (height, width, 3)."""
