@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import tempfile
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.pop("DATA_DIR", None)  # the starting process's own; each of those that share the tests needs another
 os.environ.setdefault("DATA_DIR", tempfile.mkdtemp(prefix="renderkiln-tests-"))
 
 from config.settings import *  # noqa: E402, F403
