@@ -36,6 +36,7 @@ from common.errors import InvalidRequestError, PlatformError
 from renderjobs.api.serializers import seconds
 from renderjobs.approvals import job_approve, job_decline
 from renderjobs.choices import ImageState, JobKind, JobState
+from renderjobs.expansion import recipe_from
 from renderjobs.files import base_of, file_url
 from renderjobs.models import (
     BatchSchedule,
@@ -259,7 +260,7 @@ def image_details(request: HttpRequest, job: RenderJob, image: RenderImage) -> d
     tries = image.tries.order_by("pk").values(
         "outcome", "error_message", "gpu_us", worker=F("claim__worker__name")
     )  # fmt: skip
-    recipe = {**job.lock, "seed": image.seed, "subseed": image.subseed}
+    recipe = {**recipe_from(job.lock, image.index).to_json(), "seed": image.seed, "subseed": image.subseed}
     return {
         **_thumbnail(image, base),
         "job": job,
