@@ -52,6 +52,7 @@ CONTROLNET_ROUTES = {
     "module_list": views.module_list,
     "control_types": views.control_types,
     "detect": views.detect,
+    "render_openpose_json": views.render_openpose_json,
 }
 urlpatterns = [
     path(f"{prefix}/{name}{slash}", views.without_slash if slash else view)
