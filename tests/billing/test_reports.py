@@ -156,7 +156,9 @@ def book(caller, first: int, last: int) -> None:
             "WHERE image_id BETWEEN %s AND %s",
             [first, last, first, last],
         )
-        if vendor == "postgresql":  # as its own housekeeping does by and by; until then it plans for the rows there were before
+        if (
+            vendor == "postgresql"
+        ):  # as its own housekeeping does by and by; until then it plans for the rows there were before
             cursor.execute("ANALYZE billing_ledgertransaction, billing_ledgerline")
 
 

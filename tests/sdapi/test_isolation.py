@@ -20,7 +20,7 @@ SECRET = "confidential"
 TASK, SCHEDULED = f"task({SECRET})", f"{SECRET}-scheduled"
 SMALL = {"prompt": "x", "width": 64, "height": 64, "steps": 1}
 GET: dict[str, Any] | None = None
-CALLS: dict[str, dict[str, Any] | None] = {
+CALLS: dict[str, dict[str, Any] | list[Any] | None] = {
     "sdapi/v1/txt2img": SMALL,
     "sdapi/v1/img2img": {**SMALL, "init_images": [picture_text()]},
     "sdapi/v1/png-info": {"image": picture_text()},
@@ -34,6 +34,7 @@ CALLS: dict[str, dict[str, Any] | None] = {
     "sdapi/v1/unload-checkpoint": {},
     "sdapi/v1/reload-checkpoint": {},
     "controlnet/detect": {"controlnet_input_images": [picture_text()]},
+    "controlnet/render_openpose_json": [],
     **{f"sdapi/v1/{name}": {} for name in ROUTES if name.startswith(("create/", "train/", "refresh-", "server-"))},
     **{
         f"sdapi/v1/{name}": GET

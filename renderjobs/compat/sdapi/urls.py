@@ -57,6 +57,7 @@ CONTROLNET_ROUTES = {
     "module_list": views.module_list,
     "control_types": views.control_types,
     "detect": views.detect,
+    "render_openpose_json": views.render_openpose_json,
 }
 INTERNAL_ROUTES = {
     "progress": internal.progress,

@@ -37,6 +37,7 @@ from renderjobs.compat.sdapi.infotext_fields import with_infotext
 from renderjobs.compat.sdapi.inside import InsideRequest
 from renderjobs.compat.sdapi.links import pictures_behind, with_pictures
 from renderjobs.compat.sdapi.pictures import batch_extras, single_extras
+from renderjobs.compat.sdapi.poses import drawn, pose_documents
 from renderjobs.compat.sdapi.profile import (
     chosen_checkpoint,
     default_options,
@@ -166,6 +167,17 @@ def detected_maps(texts: list[str], job: RenderJob) -> dict[str, Any]:
 detect = made_picture(wire.DETECT, controlnet.detect, detected_maps)
 extra_single_image = made_picture(wire.EXTRAS_SINGLE, single_extras, one_picture)
 extra_batch_images = made_picture(wire.EXTRAS_BATCH, batch_extras, all_pictures)
+
+
+@speaks_sdapi("POST")
+async def render_openpose_json(request: HttpRequest) -> HttpResponse:
+    """Poses as maps; the body is a bare list. Nothing is stored."""
+    await sync_to_async(authenticated)(request)
+    documents = pose_documents(request.body)
+    if not documents:
+        return JsonResponse({"info": "No pose data detected."})
+    images = await sync_to_async(lambda: [base64.b64encode(png(drawn(document))).decode() for document in documents])()
+    return JsonResponse({"images": images, "info": "Success"})
 
 
 @speaks_sdapi("GET")
