@@ -68,8 +68,8 @@ class RunningPlatform:
         return self.processes[name]
 
     def start_web(self) -> None:
-        arguments = ["-m", "uvicorn", "config.asgi:application", "--port", str(self.port), "--log-level", "warning"]
-        self.start("web", [sys.executable, *arguments, *WEBSOCKETS])
+        arguments = ["config.asgi:application", "--port", str(self.port), "--log-level", "warning", *WEBSOCKETS]
+        self.start("web", [sys.executable, "-m", "uvicorn", *arguments])
         wait_until(self.web_answers, seconds=30, what="The web process answering")
 
     def web_answers(self) -> bool:

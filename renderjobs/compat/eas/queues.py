@@ -355,6 +355,20 @@ def _commit(queue_id: int, group: str, frame_ids: Sequence[int]) -> None:
         remove([row["frame"] for row in counted])
 
 
+def committed_remove() -> None:
+    """Take away what was kept for a group that has left since."""
+    kept = EasDelivery.objects.filter(committed=True).order_by().values_list("frame__queue", flat=True)
+    for queue_id in list(kept.distinct()):
+        with transaction.atomic():
+            queue_locked(queue_id)
+            here = EasDelivery.objects.filter(frame__queue=queue_id)
+            wanted = EasFrame.objects.filter(queue=queue_id, handed_out__committed=True)
+            for group in _groups_present(queue_id):
+                done = here.filter(frame=OuterRef("pk"), group=group, committed=True)
+                wanted = wanted.filter(Exists(done))
+            remove(list(wanted.order_by("index").values_list("pk", flat=True).distinct()))
+
+
 def _groups_present(queue_id: int) -> set[str]:
     """Groups that left long ago do not count, or their frames would never leave."""
     present = EasConsumer.objects.filter(is_present(), queue_id=queue_id).order_by().values_list("group", flat=True)

@@ -1,0 +1,125 @@
+"""The vendor's client in an environment of its own, and a server it can speak to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import queue
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.flows.conftest import ROOT, RunningPlatform
+from tests.services import missing, redis_server
+
+HERE = Path(__file__).parent
+REQUIREMENTS = HERE / "client-requirements.txt"
+
+
+@pytest.fixture(scope="session")
+def client_python() -> Path:
+    """The interpreter of an environment with ``eas_prediction``; made once per machine, as its pinned list says."""
+    digest = hashlib.sha256(REQUIREMENTS.read_bytes() + sys.version.encode()).hexdigest()[:12]
+    folder = ROOT / "var" / f"eas-client-{digest}"
+    python, made = folder / "bin" / "python", folder / "made"
+    if not made.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        for command in (
+            [sys.executable, "-m", "venv", str(folder)],
+            [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", str(REQUIREMENTS)],
+        ):
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+            if done.returncode:
+                missing(f"eas_prediction (no registry answers: {done.stderr.strip()[-300:]})")
+        made.touch()
+    return python
+
+
+@dataclass
+class Program:
+    """A running client; ``said`` waits for the next value it prints."""
+
+    process: subprocess.Popen[str]
+    lines: queue.Queue[str | None] = field(default_factory=queue.Queue)
+
+    def __post_init__(self) -> None:
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.put(line)
+        self.lines.put(None)
+
+    def said(self, seconds: float = 30) -> Any:
+        line = self.lines.get(timeout=seconds)
+        if line is None:
+            raise EOFError(f"The program ended with {self.process.wait(5)}.")
+        return json.loads(line)
+
+    def all_said(self, seconds: float = 60) -> list[Any]:
+        found = []
+        while (line := self.lines.get(timeout=seconds)) is not None:
+            found.append(json.loads(line))
+        assert self.process.wait(10) == 0
+        return found
+
+
+class EasServer:
+    """Web process, broker and database of a platform with one service; the process of queued requests only on demand."""
+
+    def __init__(self, platform: RunningPlatform, python: Path):
+        self.platform, self.python = platform, python
+        platform.token("studio")
+        self.token = platform.manage("create_eas_service", "sd_async", "--team", "studio").strip()
+        self.programs: list[subprocess.Popen[str]] = []
+
+    def start(self, name: str, **options: Any) -> Program:
+        """Run a function of the client's program."""
+        address = f"127.0.0.1:{self.platform.port}"
+        arguments = [address, self.token, name, json.dumps(options)]
+        process = subprocess.Popen(
+            [str(self.python), str(HERE / "client_program.py"), *arguments], stdout=subprocess.PIPE, text=True
+        )
+        self.programs.append(process)
+        return Program(process)
+
+    def run(self, name: str, **options: Any) -> list[Any]:
+        return self.start(name, **options).all_said()
+
+    def start_requests(self) -> None:
+        self.platform.start("requests", [sys.executable, str(ROOT / "manage.py"), "run_eas_requests"])
+
+    def end_programs(self) -> None:
+        for process in self.programs:
+            process.kill()
+            process.wait(5)
+        self.programs.clear()
+
+
+@pytest.fixture(scope="session")
+def running_server(client_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EasServer]:
+    data_dir = tmp_path_factory.mktemp("eas")
+    platform = RunningPlatform(data_dir, TEST_RENDERER="tests.fakes.PatternRenderer", PATTERN_STEP_SECONDS="0.5")
+    with ExitStack() as stack:
+        stack.enter_context(redis_server(data_dir / "redis.sock"))
+        stack.callback(platform.stop_all)
+        platform.manage("migrate", "--verbosity", "0")
+        platform.manage("bootstrap")
+        server = EasServer(platform, client_python)
+        platform.start_web()
+        yield server
+
+
+@pytest.fixture
+def server(running_server: EasServer) -> Iterator[EasServer]:
+    yield running_server
+    running_server.end_programs()

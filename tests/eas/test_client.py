@@ -1,0 +1,159 @@
+"""The vendor's published client against the running server, as its users' programs call it."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import requests
+
+from tests.eas.conftest import EasServer
+
+pytestmark = [pytest.mark.embedded, pytest.mark.timeout(120)]
+
+
+def put(server: EasServer, count: int, *, start: int = 0) -> list[int]:
+    """Frames "0", "1", … into the sink; their indexes."""
+    with requests.Session() as session:
+        session.headers["Authorization"] = server.token
+        address = f"{server.platform.address}/api/predict/sd_async/sink"
+        answers = [session.post(address, data=str(number).encode()) for number in range(start, start + count)]
+    assert all(answer.status_code == 200 for answer in answers)
+    return [int(answer.text) for answer in answers]
+
+
+def clear(server: EasServer) -> None:
+    for queue in ("", "/sink"):
+        address = f"{server.platform.address}/api/predict/sd_async{queue}?_trunc_=true&_index_={10**12}"
+        assert requests.delete(address, headers={"Authorization": server.token}).text == "OK"
+
+
+def length(server: EasServer) -> str:
+    address = f"{server.platform.address}/api/predict/sd_async/sink?_attrs_=true"
+    return requests.get(address, headers={"Authorization": server.token}).json()["stream.length"]
+
+
+def texts(frames: list) -> list[str]:
+    return [data for _, data, _ in frames]
+
+
+def test_it_puts_gets_and_searches(server):
+    made, before, by_id, by_tag, both, after, nothing = server.run("puts_gets_and_searches")
+    first, second = made["indexes"]
+    frame = [first, "one", {"task_id": "t 1/ä", "requestId": made["request_id"]}]
+    assert second == first + 1 and by_id == by_tag == [frame]
+    assert before == {"length": "2", "found": {"ConsumerId": "", "IsPending": False, "WaitCount": 1}}
+    assert texts(both) == ["two", "one"] and after == {"left": "0", "found": {}}
+    assert nothing["nothing"] == [] and nothing["seconds"] < 2
+
+
+def test_a_get_waits_for_what_comes_within_the_clients_own_timeout(server):
+    (found,) = server.run("gets_while_somebody_puts")
+    assert texts(found["frames"]) == ["late"] and 0.8 < found["seconds"] < 3
+
+
+def test_it_truncates_and_deletes(server):
+    assert server.run("truncates_and_deletes") == [{"left": [2]}]
+
+
+def test_it_is_told_the_status_of_a_refusal(server):
+    wrong, unknown = server.run("is_refused")
+    assert wrong[0] == 401 and unknown[0] == 404
+
+
+def test_a_signed_predict_client_puts(server):
+    (found,) = server.run("predicts_with_a_signature")
+    assert found["index"] >= 1 and found["length"] == "1"
+
+
+@pytest.mark.parametrize("auto_commit", [False, True], ids=["manual", "automatic"])
+def test_it_watches_and_commits(server, auto_commit):
+    clear(server)
+    indexes = put(server, 4)
+    program = server.start("watches", count=8, auto_commit=auto_commit)
+    early = [program.said() for _ in range(4)]
+    indexes += put(server, 4, start=4)
+    frames = early + program.all_said()
+    assert texts(frames) == [str(number) for number in range(8)] and [index for index, _, _ in frames] == indexes
+    assert length(server) == "0"
+
+
+def test_it_loses_its_connection_and_continues(server):
+    clear(server)
+    put(server, 12)
+    frames = server.run("watches", count=12, cut_after=4, window=3)
+    assert texts(frames) == [str(number) for number in range(12)] and length(server) == "0"
+
+
+def test_a_window_of_frames_is_all_a_consumer_gets_without_committing(server):
+    clear(server)
+    put(server, 5)
+    program = server.start("watches", count=5, window=2, commit=False)
+    assert [program.said()[1] for _ in range(2)] == ["0", "1"]
+    with pytest.raises(Exception):  # noqa: B017  nothing more is said
+        program.said(seconds=1.5)
+
+
+def test_frames_of_a_consumer_that_died_go_to_another_of_its_group(server):
+    clear(server)
+    put(server, 3)
+    dying = server.start("watches", count=9, commit=False)
+    assert [dying.said()[1] for _ in range(3)] == ["0", "1", "2"]
+    dying.process.kill()
+    assert texts(server.run("watches", count=3)) == ["0", "1", "2"] and length(server) == "0"
+
+
+def test_two_consumers_of_one_group_share_the_frames(server):
+    clear(server)
+    wait_for_consumers(server, 0)
+    consumers = [server.start("watches", count=10, window=2, pause=0.02) for _ in range(2)]
+    wait_for_consumers(server, 2)
+    put(server, 20)
+    shares = [texts(consumer.all_said()) for consumer in consumers]
+    assert [len(share) for share in shares] == [10, 10]
+    assert sorted(map(int, shares[0] + shares[1])) == list(range(20)) and length(server) == "0"
+
+
+def test_two_groups_get_every_frame_each(server):
+    clear(server)
+    wait_for_consumers(server, 0)  # of the group of other tests, which would count for its grace
+    consumers = [server.start("watches", count=6, user={"gid": group}) for group in ("one", "two")]
+    wait_for_consumers(server, 2)
+    put(server, 6)
+    assert [texts(consumer.all_said()) for consumer in consumers] == [[str(number) for number in range(6)]] * 2
+    assert length(server) == "0"
+
+
+def wait_for_consumers(server: EasServer, count: int) -> None:
+    """Until there are so many, counting those in their grace."""
+    address = f"{server.platform.address}/api/predict/sd_async/sink?_attrs_=true"
+    deadline = time.monotonic() + 20
+    while True:
+        found = requests.get(address, headers={"Authorization": server.token}).json()
+        if sum("Status: Running" in text or "Status: Leaving" in text for text in found.values()) == count:
+            return
+        assert time.monotonic() < deadline, found
+        time.sleep(0.1)
+
+
+def test_a_server_killed_in_the_middle_loses_and_repeats_nothing_that_was_committed(server):
+    clear(server)
+    put(server, 10)
+    program = server.start("watches", count=20, window=3, pause=0.05)
+    before = [program.said() for _ in range(6)]
+    server.platform.kill("web")
+    server.platform.start_web()
+    put(server, 10, start=10)
+    frames = before + program.all_said()
+    seen = texts(frames)
+    # What was sent and not committed at that moment may come twice; nothing is missing, and all are gone at the end.
+    assert sorted(set(map(int, seen))) == list(range(len(set(seen))))
+    assert len(seen) - len(set(seen)) <= 3 and seen[:4] == ["0", "1", "2", "3"]
+    assert not set(seen[:5]) & set(seen[6:])
+
+
+def test_a_thousand_waiting_frames_reach_a_watcher_with_window_5_in_order(server):
+    clear(server)
+    put(server, 1000)
+    frames = server.run("watches", count=1000, window=5)
+    assert texts(frames) == [str(number) for number in range(1000)] and length(server) == "0"
