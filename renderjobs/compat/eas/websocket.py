@@ -28,6 +28,7 @@ from renderjobs.models import QueueKind
 logger = logging.getLogger(__name__)
 PATH = re.compile(r"/api/predict/(?P<service>[^/]+)(?P<rest>/.*)?")
 HEARTBEAT_SECONDS = 4.0
+TOGETHER_SECONDS = 0.02
 SEND_SECONDS = 15.0
 """A consumer that takes longer over one message is stuck."""
 CLOSE_NORMALLY, CLOSE_GOING_AWAY, CLOSE_TRY_AGAIN = 1000, 1001, 1013
@@ -154,6 +155,9 @@ async def _feed(seat: queues.Seat, send: Send) -> None:
             await asyncio.wait_for(send(message), SEND_SECONDS)
         if not frames:
             await hub.wait(queue_id, since=seen)
+            if seat.watch.window > 1 and not seat.watch.auto_commit:
+                # It has frames left; several commits are answered with several frames at once.
+                await asyncio.sleep(TOGETHER_SECONDS)
 
 
 async def _taken(seat: queues.Seat) -> list[Any]:
