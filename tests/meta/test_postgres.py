@@ -13,7 +13,15 @@ import pytest
 from tests.services import postgres_server
 
 ROOT = Path(__file__).resolve().parents[2]
-ON_BOTH = ["tests/renderjobs", "tests/billing", "tests/accounts", "tests/assets", "tests/operations", "tests/api"]
+ON_BOTH = [
+    "tests/renderjobs",
+    "tests/billing",
+    "tests/accounts",
+    "tests/assets",
+    "tests/operations",
+    "tests/api",
+    "tests/eas",
+]
 
 
 @pytest.mark.timeout(300)

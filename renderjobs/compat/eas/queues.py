@@ -80,6 +80,10 @@ class Seat:
     start_index: int
 
 
+class NoQueueError(EasError):
+    """The service answers synchronously."""
+
+
 class SeatTaken(Exception):
     """A newer connection of the same consumer took over. An expected end."""
 
@@ -87,7 +91,7 @@ class SeatTaken(Exception):
 def queue_of(service: EasService, kind: str) -> EasQueue:
     queue = EasQueue.objects.filter(service=service, kind=kind).first()
     if queue is None:
-        raise EasError(404, f"Service {service.name!r} has no queue.")
+        raise NoQueueError(404, f"Service {service.name!r} has no queue.")
     queue.service = service
     return queue
 

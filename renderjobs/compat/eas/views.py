@@ -18,10 +18,10 @@ from renderjobs.compat.eas import queues
 from renderjobs.compat.eas.access import Signed, service_called
 from renderjobs.compat.eas.errors import EasError, plain, speaks_eas
 from renderjobs.compat.eas.frames import PROTOBUF, Frame, attributes_to_protobuf, list_to_protobuf
+from renderjobs.compat.eas.synchronous import call_answer
 from renderjobs.compat.eas.threads import in_database
 from renderjobs.compat.eas.wakeups import QueueHub
 from renderjobs.compat.eas.wire import NEWEST, PRIORITY_HEADER, REQUEST_ID, REQUEST_ID_HEADER, Query, member_of
-from renderjobs.compat.sdapi.urls import CONTROLNET_ROUTES, ROUTES
 from renderjobs.models import EasQueue, EasService, QueueKind
 
 DEFAULT_GET_SECONDS, LONGEST_GET_SECONDS = 0.0, 30.0
@@ -38,7 +38,14 @@ async def predict(request: HttpRequest, service: str, path: str = "") -> HttpRes
     query = Query.of(request.META.get("QUERY_STRING", ""))
     if path == QueueKind.SINK:
         return await _operation(request, query, service, QueueKind.SINK, "")
-    return await _operation(request, query, service, QueueKind.INPUT, f"/{path}" if path else "")
+    path = f"/{path}" if path else ""
+    try:
+        return await _operation(request, query, service, QueueKind.INPUT, path)
+    except queues.NoQueueError:
+        if not path:
+            raise
+    called, caller = await in_database(_service, request, service)
+    return await call_answer(request, called, caller, path)
 
 
 def _not_allowed() -> HttpResponse:
@@ -118,10 +125,10 @@ def _priority(request: HttpRequest, query: Query) -> int:
 
 
 async def _get(request: HttpRequest, query: Query, name: str, kind: str) -> HttpResponseBase:
+    queue, _ = await in_database(_queue, request, name, kind)
     if kind == QueueKind.INPUT and not query.own and REQUEST_ID not in query.tags:
         # Who takes this address for the web API itself would take somebody's request out of the queue.
         raise EasError(400, f"Nothing is read here; GET /api/predict/{name}/sink reads results.")
-    queue, _ = await in_database(_queue, request, name, kind)
     seconds = min(query.seconds("_timeout_", DEFAULT_GET_SECONDS), LONGEST_GET_SECONDS)
     deadline = time.monotonic() + seconds - EARLY_SECONDS
     wanted = {
@@ -205,7 +212,3 @@ def _count(request: HttpRequest, query: Query, name: str, kind: str) -> HttpResp
 
 
 READS = {"_attrs_": _attributes, "_search_": _search, "_count_": _count}
-SYNCHRONOUS = {f"sdapi/v1/{name}": view for name, view in ROUTES.items()} | {
-    f"controlnet/{name}": view for name, view in CONTROLNET_ROUTES.items()
-}
-"""Calls by their path below a service's address."""
