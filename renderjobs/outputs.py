@@ -10,6 +10,7 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass
 
+from accounts.models import Team
 from renderjobs.models import RenderJob
 
 MAX_FOLDER = 150
@@ -55,6 +56,11 @@ def script_key(job: RenderJob, *, call_id: uuid.UUID, number: int, sheet: bool, 
 def path_of(job: RenderJob, key: str) -> str:
     """The path a caller is told for a file of a job with a ``save_dir``."""
     return job.save_dir + key.removeprefix(_folder(job))
+
+
+def imported_key(team: Team, folder: str, path: str) -> str:
+    """Key of a picture brought along from elsewhere; folder and path were checked."""
+    return f"{team.pk}/files/{folder}/{path}"
 
 
 def _folder(job: RenderJob) -> str:

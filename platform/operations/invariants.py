@@ -57,6 +57,7 @@ from renderjobs.models import (
     EasQueue,
     EasService,
     ImageAttachment,
+    ImportedPicture,
     InputFile,
     JobApproval,
     JobEvent,
@@ -424,7 +425,8 @@ def i2_a_delivered_images_object_has_its_hash() -> Iterator[str]:
 
 
 def i2_inputs_and_attachments_have_their_objects() -> Iterator[str]:
-    for model, what in ((InputFile, "input"), (ImageAttachment, "attachment")):
+    kept = ((InputFile, "input"), (ImageAttachment, "attachment"), (ImportedPicture, "imported picture"))
+    for model, what in kept:
         for pk, key, sha256 in model.objects.values_list("pk", "file_key", "sha256").iterator():
             found = object_hash(key)
             if found != sha256:
@@ -446,6 +448,7 @@ def i19_no_old_object_lies_without_a_row() -> Iterator[str]:
     known = set(RenderImage.objects.exclude(file_key="").values_list("file_key", flat=True))
     known |= set(ImageAttachment.objects.values_list("file_key", flat=True))
     known |= set(InputFile.objects.values_list("file_key", flat=True))
+    known |= set(ImportedPicture.objects.values_list("file_key", flat=True))
     known |= set(ScriptCall.objects.values_list("body_key", flat=True))
     known |= {
         key for keys in ScriptCall.objects.exclude(saved_keys=[]).values_list("saved_keys", flat=True) for key in keys

@@ -9,6 +9,7 @@ from renderjobs.models.eas import (
     QueueKind,
 )
 from renderjobs.models.images import Attempt, Claim, RenderImage
+from renderjobs.models.imports import ImportedPicture
 from renderjobs.models.inputs import ImageAttachment, InputFile
 from renderjobs.models.jobs import IdempotencyRecord, JobEvent, RenderJob
 from renderjobs.models.profiles import OptionProfile
@@ -28,6 +29,7 @@ __all__ = [
     "EasService",
     "IdempotencyRecord",
     "ImageAttachment",
+    "ImportedPicture",
     "InputFile",
     "JobApproval",
     "JobEvent",

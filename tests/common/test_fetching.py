@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import ipaddress
+import shutil
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -12,7 +15,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from common import fetching
 from common.fetching import Fetched, FetchError, FetchForbiddenError, FetchPolicy, fetch, is_public, target_of
+from tests.services import missing
 
 SERVED = "127.0.0.2"
 """Where the test's server listens; the only private address the test's policy opens."""
@@ -353,6 +358,40 @@ def test_octets_may_be_a_picture(pictures):
 def test_https_to_a_server_without_a_certificate_fails_plainly(pictures):
     with pytest.raises(FetchError, match="certificate or encryption|could not be fetched"):
         pictures.get_url(f"https://pictures.example:{pictures.port}/picture.png")
+
+
+@pytest.fixture(scope="module")
+def encrypted(server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of the same server behind TLS, with a certificate for pictures.example; only the fixture's context trusts it."""
+    program = shutil.which("openssl") or missing("openssl")
+    folder = tmp_path_factory.mktemp("tls")
+    key, certificate = str(folder / "key.pem"), str(folder / "certificate.pem")
+    subprocess.run(
+        [str(program), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+         "-subj", "/CN=test", "-addext", "subjectAltName=DNS:pictures.example", "-keyout", key, "-out", certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    behind = ThreadingHTTPServer((SERVED, 0), Handler)
+    behind.daemon_threads = True
+    behind.socket = context.wrap_socket(behind.socket, server_side=True)
+    thread = threading.Thread(target=behind.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fetching, "_tls", lambda: ssl.create_default_context(cafile=certificate))
+        yield behind.server_address[1]
+    behind.shutdown()
+    thread.join()
+    behind.server_close()
+
+
+def test_https_goes_to_the_checked_address_and_the_certificate_is_the_names(pictures, encrypted):
+    ports = frozenset({encrypted})
+    assert pictures.get_url(f"https://pictures.example:{encrypted}/picture.png", ports=ports).data == PICTURE
+    with pytest.raises(FetchError, match="certificate"):
+        pictures.get_url(f"https://other.example:{encrypted}/picture.png", ports=ports)
+    assert pictures.names == ["pictures.example", "other.example"] and len(pictures.asked) == 1
 
 
 def test_an_unknown_name_and_a_closed_port_are_told_without_details(pictures):

@@ -11,7 +11,7 @@ import threading
 import time
 from typing import Any
 
-from eas_prediction import PredictException, QueueClient, StringRequest  # type: ignore[import-not-found]
+from eas_prediction import PredictClient, PredictException, QueueClient, StringRequest  # type: ignore[import-not-found]
 
 
 class User:
@@ -89,8 +89,11 @@ def is_refused(user: User) -> None:
 def predicts_with_a_signature(user: User) -> None:
     """``PredictClient`` posts a request and signs it; the answer is the index."""
     user.empty()
-    response = user.requests.predict(StringRequest(b'{"prompt": "x"}'))
-    say({"index": int(response.to_string()), "length": user.requests.attributes()["stream.length"]})
+    client = PredictClient(user.address, f"{user.service}/sdapi/v1/txt2img")
+    client.set_token(user.token)
+    client.init()
+    response = client.predict(StringRequest(b'{"prompt": "x"}'))
+    say({"index": int(response.response_data), "length": user.requests.attributes()["stream.length"]})
 
 
 def watches(user: User, *, count: int, window: int = 5, auto_commit: bool = False, cut_after: int = 0,

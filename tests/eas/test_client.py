@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import http.client
+import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
 
 from tests.eas.conftest import EasServer
+from tests.flows.conftest import MINIATURE
+from tests.services import wait_until
 
 pytestmark = [pytest.mark.embedded, pytest.mark.timeout(120)]
 
@@ -105,6 +111,7 @@ def test_frames_of_a_consumer_that_died_go_to_another_of_its_group(server):
 
 def test_two_consumers_of_one_group_share_the_frames(server):
     clear(server)
+    wait_for_consumers(server, 0)
     consumers = [server.start("watches", count=10, window=2, pause=0.02) for _ in range(2)]
     wait_for_consumers(server, 2)
     put(server, 20)
@@ -115,6 +122,7 @@ def test_two_consumers_of_one_group_share_the_frames(server):
 
 def test_two_groups_get_every_frame_each(server):
     clear(server)
+    wait_for_consumers(server, 0)  # of the group of other tests, which would count for its grace
     consumers = [server.start("watches", count=6, user={"gid": group}) for group in ("one", "two")]
     wait_for_consumers(server, 2)
     put(server, 6)
@@ -123,11 +131,12 @@ def test_two_groups_get_every_frame_each(server):
 
 
 def wait_for_consumers(server: EasServer, count: int) -> None:
+    """Until there are so many, counting those in their grace."""
     address = f"{server.platform.address}/api/predict/sd_async/sink?_attrs_=true"
     deadline = time.monotonic() + 20
     while True:
         found = requests.get(address, headers={"Authorization": server.token}).json()
-        if sum("Status: Running" in text for text in found.values()) >= count:
+        if sum("Status: Running" in text or "Status: Leaving" in text for text in found.values()) == count:
             return
         assert time.monotonic() < deadline, found
         time.sleep(0.1)
@@ -149,8 +158,76 @@ def test_a_server_killed_in_the_middle_loses_and_repeats_nothing_that_was_commit
     assert not set(seen[:5]) & set(seen[6:])
 
 
+FILL = """
+from renderjobs.compat.eas import queues
+from renderjobs.models import EasService
+sink = queues.queue_of(EasService.objects.get(), "sink")
+queues.frames_put(queue=sink, frames=[queues.NewFrame(data=b"%d" % number) for number in range(1000)])
+"""
+
+
 def test_a_thousand_waiting_frames_reach_a_watcher_with_window_5_in_order(server):
     clear(server)
-    put(server, 1000)
+    server.platform.manage("shell", "-c", FILL)
     frames = server.run("watches", count=1000, window=5)
     assert texts(frames) == [str(number) for number in range(1000)] and length(server) == "0"
+
+
+def test_two_thousand_concurrent_puts_are_all_accepted_once(server):
+    clear(server)
+
+    def put_fifty(client: int) -> list[tuple[int, str]]:
+        """One connection, as a pool of the client's keeps it; indexes with what was put."""
+        connection = http.client.HTTPConnection("127.0.0.1", server.platform.port, timeout=60)
+        made = []
+        for number in range(50):
+            text = f"{client}-{number}"
+            headers = {"Authorization": server.token}
+            connection.request("POST", "/api/predict/sd_async/sink", text.encode(), headers)
+            answer = connection.getresponse()
+            made.append((int(answer.read()), text))
+            assert answer.status == 200
+        connection.close()
+        return made
+
+    with ThreadPoolExecutor(40) as clients:
+        made = list(clients.map(put_fifty, range(40)))
+    assert all(indexes == sorted(indexes) for indexes in ([index for index, _ in mine] for mine in made))
+    everything = dict(pair for mine in made for pair in mine)
+    assert len(everything) == len(set(everything.values())) == 2000 and length(server) == "2000"
+    address = f"{server.platform.address}/api/predict/sd_async/sink?_length_=1000&_raw_=false"
+    stored = {}
+    for _ in range(2):
+        for frame in requests.get(address, headers={"Authorization": server.token}).json():
+            stored[frame["index"]] = base64.b64decode(frame["data"]).decode()
+    assert stored == everything
+
+
+def test_a_request_whose_worker_is_killed_twice_has_one_job_and_one_result(server):
+    """The process of queued requests dies while the job renders; the next one finds the job by the frame."""
+    clear(server)
+    platform = server.platform
+    platform.manage("import_asset", str(MINIATURE), "--kind", "checkpoint", "--public")
+    platform.start_worker()
+    address = f"{platform.address}/api/predict/sd_async/sdapi/v1/txt2img?task_id=t0"
+    body = {"prompt": "a ring", "width": 64, "height": 64, "steps": 8, "seed": 3}
+    server.start_requests()
+    answer = requests.post(address, json=body, headers={"Authorization": server.token})
+    token = {"Authorization": f"Bearer {platform.token()}"}
+
+    def jobs() -> list:
+        return requests.get(f"{platform.address}/api/v1/jobs", headers=token).json()["results"]
+
+    wait_until(jobs, seconds=60, what="The job")
+    for _ in range(2):
+        platform.kill("requests")
+        server.start_requests()
+        time.sleep(1)
+    (frame,) = server.run("watches", count=1)
+    made = json.loads(frame[1])
+    assert frame[2] == {"task_id": "t0", "requestId": answer.headers["X-Eas-Queueservice-Request-Id"]}
+    assert len(made["images"]) == 1 and json.loads(made["info"])["seed"] == 3
+    assert len(jobs()) == 1 and length(server) == "0"
+    platform.kill("worker")
+    platform.kill("requests")
+    platform.assert_invariants()

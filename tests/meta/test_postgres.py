@@ -21,6 +21,7 @@ ON_BOTH = [
     "tests/assets",
     "tests/operations",
     "tests/api",
+    "tests/eas",
 ]
 
 

@@ -39,6 +39,7 @@ from renderjobs.models import (
     EasQueue,
     EasService,
     ImageAttachment,
+    ImportedPicture,
     InputFile,
     JobApproval,
     JobEvent,
@@ -231,6 +232,17 @@ BREAKAGES = {
     "I2 missing": lambda job: default_storage.delete("a.png"),
     "I2 input": lambda job: InputFile.objects.create(
         team=job.team, sha256="0" * 64, file_key="nowhere", size_bytes=1, width=1, height=1, created_at=timezone.now()
+    ),
+    "I2 imported": lambda job: ImportedPicture.objects.create(
+        team=job.team,
+        path="a.png",
+        file_key="nowhere",
+        sha256="0" * 64,
+        size_bytes=1,
+        width=1,
+        height=1,
+        made_at=timezone.now(),
+        created_at=timezone.now(),
     ),
     "I2 attachment": lambda job: ImageAttachment.objects.create(
         image=image(job, "delivered").get(),

@@ -50,7 +50,7 @@ def service_called(name: str, header: str, signed: Signed | None = None) -> tupl
     Raises:
         EasError: No usable token (401), no such service or another team's (404), or the token lacks the scope (403).
     """
-    service = EasService.objects.select_related("team", "user").filter(name=name, enabled=True).first()
+    service = EasService.objects.select_related("team", "user", "pool").filter(name=name, enabled=True).first()
     if header.startswith(SIGNATURE):
         caller = _signer(service, header.removeprefix(SIGNATURE), signed) if service and signed else None
     else:

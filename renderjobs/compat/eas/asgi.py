@@ -1,12 +1,20 @@
 """The door's HTTP side without middleware: no sessions, no cookies, no redirects, and a fifth of the time per call.
 
-Most middleware hops to a thread and back for each request; thousands of clients put small frames at the same moment.
+Middleware, signals and a thread per request each cost more than putting a frame does; thousands of clients do that at once.
 """
 
 from __future__ import annotations
 
-from django.core.handlers.asgi import ASGIHandler
+import asyncio
+from typing import Any
+
+from django.core.exceptions import RequestAborted
+from django.core.handlers.asgi import ASGIHandler, get_script_prefix
 from django.core.handlers.exception import convert_exception_to_response
+from django.http import HttpRequest
+from django.urls import set_script_prefix
+
+from renderjobs.compat.eas import threads
 
 PREFIX = "/api/predict/"
 
@@ -19,3 +27,32 @@ class BareHandler(ASGIHandler):
         self._template_response_middleware: list = []
         self._exception_middleware: list = []
         self._middleware_chain = convert_exception_to_response(self._get_response_async)
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        threads.kept.set(True)
+        try:
+            body = await self.read_body(receive)
+        except RequestAborted:
+            return
+        set_script_prefix(get_script_prefix(scope))
+        with body:
+            request, refusal = self.create_request(scope, body)
+            if request is None:
+                await self.send_response(refusal, send)
+            elif request.method == "GET":
+                await self._unless_gone(request, receive, send)
+            else:
+                await self._answer(request, send)
+
+    async def _answer(self, request: HttpRequest, send: Any) -> None:
+        await self.send_response(await self.get_response_async(request), send)
+
+    async def _unless_gone(self, request: HttpRequest, receive: Any, send: Any) -> None:
+        """A reader who hangs up while it waits must not take a frame with it."""
+        answer = asyncio.create_task(self._answer(request, send))
+        gone = asyncio.create_task(receive())
+        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+        gone.cancel()
+        if not answer.done():
+            answer.cancel()
+        await asyncio.gather(answer, gone, return_exceptions=True)

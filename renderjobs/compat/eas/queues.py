@@ -80,6 +80,10 @@ class Seat:
     start_index: int
 
 
+class NoQueueError(EasError):
+    """The service answers synchronously."""
+
+
 class SeatTaken(Exception):
     """A newer connection of the same consumer took over. An expected end."""
 
@@ -87,7 +91,7 @@ class SeatTaken(Exception):
 def queue_of(service: EasService, kind: str) -> EasQueue:
     queue = EasQueue.objects.filter(service=service, kind=kind).first()
     if queue is None:
-        raise EasError(404, f"Service {service.name!r} has no queue.")
+        raise NoQueueError(404, f"Service {service.name!r} has no queue.")
     queue.service = service
     return queue
 
@@ -195,11 +199,13 @@ def as_frame(row: EasFrame, *, index_only: bool = False) -> Frame:
 
 
 def remove(frame_ids: Sequence[int]) -> int:
-    """Delete frames within the caller's transaction; their deliveries go with them."""
-    return sum(
-        EasFrame.objects.filter(pk__in=some).delete()[1].get("renderjobs.EasFrame", 0)
-        for some in batched(frame_ids, ROWS_PER_STATEMENT)
-    )
+    """Delete frames within the caller's transaction; their deliveries go with them. Django's own way reads the data first."""
+    removed = 0
+    for some in batched(frame_ids, ROWS_PER_STATEMENT):
+        EasDelivery.objects.filter(frame__in=some).delete()
+        frames = EasFrame.objects.filter(pk__in=some)
+        removed += frames._raw_delete(frames.db)
+    return removed
 
 
 # --- watch ------------------------------------------------------------------------------------------------------------
@@ -268,7 +274,7 @@ def frames_take(*, seat: Seat) -> list[Frame]:
     """
     watch = seat.watch
     with transaction.atomic():
-        queue_locked(watch.queue_id)
+        queue = queue_locked(watch.queue_id)
         if not EasConsumer.objects.filter(pk=seat.consumer_id, connection=seat.connection).exists():
             raise SeatTaken
         room = _room(seat)
@@ -281,7 +287,7 @@ def frames_take(*, seat: Seat) -> list[Frame]:
         last = max(row.index for row in rows)
         EasConsumer.objects.filter(pk=seat.consumer_id).update(last_index=last, seen_at=Now())
         if watch.auto_commit:
-            _commit(watch.queue_id, watch.group, [row.pk for row in rows])
+            _commit(queue, watch.group, [row.pk for row in rows])
     return [as_frame(row, index_only=watch.index_only) for row in rows]
 
 
@@ -297,15 +303,12 @@ def _room(seat: Seat) -> int:
 def _sent_again(seat: Seat, most: int) -> list[EasFrame]:
     """What an earlier connection of the consumer was sent, what was handed back, and what consumers that are gone had."""
     watch = seat.watch
+    held = EasDelivery.objects.filter(group=watch.group, committed=False, frame__queue_id=watch.queue_id)
+    if not held.exclude(connection=seat.connection).exists():
+        return []  # nearly always; what follows takes the database, and Django, much longer
     own = Q(consumer_id=seat.consumer_id) & ~Q(connection=seat.connection)
     free = Q(consumer=None) | ~Q(consumer=seat.consumer_id) & ~is_present("consumer__")
-    open_ones = EasDelivery.objects.filter(
-        own | free,
-        group=watch.group,
-        committed=False,
-        frame__queue_id=watch.queue_id,
-        frame__index__gte=seat.start_index,
-    )
+    open_ones = held.filter(own | free, frame__index__gte=seat.start_index)
     frames = matching(EasFrame.objects.filter(pk__in=open_ones.values("frame")), watch.tags)
     rows = list(frames.order_by("index")[:most])
     again = EasDelivery.objects.filter(frame__in=[row.pk for row in rows], group=watch.group)
@@ -333,13 +336,12 @@ def _new_frames(seat: Seat, most: int) -> list[EasFrame]:
 def frames_commit(*, queue: EasQueue, group: str, indexes: Sequence[int]) -> None:
     """The frames are done for the group; they leave the queue when no group that is present still wants them."""
     with transaction.atomic():
-        queue_locked(queue.pk)
-        _commit(queue.pk, group, _frame_ids(queue, indexes))
+        _commit(queue_locked(queue.pk), group, _frame_ids(queue, indexes))
     announce(queue.pk)
 
 
-def _commit(queue_id: int, group: str, frame_ids: Sequence[int]) -> None:
-    others = _groups_present(queue_id) - {group}
+def _commit(queue: EasQueue, group: str, frame_ids: Sequence[int]) -> None:
+    others = _groups_present(queue) - {group}
     if not others:
         remove(frame_ids)
         return
@@ -355,13 +357,26 @@ def _commit(queue_id: int, group: str, frame_ids: Sequence[int]) -> None:
         remove([row["frame"] for row in counted])
 
 
-def _groups_present(queue_id: int) -> set[str]:
+def committed_remove() -> None:
+    """Take away what was kept for a group that has left since."""
+    kept = EasDelivery.objects.filter(committed=True).order_by().values_list("frame__queue", flat=True)
+    for queue_id in list(kept.distinct()):
+        with transaction.atomic():
+            queue = queue_locked(queue_id)
+            here = EasDelivery.objects.filter(frame__queue=queue_id)
+            wanted = EasFrame.objects.filter(queue=queue_id, handed_out__committed=True)
+            for group in _groups_present(queue):
+                done = here.filter(frame=OuterRef("pk"), group=group, committed=True)
+                wanted = wanted.filter(Exists(done))
+            remove(list(wanted.order_by("index").values_list("pk", flat=True).distinct()))
+
+
+def _groups_present(queue: EasQueue) -> set[str]:
     """Groups that left long ago do not count, or their frames would never leave."""
-    present = EasConsumer.objects.filter(is_present(), queue_id=queue_id).order_by().values_list("group", flat=True)
+    present = EasConsumer.objects.filter(is_present(), queue=queue).order_by().values_list("group", flat=True)
     groups = set(present.distinct())
-    service = EasService.objects.filter(queues=queue_id, queues__kind=QueueKind.INPUT, enabled=True).first()
-    if service is not None and service.is_asynchronous:
-        groups.add(worker_group(service))
+    if queue.kind == QueueKind.INPUT and queue.service.enabled and queue.service.is_asynchronous:
+        groups.add(worker_group(queue.service))
     return groups
 
 
@@ -392,7 +407,7 @@ def queue_truncate(*, queue: EasQueue, index: int) -> None:
     """Delete every frame below ``index``; the frame of that index stays."""
     with transaction.atomic():
         queue_locked(queue.pk)
-        EasFrame.objects.filter(queue=queue, index__lt=index).delete()
+        remove(list(EasFrame.objects.filter(queue=queue, index__lt=index).values_list("pk", flat=True)))
     announce(queue.pk)
 
 

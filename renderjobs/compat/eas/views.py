@@ -1,19 +1,14 @@
 """`/api/predict/<service>[/<path>]` over HTTP: the method and the underscored parameters select the operation.
 
-Plain asynchronous views on the raw body: the clients send no Content-Type. How many calls are in the database at once is bounded,
-so that thousands of puts at the same moment cost neither a thread nor a connection each.
+Plain asynchronous views on the raw body: the clients send no Content-Type.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
-from collections.abc import Callable
-from typing import Any
 from urllib.parse import parse_qs
 
-from asgiref.sync import sync_to_async
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.http.response import HttpResponseBase
 from django.utils import timezone
@@ -23,30 +18,17 @@ from renderjobs.compat.eas import queues
 from renderjobs.compat.eas.access import Signed, service_called
 from renderjobs.compat.eas.errors import EasError, plain, speaks_eas
 from renderjobs.compat.eas.frames import PROTOBUF, Frame, attributes_to_protobuf, list_to_protobuf
+from renderjobs.compat.eas.synchronous import call_answer
+from renderjobs.compat.eas.threads import in_database
 from renderjobs.compat.eas.wakeups import QueueHub
 from renderjobs.compat.eas.wire import NEWEST, PRIORITY_HEADER, REQUEST_ID, REQUEST_ID_HEADER, Query, member_of
-from renderjobs.compat.sdapi.urls import CONTROLNET_ROUTES, ROUTES
 from renderjobs.models import EasQueue, EasService, QueueKind
-from renderjobs.waiting import release_request_thread
 
-CALLS_AT_ONCE = 8
-"""In the database, per process."""
 DEFAULT_GET_SECONDS, LONGEST_GET_SECONDS = 0.0, 30.0
 EARLY_SECONDS = 0.5
 """A waiting get is answered so much before its time: the clients' socket times out at the very same moment."""
 MAX_PRIORITY = 1
 METHODS = ("GET", "POST", "PUT", "DELETE")
-_gates: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
-
-
-async def in_database(act: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Run a synchronous part on the request's thread, and give thread and connection back at once."""
-    gate = _gates.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(CALLS_AT_ONCE))
-    async with gate:
-        try:
-            return await sync_to_async(act)(*args, **kwargs)
-        finally:
-            await release_request_thread()
 
 
 @speaks_eas
@@ -56,7 +38,14 @@ async def predict(request: HttpRequest, service: str, path: str = "") -> HttpRes
     query = Query.of(request.META.get("QUERY_STRING", ""))
     if path == QueueKind.SINK:
         return await _operation(request, query, service, QueueKind.SINK, "")
-    return await _operation(request, query, service, QueueKind.INPUT, f"/{path}" if path else "")
+    path = f"/{path}" if path else ""
+    try:
+        return await _operation(request, query, service, QueueKind.INPUT, path)
+    except queues.NoQueueError:
+        if not path:
+            raise
+    called, caller = await in_database(_service, request, service)
+    return await call_answer(request, called, caller, path)
 
 
 def _not_allowed() -> HttpResponse:
@@ -136,10 +125,10 @@ def _priority(request: HttpRequest, query: Query) -> int:
 
 
 async def _get(request: HttpRequest, query: Query, name: str, kind: str) -> HttpResponseBase:
+    queue, _ = await in_database(_queue, request, name, kind)
     if kind == QueueKind.INPUT and not query.own and REQUEST_ID not in query.tags:
         # Who takes this address for the web API itself would take somebody's request out of the queue.
         raise EasError(400, f"Nothing is read here; GET /api/predict/{name}/sink reads results.")
-    queue, _ = await in_database(_queue, request, name, kind)
     seconds = min(query.seconds("_timeout_", DEFAULT_GET_SECONDS), LONGEST_GET_SECONDS)
     deadline = time.monotonic() + seconds - EARLY_SECONDS
     wanted = {
@@ -223,7 +212,3 @@ def _count(request: HttpRequest, query: Query, name: str, kind: str) -> HttpResp
 
 
 READS = {"_attrs_": _attributes, "_search_": _search, "_count_": _count}
-SYNCHRONOUS = {f"sdapi/v1/{name}": view for name, view in ROUTES.items()} | {
-    f"controlnet/{name}": view for name, view in CONTROLNET_ROUTES.items()
-}
-"""Calls by their path below a service's address."""

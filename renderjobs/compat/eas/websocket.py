@@ -13,14 +13,14 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from asgiref.sync import sync_to_async
 from django.conf import settings
-from django.db import OperationalError, connections
+from django.db import OperationalError
 from django.http.request import validate_host
 
-from renderjobs.compat.eas import queues
+from renderjobs.compat.eas import queues, threads
 from renderjobs.compat.eas.access import service_called
 from renderjobs.compat.eas.errors import EasError
+from renderjobs.compat.eas.threads import in_database
 from renderjobs.compat.eas.wakeups import QueueHub
 from renderjobs.compat.eas.wire import HEARD, NEWEST, Query, member_of
 from renderjobs.models import QueueKind
@@ -28,17 +28,17 @@ from renderjobs.models import QueueKind
 logger = logging.getLogger(__name__)
 PATH = re.compile(r"/api/predict/(?P<service>[^/]+)(?P<rest>/.*)?")
 HEARTBEAT_SECONDS = 4.0
+TOGETHER_SECONDS = 0.02
 SEND_SECONDS = 15.0
 """A consumer that takes longer over one message is stuck."""
-CALLS_AT_ONCE = 8
 CLOSE_NORMALLY, CLOSE_GOING_AWAY, CLOSE_TRY_AGAIN = 1000, 1001, 1013
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
-_gates: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
 
 
 async def application(scope: dict[str, Any], receive: Receive, send: Send) -> None:
     """One watcher from its handshake to its end. A refused handshake is an ordinary HTTP answer."""
+    threads.kept.set(True)
     await receive()  # websocket.connect
     try:
         watch = await in_database(_admitted, scope)
@@ -52,20 +52,6 @@ async def application(scope: dict[str, Any], receive: Receive, send: Send) -> No
     finally:
         # Also when the server stops in the middle: others of the group need not wait for the silence.
         await asyncio.shield(in_database(queues.consumer_leave, seat=seat))
-
-
-async def in_database(act: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Run a synchronous part on a borrowed thread, whose connection is closed again."""
-    gate = _gates.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(CALLS_AT_ONCE))
-    async with gate:
-        return await sync_to_async(_and_closed, thread_sensitive=False)(act, *args, **kwargs)
-
-
-def _and_closed(act: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    try:
-        return act(*args, **kwargs)
-    finally:
-        connections.close_all()
 
 
 # --- the handshake ----------------------------------------------------------------------------------------------------
@@ -169,6 +155,9 @@ async def _feed(seat: queues.Seat, send: Send) -> None:
             await asyncio.wait_for(send(message), SEND_SECONDS)
         if not frames:
             await hub.wait(queue_id, since=seen)
+            if seat.watch.window > 1 and not seat.watch.auto_commit:
+                # It has frames left; several commits are answered with several frames at once.
+                await asyncio.sleep(TOGETHER_SECONDS)
 
 
 async def _taken(seat: queues.Seat) -> list[Any]:

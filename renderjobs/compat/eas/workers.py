@@ -8,15 +8,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator
 
 from asgiref.sync import ThreadSensitiveContext, sync_to_async
 from django.db import DatabaseError, connections
 from django.http.response import HttpResponseBase, StreamingHttpResponse
 
-from renderjobs.compat.eas import requests
-from renderjobs.compat.eas.queues import consumers_forget
+from renderjobs.compat.eas import requests, threads
+from renderjobs.compat.eas.queues import committed_remove, consumers_forget
+from renderjobs.compat.eas.threads import in_database
 from renderjobs.compat.eas.wakeups import QueueHub
 from renderjobs.compat.sdapi.urls import CONTROLNET_ROUTES, ROUTES
 
@@ -27,20 +27,18 @@ VIEWS = {f"/sdapi/v1/{name}": view for name, view in ROUTES.items()} | {
 """What can be queued, by its path."""
 KEEP_SECONDS = requests.TAKEN_SECONDS / 3
 POLL_SECONDS = 2.0
-FORGET_SECONDS = 600.0
-CALLS_AT_ONCE = 8
-"""In the database."""
+TIDY_SECONDS = 5.0
 
 
 class RequestWorkers:
     def __init__(self) -> None:
         self.in_hand: dict[asyncio.Task[None], requests.Taken] = {}
-        self._gate = asyncio.Semaphore(CALLS_AT_ONCE)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until ``stop``; what is in hand then is given back at once."""
+        threads.kept.set(True)
         hub, stopped = QueueHub.of_this_loop(), asyncio.create_task(stop.wait())
-        forgetting = asyncio.create_task(self._forget())
+        tidying = asyncio.create_task(self._tidy())
         try:
             while not stop.is_set():
                 seen = hub.changes_of()
@@ -52,13 +50,13 @@ class RequestWorkers:
                 await asyncio.wait({change, stopped}, return_when=asyncio.FIRST_COMPLETED)
                 change.cancel()
         finally:
-            forgetting.cancel()
+            tidying.cancel()
             stopped.cancel()
             await self._give_back()
 
     async def _taken(self) -> list[requests.Taken]:
         try:
-            return await self._in_database(requests.requests_take)
+            return await in_database(requests.requests_take)
         except DatabaseError as error:
             logger.warning("No queued request could be taken; trying again: %s", error)
             return []
@@ -71,9 +69,9 @@ class RequestWorkers:
                 if not await self._kept(taken):
                     return
             answer = call.result()
-            if answer.status >= requests.TRANSIENT and await self._in_database(requests.request_again, taken):
+            if answer.status >= requests.TRANSIENT and await in_database(requests.request_again, taken):
                 return
-            await self._in_database(requests.request_answer, taken=taken, answer=answer)
+            await in_database(requests.request_answer, taken=taken, answer=answer)
         except Exception:
             logger.exception("Queued request %s of service %s was not answered", taken.index, taken.service.name)
         finally:
@@ -81,7 +79,7 @@ class RequestWorkers:
 
     async def _kept(self, taken: requests.Taken) -> bool:
         try:
-            return await self._in_database(requests.request_keep, taken)
+            return await in_database(requests.request_keep, taken)
         except DatabaseError as error:
             logger.warning("A queued request could not be kept in hand; trying again: %s", error)
             return True
@@ -92,24 +90,14 @@ class RequestWorkers:
             task.cancel()
         await asyncio.gather(*in_hand, return_exceptions=True)
         if in_hand:
-            await self._in_database(requests.requests_release, list(in_hand.values()))
+            await in_database(requests.requests_release, list(in_hand.values()))
 
-    async def _forget(self) -> None:
+    async def _tidy(self) -> None:
         while True:
             with contextlib.suppress(DatabaseError):  # the next round will do
-                await self._in_database(consumers_forget)
-            await asyncio.sleep(FORGET_SECONDS)
-
-    async def _in_database(self, act: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        async with self._gate:
-            return await sync_to_async(_and_closed, thread_sensitive=False)(act, *args, **kwargs)
-
-
-def _and_closed(act: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    try:
-        return act(*args, **kwargs)
-    finally:
-        connections.close_all()
+                await in_database(committed_remove)
+                await in_database(consumers_forget)
+            await asyncio.sleep(TIDY_SECONDS)
 
 
 async def _on_a_thread_of_its_own(taken: requests.Taken) -> requests.Answer:

@@ -57,14 +57,19 @@ def script_saved_answer(
 
 
 def _kept(call: ScriptCall, key: str, data: bytes) -> str:
-    """Store a file of a script once: its row names the key first, so that no object is ever without a row."""
+    """Store a file of a script once: its row names the key first, so that no object is ever without a row.
+
+    Two answers to one call at the same time write the same picture; the second one's copy goes.
+    """
     with transaction.atomic():
         row = ScriptCall.objects.select_for_update().get(pk=call.pk)
         if key not in row.saved_keys:
             row.saved_keys = [*row.saved_keys, key]
             row.save(update_fields=["saved_keys"])
-        if not default_storage.exists(key):
-            default_storage.save(key, ContentFile(data))
+    if not default_storage.exists(key):
+        stored = default_storage.save(key, ContentFile(data))
+        if stored != key:
+            default_storage.delete(stored)
     return key
 
 

@@ -24,6 +24,7 @@ import pytest
 import requests
 from PIL import Image, ImageDraw
 
+from tests.eas.conftest import client_python  # noqa: F401
 from tests.flows.conftest import ROOT, RunningPlatform, running_platform
 from tests.services import missing, wait_until
 
@@ -94,16 +95,15 @@ class Documented:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def listen(self, program: str, changes: Mapping[str, str], folder: Path, *, until: Callable[[str], bool]) -> str:
+    def listen(
+        self, python: Path, program: str, changes: Mapping[str, str], folder: Path, *, until: Callable[[str], bool]
+    ) -> str:
         """Run a program of the vendor's queue client, which never ends, until it has printed enough."""
-        python = os.environ.get("EAS_CLIENT_PYTHON")
-        if not python:
-            pytest.skip("EAS_CLIENT_PYTHON names no Python in which eas_prediction is installed")
         environment = {**os.environ, "PYTHONPATH": str(HERE), "OSS_ROOT": str(self.bucket), "PYTHONUNBUFFERED": "1"}
         said, errors = folder / "said", folder / "errors"
         with said.open("wb") as out, errors.open("wb") as error:
             process = subprocess.Popen(
-                [python, "-c", changed(program, changes)], cwd=folder, env=environment, stdout=out, stderr=error
+                [str(python), "-c", changed(program, changes)], cwd=folder, env=environment, stdout=out, stderr=error
             )
             try:
                 wait_until(lambda: until(said.read_text()), seconds=40, what="The printed results")

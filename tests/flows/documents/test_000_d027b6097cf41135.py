@@ -162,12 +162,12 @@ def test_04_a_request_is_queued_and_its_index_answered(documented: Documented, t
     assert re.fullmatch(r"任务已入队: \d+\n", documented.run(QUEUED, changes, tmp_path))
 
 
-def test_05_the_result_of_a_queued_request_is_pushed(documented: Documented, tmp_path: Path):
+def test_05_the_result_of_a_queued_request_is_pushed(documented: Documented, client_python: Path, tmp_path: Path):
     changes = {"<公网输入调用地址>": documented.queue_url, "<Token>": documented.queue_token}
     documented.run(QUEUED, changes, tmp_path)
     address = documented.url.removeprefix("http://")
     changes = {"<调用地址>": address, "<Token>": documented.queue_token, "<服务名称>": "sd_async"}
-    said = documented.listen(SUBSCRIBED, changes, tmp_path, until=lambda text: "图片地址" in text)
+    said = documented.listen(client_python, SUBSCRIBED, changes, tmp_path, until=lambda text: "图片地址" in text)
     assert "任务 job_001 已完成" in said and f"{MOUNT}/outputs/txt2img-images/" in said
 
 

@@ -261,7 +261,9 @@ for x in watcher.run():
 """
 
 
-def test_07_results_are_pushed_committed_and_their_pictures_got(documented: Documented, tmp_path: Path):
+def test_07_results_are_pushed_committed_and_their_pictures_got(
+    documented: Documented, client_python: Path, tmp_path: Path
+):
     queue_ten(documented, tmp_path)
     changes = {
         "139699392458****.cn-hangzhou.pai-eas.aliyuncs.com": documented.url.removeprefix("http://"),
@@ -270,7 +272,7 @@ def test_07_results_are_pushed_committed_and_their_pictures_got(documented: Docu
     }
     tasks = {f"task_id is {kind}_{number}\n" for kind in ("txt2img", "img2img") for number in range(5)}
     said = documented.listen(
-        SUBSCRIBED, changes, tmp_path,
+        client_python, SUBSCRIBED, changes, tmp_path,
         until=lambda text: all(task in text for task in tasks) and text.count("\nsave ") >= len(tasks),
     )  # fmt: skip
     saved = re.findall(r"^save oss://examplebucket/aohai-singapore/outputs/(\S+) to (\S+)$", said, re.MULTILINE)
