@@ -122,6 +122,12 @@ def test_the_scripts_name_is_matched_without_regard_to_case(door, worker):
     assert len(post(door, prompt="x", width=64, height=64, **scripts(UNIT, name="ControlNet")).json()["images"]) == 2
 
 
+def test_a_field_sent_under_both_its_names_is_taken_once(door, worker):
+    unit = {**UNIT, "guidance": 0.5, "guidance_end": 0.5}
+    post(door, prompt="x", width=64, height=64, **scripts(unit))
+    assert RenderJob.objects.get().request["control"][0]["guidance_end"] == 0.5
+
+
 # --- units that cannot be used ----------------------------------------------------------------------------------------
 
 UNUSABLE = {

@@ -162,7 +162,7 @@ def test_a_mask_comes_beside_its_picture_or_inside():
 WRONG = {
     "a weight that is none": ({"weight": "heavy"}, 500),
     "an option that is none": ({"hr_option": "Sometimes"}, 500),
-    "two names of one field": ({"guidance": 1, "guidance_end": 1}, 500),
+    "two values of one field": ({"guidance": 0.5, "guidance_end": 1}, 500),
     "a picture that is none": ({"image": "bm90IGE="}, 500),
     "a module that needs weights": ({"module": "depth"}, 422),
     "a picture of three parts": ({"image": ["a", "b", "c"]}, 422),

@@ -40,7 +40,7 @@ PROMISES = [
     response_headers_conformance,
     response_schema_conformance,
 ]
-EXAMPLES = 8
+EXAMPLES = 6
 """Of each operation that reads anything, and kind of data: what keeps to the document, and what does not."""
 PICTURES = ("image", "mask")
 LISTS = {"init_images": "/img2img", "controlnet_input_images": "/detect"}

@@ -163,11 +163,12 @@ def _numbers(unit: Mapping[str, Any], module: ControlModule) -> tuple[float, flo
 
 
 def _with_names(sent: Mapping[str, Any]) -> dict[str, Any]:
+    """Under their present names. Clients that outlived a renaming send both; the extension refuses even equal values."""
     unit = dict(sent)
     for old, name in ALIASES.items():
         if unit.get(old) is None or (old == "image_link" and not unit[old]):
             continue
-        if unit.get(name) is not None:
+        if unit.get(name) not in (None, unit[old]):
             raise HandlerError(500, f"Conflict of field '{old}' and '{name}'", error="AssertionError")
         unit[name] = unit[old]
     return unit

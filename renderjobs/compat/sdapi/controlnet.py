@@ -88,6 +88,7 @@ def detect(values: Mapping[str, Any]) -> Translation:
         HandlerError: The module is not here, or a picture or mask is missing or none.
     """
     name, texts, masks = (values[f"controlnet_{field}"] for field in ("module", "input_images", "masks"))
+    texts = texts or values.get("controlnet_images", ())
     module = BY_NAME.get(name)
     if module is None:
         raise HandlerError(422, "Module not available")

@@ -96,7 +96,7 @@ BODIES = {
     "PNGInfoRequest": wire.PNG_INFO,
     "InterrogateRequest": wire.INTERROGATE,
     "ProgressRequest": wire.TASK_PROGRESS,
-    "DetectRequest": wire.DETECT,
+    "DetectRequest": wire.DETECT_AS_SENT,
     "Txt2ImgApiTaskArgs": agent_scheduler.TXT2IMG,
     "Img2ImgApiTaskArgs": agent_scheduler.IMG2IMG,
 }

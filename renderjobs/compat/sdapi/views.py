@@ -164,7 +164,7 @@ def detected_maps(texts: list[str], job: RenderJob) -> dict[str, Any]:
     return {"info": "Success", "images": PICTURES}
 
 
-detect = made_picture(wire.DETECT, controlnet.detect, detected_maps)
+detect = made_picture(wire.DETECT_AS_SENT, controlnet.detect, detected_maps)
 extra_single_image = made_picture(wire.EXTRAS_SINGLE, single_extras, one_picture)
 extra_batch_images = made_picture(wire.EXTRAS_BATCH, batch_extras, all_pictures)
 

@@ -261,6 +261,8 @@ DETECT = {
     "controlnet_masks": Field(texts, (), nullable=False),
     "low_vram": Field(boolean, False, nullable=False),
 }
+DETECT_AS_SENT = {**DETECT, "controlnet_images": Field(texts, (), nullable=False)}
+"""With the key under which webuiapi sends the pictures; the extension itself does not know it."""
 EXTRAS_SINGLE = {**EXTRAS, "image": Field(text, "")}
 EXTRAS_BATCH = {**EXTRAS, "imageList": Field(named_pictures, nullable=False, required=True)}
 
