@@ -21,7 +21,7 @@ from renderjobs.models import BatchSchedule, BatchTemplate, RenderJob
 from renderjobs.saved_batches import template_save
 from renderjobs.schedules import schedule_sync
 from tests.billing.budgets import a_budget
-from tests.factories import a_caller, a_job, a_platform, a_template
+from tests.factories import a_caller, a_job, a_platform, a_template, an_eas_service
 from tests.renderjobs.test_delivery import begun, deliver
 from tests.weights import a_checkpoint_file
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.django_db
 FOR_LEADS = {
     "renderjobs_renderjob", "renderjobs_batchtemplate", "renderjobs_batchschedule", "billing_ledgertransaction",
     "billing_usagerecord", "billing_budget", "billing_budgetnotice", "billing_billingprofile",
-    "accounts_team", "accounts_apitoken",
+    "accounts_team", "accounts_apitoken", "renderjobs_easservice",
 }  # fmt: skip
 FOR_SUPERUSERS = {
     "assets_asset", "fleet_pool", "fleet_worker", "billing_ratecard", "billing_hold", "billing_quota", "accounts_user",
@@ -67,6 +67,7 @@ def rendered_job(team: str, user: str) -> RenderJob:
     BillingProfile.objects.create(team=caller.team)
     job = a_job(caller)
     deliver(begun(), key=f"{team}.png")
+    an_eas_service(f"sd-{team}", team=team)
     template = BatchTemplate(team=job.team, name=f"of {team}")
     template_save(template=template, user=caller.user, kind="txt2img", request={}, locked=[])
     schedule_sync(BatchSchedule.objects.create(template=template))
