@@ -36,6 +36,7 @@ from common.errors import InvalidRequestError, PlatformError
 from renderjobs.api.serializers import seconds
 from renderjobs.approvals import job_approve, job_decline
 from renderjobs.choices import ImageState, JobKind, JobState
+from renderjobs.compat.eas import admin as eas_admin  # noqa: F401  registers its page
 from renderjobs.expansion import recipe_from
 from renderjobs.files import base_of, file_url
 from renderjobs.models import (

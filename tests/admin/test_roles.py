@@ -36,6 +36,7 @@ PAGES: dict[str, dict[str, set[str]]] = {
     "renderjobs_batchschedule": {
         "read": TEAM, "add": LEADS, "change": LEADS, "delete": LEADS, "delete_selected": LEADS,
     },
+    "renderjobs_easservice": {"read": LEADS, "add": ROOT, "change": ROOT, "renew_token": LEADS},
     "billing_ledgertransaction": {"read": MONEY, "/costs": MONEY, "/costs.csv": MONEY},
     "billing_usagerecord": {"read": MONEY},
     "billing_budget": {"read": MONEY, "add": LEADS, "change": LEADS},

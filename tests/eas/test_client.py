@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import queue
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -29,8 +30,8 @@ def put(server: EasServer, count: int, *, start: int = 0) -> list[int]:
 
 
 def clear(server: EasServer) -> None:
-    for queue in ("", "/sink"):
-        address = f"{server.platform.address}/api/predict/sd_async{queue}?_trunc_=true&_index_={10**12}"
+    for name in ("", "/sink"):
+        address = f"{server.platform.address}/api/predict/sd_async{name}?_trunc_=true&_index_={10**12}"
         assert requests.delete(address, headers={"Authorization": server.token}).text == "OK"
 
 
@@ -96,7 +97,7 @@ def test_a_window_of_frames_is_all_a_consumer_gets_without_committing(server):
     put(server, 5)
     program = server.start("watches", count=5, window=2, commit=False)
     assert [program.said()[1] for _ in range(2)] == ["0", "1"]
-    with pytest.raises(Exception):  # noqa: B017  nothing more is said
+    with pytest.raises(queue.Empty):  # nothing more is said
         program.said(seconds=1.5)
 
 

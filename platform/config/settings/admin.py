@@ -83,6 +83,7 @@ UNFOLD = {
                     _page("Models", "deployed_code", "assets.asset"),
                     _page("Pools", "memory", "fleet.pool"),
                     _page("Workers", "developer_board", "fleet.worker"),
+                    _page("EAS services", "dynamic_form", "renderjobs.easservice"),
                 ],
             },
             {

@@ -20,4 +20,5 @@ AUDITLOG_INCLUDE_TRACKING_MODELS = (
     "renderjobs.TemplateVersion",
     {"model": "renderjobs.BatchSchedule", "exclude_fields": ["periodic_task", "handled_until"]},
     "renderjobs.JobApproval",
+    "renderjobs.EasService",
 )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
+from django.db.models import Count
 
 from accounts.models import ApiToken, Team
 from accounts.services import member_ensure, token_issue, token_revoke
@@ -65,6 +66,12 @@ def service_token_renew(*, service: EasService) -> str:
 def queues_ensure(service: EasService) -> None:
     for kind in QueueKind.values:
         EasQueue.objects.get_or_create(service=service, kind=kind)
+
+
+def queue_lengths(service: EasService) -> dict[str, int]:
+    """Frames by queue."""
+    counted = service.queues.annotate(length=Count("frames")).order_by("pk")
+    return dict(counted.values_list("kind", "length"))
 
 
 def _give_token(service: EasService) -> str:
