@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import queue
@@ -30,16 +31,28 @@ def client_python() -> Path:
     digest = hashlib.sha256(REQUIREMENTS.read_bytes() + sys.version.encode()).hexdigest()[:12]
     folder = ROOT / "var" / f"eas-client-{digest}"
     python, made = folder / "bin" / "python", folder / "made"
-    if not made.exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        for command in (
-            [sys.executable, "-m", "venv", str(folder)],
-            [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", str(REQUIREMENTS)],
-        ):
-            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-            if done.returncode:
-                missing(f"eas_prediction (no registry answers: {done.stderr.strip()[-300:]})")
-        made.touch()
+    folder.parent.mkdir(exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the suite may run in several processes
+        if not made.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            for command in (
+                [sys.executable, "-m", "venv", str(folder)],
+                [
+                    str(python),
+                    "-m",
+                    "pip",
+                    "install",
+                    "--quiet",
+                    "--disable-pip-version-check",
+                    "-r",
+                    str(REQUIREMENTS),
+                ],
+            ):
+                done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+                if done.returncode:
+                    missing(f"eas_prediction (no registry answers: {done.stderr.strip()[-300:]})")
+            made.touch()
     return python
 
 

@@ -410,9 +410,8 @@ def test_denoiser_alone_is_refused_by_what_it_lacks(kind, original_file, tmp_pat
     assert (found.family, found.missing) == (family_of(kind), ("vae.", "text_encoder.", "text_encoder_2."))
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if family_of(kind) == "sd3"], indirect=True)
 def test_stable_diffusion_3_draws_without_its_third_encoder(kind, theirs, original_file, ask, tmp_path):
-    if family_of(kind) == "flux":
-        pytest.skip("Flux needs its T5.")
     path = without(original_file, tmp_path / "small.safetensors", "text_encoders.t5xxl.")
     made = type(theirs)(**{**theirs.components, "text_encoder_3": None, "tokenizer_3": None})
     made.set_progress_bar_config(disable=True)

@@ -175,11 +175,11 @@ def test_composition_is_split(text, expected):
     ids=["letters", "round", "closed", "mixed", "nested", "blanks", "colons", "compositions", "tags"],
 )
 def test_prompt_of_16_kib_is_read_in_time(text):
-    begin = time.perf_counter()
+    begin = time.process_time()
     for part, _ in split_composition(text):
         for _, variant in edit_schedule(part, 20)[:2]:
             chunks_of(variant, "Original")
-    assert time.perf_counter() - begin < 3
+    assert time.process_time() - begin < 3
 
 
 # --- chunks ----------------------------------------------------------------------------------------------------------

@@ -86,10 +86,10 @@ def test_no_option_is_chosen_twice():
 
 
 def test_only_so_many_combinations_are_made_as_are_asked_for():
-    started = time.monotonic()
+    started = time.process_time()
     assert combinations("{a|b|c|d}" * 500, 3, lines) == ["a" * 499 + last for last in "abc"]
     assert len(combinations("{9$$" + "|".join("abcdefghij") + "}", 5, lines)) == 5
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_what_cannot_be_expanded_is_refused_with_its_reason(template, message, e
 
 @pytest.mark.parametrize("text", ["{", "__", "_", "{a|", "__a", "{2$$", "1::", "{1::", "$$"])
 def test_long_templates_are_read_in_a_moment(text):
-    started = time.monotonic()
+    started = time.process_time()
     with suppress(TemplateError):
         every(text * (16_384 // len(text)))
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2

@@ -198,7 +198,7 @@ def test_two_jobs_never_share_a_file(door, worker):
 def test_restored_faces_are_passed_over_for_these_clients_and_said(door, worker):
     answer = txt2img(door, {"save_dir": "tmp"}, restore_faces=True)
     assert answer.status_code == 200 and answer.headers["X-Ignored-Fields"] == "restore_faces"
-    assert txt2img(door, {}, restore_faces=True).status_code == 422
+    assert txt2img(door, {}, restore_faces=True).status_code == 501
 
 
 def test_a_link_that_txt2img_has_no_use_for_is_named(door, worker):

@@ -194,9 +194,9 @@ def test_hires_prompts_of_other_styles_keep_all_styles():
     "text", ["ab " * 50_000, " " * 100_000 + "x", "a:" * 50_000, 'aa: "' * 30_000, "(" * 50_000 + "a" * 9]
 )
 def test_hostile_texts_are_read_in_linear_time(text):
-    begin = time.monotonic()
+    begin = time.process_time()
     parse_infotext(f"{text}\n{text}")
-    assert time.monotonic() - begin < 5
+    assert time.process_time() - begin < 5
 
 
 # --- pictures --------------------------------------------------------------------------------------------------------
