@@ -172,6 +172,28 @@ SAID = {
 }
 FOUR_KEYS = record(error=TEXT, detail=TEXT, body=TEXT, errors=TEXT)
 
+POINTS = nullable(many(NUMBER))
+"""x, y and how sure the detector was, of one point after the other."""
+POSES: Schema = {
+    "type": "object",
+    "required": ["people", "canvas_width", "canvas_height"],
+    "properties": {
+        "people": many(
+            {
+                "type": "object",
+                "required": ["pose_keypoints_2d"],
+                "properties": {
+                    "pose_keypoints_2d": many(NUMBER),
+                    "hand_left_keypoints_2d": POINTS,
+                    "hand_right_keypoints_2d": POINTS,
+                    "face_keypoints_2d": POINTS,
+                },
+            }
+        ),
+        "canvas_width": {"type": "integer", "minimum": 1},
+        "canvas_height": {"type": "integer", "minimum": 1},
+    },
+}
 ANSWERS = {
     "TextToImageResponse": GENERATED,
     "ImageToImageResponse": GENERATED,
@@ -203,6 +225,7 @@ ANSWERS = {
     "ExtensionItem": EXTENSION,
     "ControlModules": MODULES,
     "ControlTypes": record(control_types=named(CONTROL_TYPE)),
+    "PoseDocument": POSES,
     "TaskModel": TASK,
     "QueueTaskResponse": record(task_id=TEXT),
     "QueueStatusResponse": QUEUE,
@@ -318,6 +341,9 @@ CALLS: dict[tuple[str, str], Call] = {
     ("get", "/controlnet/model_list"): Call(record(model_list=many(TEXT))),
     ("get", "/controlnet/module_list"): Call(ref("ControlModules"), query={"alias_names": FLAG}),
     ("get", "/controlnet/control_types"): Call(ref("ControlTypes")),
+    ("post", "/controlnet/render_openpose_json"): Call(
+        {**record(info=TEXT, images=many(TEXT)), "required": ["info"]}, body=many(ref("PoseDocument")), statuses=READING
+    ),
     ("post", "/controlnet/detect"): Call(record(info=TEXT, images=many(TEXT)), body="DetectRequest", statuses=WORKING),
     ("post", "/internal/progress"): Call(ref("TaskProgressResponse"), body="ProgressRequest", statuses=READING),
     ("get", "/internal/pending-tasks"): Call(record(size=INTEGER, tasks=many(TEXT))),
