@@ -50,6 +50,12 @@ def growth_per_render(render, recipe_of, renders: int) -> float:
     return (resident_bytes() - before) / (renders // 2)
 
 
+@pytest.fixture(autouse=True)
+def little_room_for_texts(renderer, monkeypatch) -> None:
+    """The product's limit holds many thousands of prompts: none would be let go within these tests."""
+    monkeypatch.setattr(renderer.prompts.cache, "max_bytes", 256 * 1024)
+
+
 def test_i24_memory_is_flat_over_mixed_renders(render, recipe_of):
     assert growth_per_render(render, recipe_of, 200) < 4 * BYTES_PER_RENDER
 
