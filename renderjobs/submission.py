@@ -121,8 +121,7 @@ def job_submit(
         UnavailableError: No pool, or no price for it.
         BudgetExceededError, QuotaExceededError: It does not fit; nothing is stored.
     """
-    if caller.user.role_in(caller.team) == Role.VIEWER:
-        raise ForbiddenError("A viewer cannot submit jobs.")
+    _require_may_submit(caller)
     digest = body_digest(body)
     if earlier := _earlier(caller, idempotency_key, task_id, digest):
         return Submitted(earlier, replayed=True)
@@ -198,10 +197,16 @@ def job_estimate(
     Raises:
         PlatformError: As ``job_submit`` before it asks for money.
     """
-    if caller.user.role_in(caller.team) == Role.VIEWER:
-        raise ForbiddenError("A viewer cannot submit jobs.")
+    _require_may_submit(caller)
     accepted = _accepted(caller, request, source="", lane=lane, project=project, tags=tags or {})
     return accepted.estimate, free_budgets(subject=accepted.subject, currency=accepted.job.currency)
+
+
+def _require_may_submit(caller: Caller) -> None:
+    """Raises: ForbiddenError: Who only reads a team's work, or its money, adds nothing to either."""
+    role = caller.user.role_in(caller.team)
+    if role in (Role.VIEWER, Role.FINANCE):
+        raise ForbiddenError(f"Jobs are submitted by leads and members, not in the role {role}.")
 
 
 def _accepted(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from common.errors import ConflictError, InvalidRequestError
+from common.errors import ConflictError, ForbiddenError, InvalidRequestError
+from renderjobs.choices import Lane
 from renderjobs.models import JobEvent, RenderImage, RenderJob
 from renderjobs.models.jobs import Source
-from renderjobs.submission import job_submit
+from renderjobs.submission import job_estimate, job_submit
 from tests.factories import a_caller, a_checkpoint, a_job, a_platform, a_request
 
 pytestmark = pytest.mark.django_db
@@ -44,6 +45,17 @@ def test_the_same_key_with_another_body_is_refused():
     with pytest.raises(ConflictError):
         job_submit(caller=caller, request=a_request(), source=Source.API, body={"a": 2}, idempotency_key="k")
     assert RenderJob.objects.count() == 1
+
+
+@pytest.mark.parametrize("role", ["viewer", "finance"])
+def test_who_only_reads_submits_and_estimates_nothing(role):
+    a_platform()
+    caller = a_caller(user=role, role=role)
+    with pytest.raises(ForbiddenError, match=f"not in the role {role}"):
+        job_submit(caller=caller, request=a_request(), source=Source.API)
+    with pytest.raises(ForbiddenError):
+        job_estimate(caller=caller, request=a_request(), lane=Lane.STANDARD)
+    assert not RenderJob.objects.exists()
 
 
 def test_an_unknown_checkpoint_leaves_nothing_behind():
