@@ -126,7 +126,7 @@ class JobPage(WorkAdmin):
 
     def image(self, request: HttpRequest, job_id: uuid.UUID, index: int) -> HttpResponse:
         job = self.get_object(request, str(job_id)) if self.may_visit(request) else None
-        image = job and images_of(job, after=index - 1).filter(index=index).first()
+        image = job and RenderImage.objects.filter(job=job, index=index).first()
         if job is None or image is None:
             raise Http404
         context = {

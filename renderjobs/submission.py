@@ -16,7 +16,7 @@ from django.db import IntegrityError, transaction
 from django.db.models.functions import Now
 
 from accounts.authentication import Caller
-from accounts.models import Project, Role, User
+from accounts.models import READING_ROLES, Project, User
 from billing.errors import BudgetExceededError, QuotaExceededError
 from billing.estimates import Estimate, estimate
 from billing.holds import Free, free_budgets, hold_place
@@ -205,7 +205,7 @@ def job_estimate(
 def _require_may_submit(caller: Caller) -> None:
     """Raises: ForbiddenError: Who only reads a team's work, or its money, adds nothing to either."""
     role = caller.user.role_in(caller.team)
-    if role in (Role.VIEWER, Role.FINANCE):
+    if role in READING_ROLES:
         raise ForbiddenError(f"Jobs are submitted by leads and members, not in the role {role}.")
 
 

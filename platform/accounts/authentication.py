@@ -6,20 +6,24 @@ import base64
 import binascii
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
-from django.db.models import Q
+from django.db.models import OuterRef, Q, Subquery
 from django.db.models.functions import Now
 from django.utils import timezone
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.request import Request
 
-from accounts.models import ApiToken, Team, User
+from accounts.models import READING_ROLES, ApiToken, Membership, Scope, Team, User
 from accounts.services import token_digest
 from common.errors import ForbiddenError
 
 LAST_USE_RESOLUTION = timedelta(minutes=1)
 """``last_used_at`` is written at most this often, so that polling does not write."""
+
+
+JOB_WRITES = (Scope.JOBS_WRITE, Scope.JOBS_CANCEL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +33,15 @@ class Caller:
     user: User
     team: Team
     token: ApiToken | None = None
+    role: str | None = None
+    """Of the token's user in the team, at the time of the call."""
 
     def require(self, scope: str) -> None:
-        """Raises: ForbiddenError: The token lacks the scope."""
+        """Raises: ForbiddenError: The token lacks the scope, or its user's role writes nothing, whatever the token was given."""
         if self.token is not None and not self.token.has_scope(scope):
             raise ForbiddenError(f"The token lacks the scope {str(scope)!r}.")
+        if scope in JOB_WRITES and self.role in READING_ROLES:
+            raise ForbiddenError(f"Jobs are changed by leads and members, not in the role {self.role}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +80,15 @@ def caller_of(header: str) -> Caller | None:
 
 def caller_with(text: str) -> Caller | None:
     """The caller whom a token stands for; None when it is unknown, expired or revoked."""
-    token = ApiToken.objects.usable().select_related("user", "team").filter(digest=token_digest(text)).first()
+    role = Membership.objects.filter(team=OuterRef("team"), user=OuterRef("user")).values("role")[:1]
+    usable = ApiToken.objects.usable().select_related("user", "team").annotate(role=Subquery(role))
+    token: Any = usable.filter(digest=token_digest(text)).first()
     if token is None:
         return None
     if token.last_used_at is None or timezone.now() - token.last_used_at > LAST_USE_RESOLUTION:
         stale = Q(last_used_at__isnull=True) | Q(last_used_at__lt=Now() - LAST_USE_RESOLUTION)
         ApiToken.objects.filter(stale, pk=token.pk).update(last_used_at=Now())
-    return Caller(user=token.user, team=token.team, token=token)
+    return Caller(user=token.user, team=token.team, token=token, role=token.role)
 
 
 class ApiTokenAuthentication(BaseAuthentication):

@@ -20,10 +20,11 @@ from django.shortcuts import render
 from django.urls import reverse
 
 from accounts.models import Team
+from audit.recording import record
 from billing.exports import csv_lines, json_lines, report_lines
 from billing.models import Account, Budget
 from billing.periods import month_bounds
-from billing.reports import DIMENSIONS, TAG, TREE, Period, is_dimension, unallocated, usage_rows
+from billing.reports import DIMENSIONS, TAG, TREE, Period, gpu_hours, is_dimension, unallocated, usage_rows
 from common.errors import FieldError, InvalidRequestError
 from fleet.models import Pool
 
@@ -126,6 +127,7 @@ def costs_file(request: HttpRequest, form: str, team_ids: Sequence[int] | None) 
         question = question_of(request, team_ids)
     except InvalidRequestError as error:
         return HttpResponse(error.errors[0].message, status=400, content_type="text/plain; charset=utf-8")
+    record(request.user, f"took the costs away as {form}", question=request.GET.urlencode()[:500])  # type: ignore[arg-type]
     lines = report_lines(question.dimensions, question.period)
     pieces = csv_lines(question.dimensions, lines) if form == "csv" else json_lines(lines)
     headers = {"Content-Disposition": f'attachment; filename="costs-{question.month}.{form}"'}
@@ -133,10 +135,12 @@ def costs_file(request: HttpRequest, form: str, team_ids: Sequence[int] | None) 
 
 
 def _answer(question: Question, team_ids: Sequence[int] | None) -> dict[str, Any]:
-    days = list(usage_rows(["day"], question.period))
     rows = list(
         usage_rows([question.by], question.period, offset=question.after, limit=ROWS_PER_PAGE + 1, dearest_first=True)
     )
+    days = list(
+        usage_rows(["day"], question.period)
+    )  # after the rows: a charge of a new currency between them has its total
     totals = _totals(days)
     more = len(rows) > ROWS_PER_PAGE
     return {
@@ -165,7 +169,7 @@ def _totals(days: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         for name in total:
             total[name] += day[name]
     for total in totals.values():
-        total["gpu_hours"] = total["gpu_us"] / 3_600_000_000
+        total["gpu_hours"] = gpu_hours(total)
     return totals
 
 
@@ -175,10 +179,10 @@ def _row(question: Question, row: dict[str, Any], total: Decimal) -> dict[str, A
     return {
         **row,
         "name": value,
-        "gpu_hours": row["gpu_us"] / 3_600_000_000,
+        "gpu_hours": gpu_hours(row),
         "share": float(100 * row["amount"] / total) if total else 0.0,
         "address": question.address(by=None, **{question.by: value}) if opens else "",
-    }  # fmt: skip
+    }
 
 
 def _steps(question: Question) -> list[dict[str, str]]:
@@ -212,7 +216,7 @@ def _charts(question: Question, days: list[dict[str, Any]]) -> list[dict[str, st
 
 def _nobodys(question: Question) -> list[dict[str, Any]]:
     rows = unallocated(question.period)
-    return [{**row, "name": Account(row["cost"]).label, "gpu_hours": row["gpu_us"] / 3_600_000_000} for row in rows]
+    return [{**row, "name": Account(row["cost"]).label, "gpu_hours": gpu_hours(row)} for row in rows]
 
 
 def _budgets(question: Question) -> list[dict[str, Any]]:
@@ -234,7 +238,7 @@ def _budgets(question: Question) -> list[dict[str, Any]]:
             owner=F("team__name"),
             spent=F("account__spent"),
             held=F("account__held"),
-        )  # fmt: skip
+        )
     )
     return [_budget(row) for row in rows[:BUDGETS_SHOWN]]
 

@@ -112,6 +112,11 @@ def usage_rows(
         }
 
 
+def gpu_hours(row: Mapping[str, Any]) -> float:
+    """Of a report's row, for people to read; the book counts microseconds."""
+    return float(row["gpu_us"]) / 3_600_000_000
+
+
 def column_of(dimension: str) -> Any:
     if dimension.startswith(TAG):
         return ValueOfKey("transaction__tags", dimension.removeprefix(TAG))

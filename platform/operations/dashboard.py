@@ -20,7 +20,7 @@ from django.utils import timezone
 from accounts.admin import is_finance, is_superuser, teams_as
 from accounts.models import Role
 from assets.models import Asset, AssetState
-from billing.reports import usage_by
+from billing.reports import gpu_hours, usage_by
 from fleet.services import workers_alive
 from renderjobs.choices import IMAGE_HELD, ImageState, JobState, Lane
 from renderjobs.models import RenderImage, RenderJob
@@ -67,9 +67,9 @@ def spending_by_team(start: datetime, end: datetime, team_ids: Collection[int] |
         highest[row["currency"]] = max(row["amount"], highest.get(row["currency"], Decimal(0)))
     for row in rows:
         row["share"] = int(100 * row["amount"] / highest[row["currency"]]) if highest[row["currency"]] else 0
-        row["gpu_hours"] = row["gpu_us"] / 3_600_000_000
+        row["gpu_hours"] = gpu_hours(row)
         today = since.get((row["team"], row["currency"]), {"amount": Decimal(0), "gpu_us": 0})
-        row["today"], row["gpu_hours_today"] = today["amount"], today["gpu_us"] / 3_600_000_000
+        row["today"], row["gpu_hours_today"] = today["amount"], gpu_hours(today)
     return sorted(rows, key=lambda row: (row["currency"], -row["amount"]))
 
 

@@ -183,6 +183,25 @@ def test_what_is_of_another_team_is_as_if_it_were_not_there(people, name):
     assert not admin.models.LogEntry.objects.exists()
 
 
+def test_a_lead_of_one_team_who_views_another_changes_nothing_there(people):
+    rendered_job("viewed", "zoltan")
+    member_ensure(team_name="viewed", user_name="lead", role=Role.VIEWER)
+    client, name = people["lead"], "renderjobs_batchtemplate"
+    viewed = one_of(name, team="viewed")
+    assert client.get(page(name, "change", viewed)).status_code == 200
+    assert client.post(page(name, "change", viewed), {}).status_code == 403
+    assert client.post(page(name, "delete", viewed), {"post": "yes"}).status_code == 403
+    chosen = {"action": "delete_selected", "_selected_action": [viewed], "post": "yes"}
+    assert client.post(page(name, "changelist"), chosen).status_code in (302, 403)
+    job = RenderJob.objects.get()
+    for action in ("cancel", "pause", "render_again"):
+        client.post(page("renderjobs_renderjob", "changelist"), {"action": action, "_selected_action": [job.pk]})
+    job.refresh_from_db()
+    assert (
+        model_of(name).objects.filter(pk=viewed).exists() and job.paused_at is None and RenderJob.objects.count() == 1
+    )
+
+
 def test_the_first_page_shows_each_role_its_part(people):
     rendered_job("team-a", "ada")
     rendered_job("hidden-team", "zoltan")

@@ -278,6 +278,16 @@ def test_p12_a_token_without_the_scope_is_refused(caller):
     assert post(reader, GOOD).status_code == 403 and post(reader, {}, f"jobs/{job.pk}/cancel").status_code == 403
 
 
+@pytest.mark.parametrize("role", ["viewer", "finance"])
+def test_who_only_reads_changes_no_job_whatever_the_token_was_given(caller, role):
+    job, reader = a_job(caller), client_of(a_caller("team-a", "rosa", role=role))
+    refused = {post(reader, {}, path.format(job.pk)).status_code for path in WRITES}
+    job.refresh_from_db()
+    assert refused == {403} and (job.state, job.paused_at) == ("queued", None)
+    assert post(reader, GOOD).status_code == 403 and RenderJob.objects.count() == 1
+    assert reader.get(f"/api/v1/jobs/{job.pk}").status_code == 200
+
+
 def test_s2_another_teams_job_and_a_random_id_get_the_same_answer(caller):
     stranger = client_of(a_caller("team-b", "eve"))
     job = a_job(caller)

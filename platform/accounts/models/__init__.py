@@ -1,4 +1,4 @@
-from accounts.models.teams import Membership, Project, Role, Team, User
+from accounts.models.teams import READING_ROLES, Membership, Project, Role, Team, User
 from accounts.models.tokens import ApiToken, Scope
 
-__all__ = ["ApiToken", "Membership", "Project", "Role", "Scope", "Team", "User"]
+__all__ = ["READING_ROLES", "ApiToken", "Membership", "Project", "Role", "Scope", "Team", "User"]

@@ -37,6 +37,10 @@ class Role(models.TextChoices):
     FINANCE = "finance"
 
 
+READING_ROLES = (Role.VIEWER, Role.FINANCE)
+"""Who only reads: a team's work, or its money."""
+
+
 class Membership(models.Model):
     team = models.ForeignKey(Team, on_delete=models.CASCADE, related_name="memberships")
     user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="memberships")
