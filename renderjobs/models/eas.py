@@ -58,6 +58,11 @@ class EasService(models.Model):
     pool = models.ForeignKey(
         Pool, null=True, blank=True, on_delete=models.SET_NULL, related_name="+", help_text="Empty: where any job goes."
     )
+    replicas = models.PositiveSmallIntegerField(
+        default=1,
+        validators=[MinValueValidator(1), MaxValueValidator(1000)],
+        help_text="Instances that are deployed for it.",
+    )
     mounts = models.JSONField(
         default=default_mounts,
         blank=True,

@@ -16,7 +16,7 @@ from tests.factories import an_eas_service
 
 pytestmark = pytest.mark.django_db
 ADD, LIST = "admin:renderjobs_easservice_add", "admin:renderjobs_easservice_changelist"
-LIMITS = {"window": 8, "max_delivery": 1, "max_payload_bytes": 4096, "max_frames": 100, "keepalive_seconds": 60,
+LIMITS = {"replicas": 1, "window": 8, "max_delivery": 1, "max_payload_bytes": 4096, "max_frames": 100, "keepalive_seconds": 60,
           "max_queue_size": 64, "rate_limit": 0}  # fmt: skip
 
 

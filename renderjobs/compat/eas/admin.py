@@ -27,7 +27,7 @@ LIMITS = (
     "max_queue_size",
     "rate_limit",
 )
-GIVEN = ("name", "edition", "team", "pool", "mounts", *LIMITS)
+GIVEN = ("name", "edition", "team", "pool", "replicas", "mounts", *LIMITS)
 NEVER_CHANGED = ("name", "edition", "team")
 """Callers know the service by them, and its queues and token belong to them."""
 EXAMPLE = """curl -H "Authorization: $TOKEN" "{address}/sdapi/v1/txt2img" -d '{{"prompt": "a ring", "steps": 20}}'"""
