@@ -13,16 +13,21 @@ from django.contrib import admin, messages
 from django.contrib.admin.options import InlineModelAdmin
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.contrib.auth.models import Group
-from django.db.models import Count, ForeignKey, Model, Q, QuerySet
+from django.db.models import Count, Exists, ForeignKey, Model, OuterRef, Q, QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
+from django_otp.plugins.otp_totp.models import TOTPDevice
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.decorators import action, display
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget, UnfoldAdminTextInputWidget
 
 from accounts.models import ApiToken, Membership, Project, Role, Scope, Team, User
-from accounts.services import token_issue, token_revoke
+from accounts.second_factor import second_factor_remove
+from accounts.services import networks_read, token_issue, token_revoke
+from accounts.sessions import sessions_end
+from accounts.throttling import sign_in_unlock
+from common.errors import InvalidRequestError
 
 
 def teams_as(request: HttpRequest, *roles: str) -> frozenset[int]:
@@ -247,6 +252,7 @@ class UserForm(UserChangeForm):
 
 
 admin.site.unregister(Group)  # roles in teams take the place of groups
+admin.site.unregister(TOTPDevice)  # its pages show keys; a person's own page and an action here do the work
 
 
 @admin.register(User)
@@ -262,8 +268,10 @@ class UserPage(DjangoUserAdmin, PlatformAdmin):
         "is_superuser",
         "is_finance",
         "is_service_account",
+        "second_factor",
         "last_login",
     )
+    actions = ("end_sessions", "reset_second_factor", "unlock")
     list_filter = ("is_active", "is_staff", "is_superuser", "is_finance", "is_service_account")
     search_fields = ("username", "email", "first_name", "last_name")
     filter_horizontal = ()
@@ -275,15 +283,57 @@ class UserPage(DjangoUserAdmin, PlatformAdmin):
         ("Dates", {"fields": ("last_login", "date_joined")}),
     )
 
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        device = TOTPDevice.objects.filter(user=OuterRef("pk"), confirmed=True)
+        return super().get_queryset(request).annotate(has_device=Exists(device))
+
+    @display(description="Second factor", boolean=True)
+    def second_factor(self, user: Any) -> bool:
+        return bool(user.has_device)
+
+    def has_secure_permission(self, request: HttpRequest) -> bool:
+        return self.may_write(request)
+
+    @action(description="End all sessions", permissions=["secure"])
+    def end_sessions(self, request: HttpRequest, queryset: QuerySet[User]) -> None:
+        for user in queryset:
+            sessions_end(user=user)
+        self.message_user(request, "Their sessions are ended; everybody signs in again.", messages.SUCCESS)
+
+    @action(description="Take the second factor away (lost device)", permissions=["secure"])
+    def reset_second_factor(self, request: HttpRequest, queryset: QuerySet[User]) -> None:
+        for user in queryset:
+            second_factor_remove(user=user)
+        self.message_user(request, "They sign in with their password and set it up anew.", messages.SUCCESS)
+
+    @action(description="Unlock sign-in after wrong passwords", permissions=["secure"])
+    def unlock(self, request: HttpRequest, queryset: QuerySet[User]) -> None:
+        for user in queryset:
+            sign_in_unlock(user=user)
+        self.message_user(request, "They may try again at once.", messages.SUCCESS)
+
 
 class TokenForm(forms.ModelForm):
     scopes = forms.MultipleChoiceField(
         choices=Scope.choices, initial=list(Scope.values), widget=UnfoldAdminCheckboxSelectMultipleWidget
     )
 
+    networks = forms.CharField(
+        required=False,
+        widget=UnfoldAdminTextInputWidget,
+        label="Only from",
+        help_text="Networks or addresses with commas between, such as 10.1.0.0/16. Empty: from anywhere.",
+    )
+
     class Meta:
         model = ApiToken
-        fields = ("user", "team", "name", "scopes", "expires_at")
+        fields = ("user", "team", "name", "scopes", "expires_at", "networks")
+
+    def clean_networks(self) -> list[str]:
+        try:
+            return networks_read(self.cleaned_data["networks"].split(","))
+        except InvalidRequestError as error:
+            raise forms.ValidationError(error.errors[0].message) from error
 
     def clean(self) -> dict[str, Any]:
         cleaned = super().clean() or self.cleaned_data
@@ -310,8 +360,18 @@ class TokenPage(TeamAdmin):
     def get_fields(self, request: HttpRequest, obj: Model | None = None) -> tuple[str, ...]:
         given = ("user", "team", "name")
         if obj is None:
-            return (*given, "scopes", "expires_at")
-        return ("prefix", *given, "scope_list", "status", "expires_at", "revoked_at", "last_used_at", "created_at")
+            return (*given, "scopes", "expires_at", "networks")
+        return (
+            "prefix",
+            *given,
+            "scope_list",
+            "only_from",
+            "status",
+            "expires_at",
+            "revoked_at",
+            "last_used_at",
+            "created_at",
+        )
 
     def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> tuple[str, ...]:
         return () if obj is None else self.get_fields(request, obj)
@@ -338,6 +398,10 @@ class TokenPage(TeamAdmin):
     @display(description="Scopes")
     def scope_list(self, token: ApiToken) -> str:
         return "all" if set(token.scopes) == set(Scope.values) else ", ".join(token.scopes)
+
+    @display(description="Only from")
+    def only_from(self, token: ApiToken) -> str:
+        return ", ".join(token.networks) or "anywhere"
 
     @display(description="Status", label={"usable": "success", "expired": "warning", "revoked": "danger"})
     def status(self, token: ApiToken) -> str:

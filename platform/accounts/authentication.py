@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from django.contrib.admin import site
 from django.db.models import OuterRef, Q, Subquery
 from django.db.models.functions import Now
+from django.http import HttpRequest
 from django.utils import timezone
-from rest_framework.authentication import BaseAuthentication
+from rest_framework.authentication import BaseAuthentication, SessionAuthentication
 from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.request import Request
 
@@ -72,18 +74,23 @@ def credential_of(header: str) -> Credential | None:
     return None
 
 
-def caller_of(header: str) -> Caller | None:
+def caller_of(header: str, *, address: str = "") -> Caller | None:
     """The caller behind an Authorization header; None when no usable token is in it."""
     credential = credential_of(header)
-    return caller_with(credential.token) if credential else None
+    return caller_with(credential.token, address=address) if credential else None
 
 
-def caller_with(text: str) -> Caller | None:
-    """The caller whom a token stands for; None when it is unknown, expired or revoked."""
+def address_of(request: HttpRequest) -> str:
+    """Where the call comes from; behind a proxy that the web server trusts, what that says."""
+    return str(request.META.get("REMOTE_ADDR") or "")
+
+
+def caller_with(text: str, *, address: str = "") -> Caller | None:
+    """The caller whom a token stands for; None when it is unknown, expired, revoked, or not for this address."""
     role = Membership.objects.filter(team=OuterRef("team"), user=OuterRef("user")).values("role")[:1]
     usable = ApiToken.objects.usable().select_related("user", "team").annotate(role=Subquery(role))
     token: Any = usable.filter(digest=token_digest(text)).first()
-    if token is None:
+    if token is None or not token.is_usable_from(address):
         return None
     if token.last_used_at is None or timezone.now() - token.last_used_at > LAST_USE_RESOLUTION:
         stale = Q(last_used_at__isnull=True) | Q(last_used_at__lt=Now() - LAST_USE_RESOLUTION)
@@ -98,10 +105,17 @@ class ApiTokenAuthentication(BaseAuthentication):
         header = request.headers.get("Authorization", "")
         if not header.strip():
             return None
-        caller = caller_of(header)
+        caller = caller_of(header, address=address_of(request))
         if caller is None:
-            raise AuthenticationFailed("The token is unknown, expired or revoked.")
+            raise AuthenticationFailed("The token is unknown, expired, revoked, or not for this address.")
         return caller.user, caller
 
     def authenticate_header(self, request: Request) -> str:
         return "Bearer"
+
+
+class AdminSessionAuthentication(SessionAuthentication):
+    """Somebody whom the admin lets in, with Django's CSRF check: for what scripts of its pages send."""
+
+    def authenticate(self, request: Request) -> tuple[Any, None] | None:
+        return super().authenticate(request) if site.has_permission(request._request) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import secrets
 from collections.abc import Sequence
 from datetime import datetime
@@ -32,6 +33,7 @@ def token_issue(
     name: str = "",
     scopes: Sequence[str] | None = None,
     expires_at: datetime | None = None,
+    networks: Sequence[str] = (),
     text: str = "",
 ) -> tuple[ApiToken, str]:
     """Make a token and return it with its text, which can never be read again.
@@ -39,7 +41,7 @@ def token_issue(
     Args:
         text: Of a caller that derives its tokens; as hard to guess as the random one made otherwise.
     Raises:
-        InvalidRequestError: A scope is unknown.
+        InvalidRequestError: A scope is unknown, or a network is none.
     """
     unknown = [scope for scope in scopes or [] if scope not in Scope.values]
     if unknown:
@@ -53,9 +55,19 @@ def token_issue(
         digest=token_digest(text),
         prefix=text[:10],
         scopes=list(scopes) if scopes else list(Scope.values),
+        networks=networks_read(networks),
         expires_at=expires_at,
     )
     return token, text
+
+
+def networks_read(words: Sequence[str]) -> list[str]:
+    """The networks in one spelling. Raises: InvalidRequestError: One of the words names none."""
+    try:
+        return [str(ipaddress.ip_network(word.strip())) for word in words if word.strip()]
+    except ValueError as error:
+        message = f"{error}; accepted are networks such as 10.1.0.0/16 or single addresses."
+        raise InvalidRequestError([FieldError("networks", message)]) from error
 
 
 def token_revoke(*, token: ApiToken) -> None:

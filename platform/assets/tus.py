@@ -19,13 +19,12 @@ from django.urls import reverse
 from django.utils.http import http_date
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
 from kombu.exceptions import OperationalError
-from rest_framework.authentication import SessionAuthentication
 from rest_framework.permissions import IsAuthenticated
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from accounts.authentication import ApiTokenAuthentication, Caller
+from accounts.authentication import AdminSessionAuthentication, ApiTokenAuthentication, Caller
 from accounts.models import Role, Scope, Team, User
 from assets.hashing import CHUNK_BYTES
 from assets.models import Access, Upload
@@ -70,7 +69,7 @@ class UnsupportedTypeError(PlatformError):
 class TusView(APIView):
     """Anybody who may upload models: a token of scope ``models:write``, or somebody signed in to the admin."""
 
-    authentication_classes = [ApiTokenAuthentication, SessionAuthentication]
+    authentication_classes = [ApiTokenAuthentication, AdminSessionAuthentication]
     permission_classes = [IsAuthenticated]
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:

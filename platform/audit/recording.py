@@ -15,6 +15,8 @@ from django.db.models.signals import post_save, pre_save
 from django.http import HttpRequest
 
 from accounts.models import User
+from accounts.signals import account_event
+from accounts.throttling import was_looked_at
 from audit.acting import acting
 
 LONGEST_NAME = 150
@@ -33,6 +35,7 @@ def connect() -> None:
     user_logged_in.connect(_signed_in, dispatch_uid="audit in")
     user_logged_out.connect(_signed_out, dispatch_uid="audit out")
     user_login_failed.connect(_refused, dispatch_uid="audit refused")
+    account_event.connect(_of_an_account, dispatch_uid="audit account")
 
 
 def _name_the_actor(sender: Any, instance: LogEntry, **_: Any) -> None:
@@ -64,8 +67,15 @@ def _signed_out(sender: Any, request: HttpRequest | None, user: User | None, **_
         record(user, "signed out", by=user.get_username())
 
 
+def _of_an_account(sender: Any, user: User, did: str, **_: Any) -> None:
+    record(user, did)
+
+
 def _refused(sender: Any, credentials: dict[str, Any], request: HttpRequest | None = None, **_: Any) -> None:
-    """Of a name that nobody has there is nothing to write to, and the web server's log has the request."""
+    """Of a name that nobody has there is nothing to write to, and the web server's log has the request. Tries during a lock
+    are not looked at, and would only fill the log."""
+    if request is not None and not was_looked_at(request):
+        return
     name = str(credentials.get("username", ""))[:LONGEST_NAME]
     user = User.objects.filter(username=name).first() if request is not None and "\x00" not in name else None
     if user is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
+import re
 import secrets
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qs, urlsplit
@@ -100,6 +101,14 @@ def url(name: str, default: str, *, schemes: tuple[str, ...]) -> SplitResult:
             f"{name} begins with {parts.scheme or 'no scheme'!r}; accepted are {', '.join(s + '://' for s in schemes)}."
         )
     return parts
+
+
+def path(name: str, default: str) -> str:
+    """A path below the root of the host: no slash at its start, one at its end."""
+    value = text(name, default).strip("/") + "/"
+    if not re.fullmatch(r"([\w.~-]+/)+", value, re.ASCII):
+        raise ImproperlyConfigured(f"{name} is {value!r}; words of letters, digits and -._~ with slashes are accepted.")
+    return value
 
 
 def folder(name: str, default: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from django.conf import settings
 from django.contrib import admin
 from django.urls import include, path
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
@@ -10,7 +11,7 @@ from operations.health import healthz, readyz
 from renderjobs.files import signed_file
 
 urlpatterns = [
-    path("admin/", admin.site.urls),
+    path(settings.ADMIN_PATH, admin.site.urls),
     path("api/v1/", include("renderjobs.api.urls")),
     path("api/v1/", include("assets.urls")),
     path("api/schema/", SpectacularAPIView.as_view(), name="schema"),

@@ -17,7 +17,10 @@ from django.db import connection, transaction
 from django.db.models import BigIntegerField, Count, DecimalField, Exists, F, Max, OuterRef, Q, QuerySet, Subquery, Sum
 from django.db.models.functions import Coalesce, Round
 from django.utils import timezone
+from django_otp.plugins.otp_totp.models import TOTPDevice
 
+from accounts.models import ApiToken, RecoveryCode
+from accounts.services import networks_read
 from assets.hashing import sha256_of
 from assets.intake import UNDERWAY
 from assets.models import Asset, AssetState, Upload, UploadPart, Wildcard
@@ -33,6 +36,7 @@ from billing.models import (
     TransactionKind,
     UsageRecord,
 )
+from common.errors import InvalidRequestError
 from renderjobs.choices import (
     IMAGE_ARROWS,
     IMAGE_HELD,
@@ -565,12 +569,30 @@ def walk(folder: str) -> Iterator[str]:
         yield from walk(f"{folder}/{name}".lstrip("/"))
 
 
+def p13_a_person_has_one_second_factor_and_codes_only_with_it() -> Iterator[str]:
+    for row in TOTPDevice.objects.order_by().values("user").annotate(n=Count("pk")).filter(n__gt=1):
+        yield f"P13 user {row['user']} has {row['n']} second factors."
+    device = TOTPDevice.objects.filter(user=OuterRef("user"), confirmed=True)
+    for user in RecoveryCode.objects.filter(~Exists(device)).order_by().values_list("user", flat=True).distinct():
+        yield f"P13 user {user} has recovery codes without a second factor."
+
+
+def p12_the_networks_of_a_token_are_some() -> Iterator[str]:
+    for pk, networks in ApiToken.objects.exclude(networks=[]).values_list("pk", "networks"):
+        try:
+            networks_read(networks)
+        except InvalidRequestError as error:
+            yield f"P12 token {pk}: {error.errors[0].message}"
+
+
 def p14_the_audit_log_is_what_was_sealed() -> Iterator[str]:
     yield from (f"P14 {line}" for line in broken_seals())
 
 
 ROW_CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
     p14_the_audit_log_is_what_was_sealed,
+    p13_a_person_has_one_second_factor_and_codes_only_with_it,
+    p12_the_networks_of_a_token_are_some,
     i1_counters_of_a_job_are_its_images,
     i1_a_job_is_open_exactly_while_an_image_is,
     i2_no_two_images_share_a_file,

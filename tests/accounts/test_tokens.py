@@ -7,13 +7,14 @@ from datetime import timedelta
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.test import Client
 from django.utils import timezone
 
 from accounts.authentication import caller_of
 from accounts.models import ApiToken, Membership, Team, User
-from accounts.services import token_issue, token_revoke
+from accounts.services import member_ensure, token_issue, token_revoke
 from common.errors import ForbiddenError
-from tests.factories import a_caller
+from tests.factories import a_caller, an_eas_service
 
 pytestmark = pytest.mark.django_db
 
@@ -114,6 +115,38 @@ def test_a_token_acts_for_its_own_team_only():
     first, second = a_caller("team-a"), a_caller("team-b")
     assert first.user == second.user
     assert [caller_of(caller.token.text).team.name for caller in (first, second)] == ["team-a", "team-b"]
+
+
+NETWORKS = ["10.1.0.0/16", "2001:db8::/32", "192.0.2.7"]
+
+
+@pytest.mark.parametrize(
+    ("address", "usable"),
+    [
+        ("10.1.2.3", True), ("::ffff:10.1.2.3", True), ("192.0.2.7", True), ("2001:db8::1", True),
+        ("10.2.0.1", False), ("192.0.2.8", False), ("", False), ("unix", False),
+    ],
+)  # fmt: skip
+def test_p12_a_token_with_networks_is_usable_from_these_only(address, usable):
+    member = a_caller()
+    _, text = token_issue(user=member.user, team=member.team, networks=NETWORKS)
+    assert bool(caller_of(text, address=address)) is usable and caller_of(member.token.text, address=address)
+
+
+@pytest.mark.parametrize("door", ["/api/v1/jobs", "/sdapi/v1/options", "/v1/models", "/api/predict/sd_async?_attrs_=1"])
+def test_p12_every_door_asks_from_where_the_token_comes(door):
+    service = an_eas_service()
+    _, text = token_issue(user=service.user, team=service.team, networks=["10.1.0.0/16"])
+    member_ensure(team_name="team-a", user_name=service.user.username)
+    for address, status in (("10.1.9.9", 200), ("10.2.9.9", 401)):
+        answer = Client().get(door, headers={"Authorization": f"Bearer {text}"}, REMOTE_ADDR=address)
+        assert answer.status_code == status, answer.content
+
+
+def test_p12_a_network_that_is_none_is_refused():
+    with pytest.raises(CommandError, match="10.1.2.3/8"):
+        call_command("issue_token", "--team", "t", "--user", "u", "--network", "10.1.2.3/8")
+    assert not ApiToken.objects.exists()
 
 
 def test_two_tokens_of_one_user_are_two():

@@ -61,7 +61,7 @@ def test_runs_act_as_whoever_saved_the_template_last(root):
     form = {"team": lead.team.pk, "name": "nightly", "kind": "txt2img", "lane": 2, "locked": "[]"}
     body = json.dumps({**TEMPLATE_REQUEST, "sd_model_checkpoint": "private"})
     url = reverse("admin:renderjobs_batchtemplate_change", args=[schedule.template_id])
-    assert client_of(lead.user).post(url, {**form, "request": body}).status_code == 302
+    assert client_of(User.objects.get(pk=lead.user.pk)).post(url, {**form, "request": body}).status_code == 302
     [run] = schedule_run(schedule_id=schedule.pk, due=datetime.now(UTC))
     assert run.outcome == "refused" and "unknown" in run.reason and not RenderJob.objects.exists()
 

@@ -92,6 +92,18 @@ def test_p12_a_tokens_text_is_shown_once_and_its_digest_never(root):
     assert Client().get("/api/v1/jobs", headers={"Authorization": text}).status_code == 403  # known, without the scope
 
 
+def test_p12_a_token_is_given_its_networks_and_a_wrong_one_is_named(root):
+    caller = a_caller()
+    form = {"user": caller.user.pk, "team": caller.team.pk, "name": "ci", "scopes": ["sdapi"]}
+    assert (
+        "10.1.2.3/8" in root.post(page("accounts_apitoken", "add"), {**form, "networks": "10.1.2.3/8"}).content.decode()
+    )
+    root.post(page("accounts_apitoken", "add"), {**form, "networks": "10.1.0.0/16, 192.0.2.7"})
+    token = ApiToken.objects.get(name="ci")
+    assert token.networks == ["10.1.0.0/16", "192.0.2.7/32"]
+    assert "192.0.2.7/32" in root.get(page("accounts_apitoken", "change", token.pk)).content.decode()
+
+
 def test_a_token_is_for_members_of_its_team(root):
     form = {"user": a_caller("team-b", "bob").user.pk, "team": a_caller().team.pk, "scopes": ["sdapi"], "name": "ci"}
     assert "is not a member" in root.post(page("accounts_apitoken", "add"), form).content.decode()

@@ -19,7 +19,9 @@ from django.core.management import call_command
 from django.db import connection, transaction
 from django.db.models import QuerySet
 from django.utils import timezone
+from django_otp.plugins.otp_totp.models import TOTPDevice
 
+from accounts.models import ApiToken, RecoveryCode
 from assets.models import Asset, Upload, UploadPart, Wildcard
 from assets.uploads import upload_append, upload_begin
 from audit.models import Seal
@@ -170,7 +172,14 @@ def a_notice_of_another_budget(job: RenderJob) -> None:
     BudgetNotice.objects.update(threshold=other.thresholds.get())
 
 
+def two_second_factors(job: RenderJob) -> None:
+    TOTPDevice.objects.bulk_create(TOTPDevice(user=job.user, name=name) for name in ("one", "two"))
+
+
 BREAKAGES = {
+    "P13 two second factors": two_second_factors,
+    "P13 codes without a second factor": lambda job: RecoveryCode.objects.create(user=job.user, digest="0" * 64),
+    "P12 a network that is none": lambda job: ApiToken.objects.update(networks=["10.1.2.3/8"]),
     "I1 counters": lambda job: RenderJob.objects.filter(pk=job.pk).update(images_delivered=2),
     "I1 total": lambda job: RenderJob.objects.filter(pk=job.pk).update(images_total=3),
     "I1 state": lambda job: RenderJob.objects.filter(pk=job.pk).update(state="succeeded"),

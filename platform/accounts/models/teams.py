@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from django.contrib.auth.models import AbstractUser
 from django.db import models
+from django.utils.crypto import salted_hmac
 
 
 class User(AbstractUser):
@@ -11,6 +12,15 @@ class User(AbstractUser):
     is_finance = models.BooleanField(
         "finance", default=False, help_text="Reads the money of all teams, and writes nothing."
     )
+    session_epoch = models.PositiveIntegerField(
+        default=0, editable=False, help_text="Grows when all sessions of the user end."
+    )
+
+    def _get_session_auth_hash(self, secret: str | None = None) -> str:
+        """A session lives while this is what it was at sign-in: password, rights, and no end since (``accounts/sessions.py``)."""
+        rights = (self.is_staff, self.is_superuser, self.is_finance)
+        value = repr((self.password, self.session_epoch, *map(bool, rights)))
+        return salted_hmac("accounts.User.session", value, secret=secret, algorithm="sha256").hexdigest()
 
     def role_in(self, team: Team) -> str | None:
         membership = self.memberships.filter(team=team).first()

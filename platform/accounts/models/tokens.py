@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+
 from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Now
@@ -45,6 +47,9 @@ class ApiToken(models.Model):
         max_length=12, editable=False, help_text="The first characters, to recognise the token by."
     )
     scopes = models.JSONField(default=all_scopes)
+    networks = models.JSONField(
+        default=list, blank=True, help_text="From where it may be used, such as 10.1.0.0/16; empty: from anywhere."
+    )
     expires_at = models.DateTimeField(null=True, blank=True)
     revoked_at = models.DateTimeField(null=True, blank=True)
     last_used_at = models.DateTimeField(null=True, blank=True, editable=False)
@@ -57,6 +62,17 @@ class ApiToken(models.Model):
 
     def __str__(self) -> str:
         return f"{self.prefix}… of {self.user} in {self.team}"
+
+    def is_usable_from(self, address: str) -> bool:
+        """``address`` as the web server has it; empty where there is none, as within a test or a shell."""
+        if not self.networks:
+            return True
+        try:
+            seen = ipaddress.ip_address(address)
+        except ValueError:
+            return False
+        seen = getattr(seen, "ipv4_mapped", None) or seen
+        return any(seen in ipaddress.ip_network(network) for network in self.networks)
 
     def has_scope(self, scope: str) -> bool:
         return scope in self.scopes

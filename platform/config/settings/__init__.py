@@ -8,4 +8,5 @@ from config.settings.fetching import *  # noqa: F403
 from config.settings.logging import *  # noqa: F403
 from config.settings.rendering import *  # noqa: F403
 from config.settings.rest import *  # noqa: F403
+from config.settings.sign_in import *  # noqa: F403
 from config.settings.storages import *  # noqa: F403

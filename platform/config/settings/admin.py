@@ -47,6 +47,12 @@ UNFOLD = {
     "SITE_URL": None,
     "SHOW_HISTORY": False,
     "STYLES": [_stylesheet],
+    "ACCOUNT": {
+        "navigation": [
+            {"title": "Change password", "link": reverse_lazy("admin:password_change")},
+            {"title": "Second factor", "link": reverse_lazy("admin:second_factor")},
+        ]
+    },
     "DASHBOARD_CALLBACK": "operations.dashboard.context",
     # A kiln's orange; unfold asks for every shade.
     "COLORS": {

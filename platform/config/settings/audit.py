@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 AUDITLOG_INCLUDE_TRACKING_MODELS = (
-    {"model": "accounts.User", "exclude_fields": ["password", "last_login"]},
+    {"model": "accounts.User", "exclude_fields": ["password", "last_login", "session_epoch"]},
     "accounts.Team",
     "accounts.Membership",
     "accounts.Project",

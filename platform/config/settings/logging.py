@@ -14,5 +14,7 @@ LOGGING = {
         "uvicorn.access": {"level": "WARNING"},
         "django_celery_beat": {"level": "WARNING"},
         "celery.beat": {"level": "WARNING"},
+        # Who signs in is in the audit log; refusals are warnings.
+        "axes": {"level": "WARNING"},
     },
 }

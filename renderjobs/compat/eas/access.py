@@ -44,7 +44,9 @@ def token_text(nonce: str) -> str:
     return TOKEN_PREFIX + base64.urlsafe_b64encode(made).decode().rstrip("=")
 
 
-def service_called(name: str, header: str, signed: Signed | None = None) -> tuple[EasService, Caller]:
+def service_called(
+    name: str, header: str, signed: Signed | None = None, *, address: str = ""
+) -> tuple[EasService, Caller]:
     """The service and who calls.
 
     Raises:
@@ -52,9 +54,9 @@ def service_called(name: str, header: str, signed: Signed | None = None) -> tupl
     """
     service = EasService.objects.select_related("team", "user", "pool").filter(name=name, enabled=True).first()
     if header.startswith(SIGNATURE):
-        caller = _signer(service, header.removeprefix(SIGNATURE), signed) if service and signed else None
+        caller = _signer(service, header.removeprefix(SIGNATURE), signed, address) if service and signed else None
     else:
-        caller = caller_of(header) if header.strip() else None
+        caller = caller_of(header, address=address) if header.strip() else None
     if caller is None:
         raise EasError(401, "Unauthorized: the token is missing, unknown, expired or revoked.")
     if service is None or service.team_id != caller.team.pk:
@@ -64,10 +66,14 @@ def service_called(name: str, header: str, signed: Signed | None = None) -> tupl
     return service, caller
 
 
-def _signer(service: EasService, signature: str, signed: Signed) -> Caller | None:
+def _signer(service: EasService, signature: str, signed: Signed, address: str) -> Caller | None:
     secret = token_text(service.token_nonce).encode()
     expected = base64.b64encode(hmac.new(secret, signed.text(), hashlib.sha1).digest())
     token = ApiToken.objects.usable().filter(pk=service.token_id).first()
-    if token is None or not hmac.compare_digest(expected, signature.strip().encode("utf-8", "replace")):
+    if (
+        token is None
+        or not token.is_usable_from(address)
+        or not hmac.compare_digest(expected, signature.strip().encode("utf-8", "replace"))
+    ):
         return None
     return Caller(user=service.user, team=service.team, token=token)

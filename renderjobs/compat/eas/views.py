@@ -13,7 +13,7 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.http.response import HttpResponseBase
 from django.utils import timezone
 
-from accounts.authentication import Caller
+from accounts.authentication import Caller, address_of
 from renderjobs.compat.eas import queues
 from renderjobs.compat.eas.access import Signed, service_called
 from renderjobs.compat.eas.errors import EasError, plain, speaks_eas
@@ -85,7 +85,7 @@ def _queue(request: HttpRequest, name: str, kind: str) -> tuple[EasQueue, Caller
 def _service(request: HttpRequest, name: str) -> tuple[EasService, Caller]:
     header = request.headers.get("Authorization", "")
     signed = Signed(request.path, request.headers, request.body) if request.method == "POST" else None
-    return service_called(name, header, signed)
+    return service_called(name, header, signed, address=address_of(request))
 
 
 # --- put --------------------------------------------------------------------------------------------------------------

@@ -84,7 +84,8 @@ def _admitted(scope: Mapping[str, Any]) -> queues.Watch:
     # Tokens, not cookies, authenticate this door; a page of somebody else's is refused all the same.
     if origin and not validate_host(_host(origin.partition("://")[2]), settings.ALLOWED_HOSTS):
         raise EasError(403, "The origin is not one of this server.")
-    service, _ = service_called(found["service"], headers.get("Authorization", ""))
+    address = (scope.get("client") or ("",))[0]
+    service, _ = service_called(found["service"], headers.get("Authorization", ""), address=address)
     kind = QueueKind.SINK if found["rest"] == "/sink" else QueueKind.INPUT
     query = Query.of(scope["query_string"].decode("latin-1"))
     if not query.flag("_watch_"):

@@ -19,7 +19,7 @@ from django.db import connections
 from django.http import HttpRequest, JsonResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 
-from accounts.authentication import Caller, credential_of
+from accounts.authentication import Caller, address_of, credential_of
 from accounts.authentication import caller_with as caller_of_token
 from accounts.models import Scope
 from assets.selectors import checkpoint_default, checkpoint_find, checkpoints_of
@@ -59,7 +59,7 @@ def authenticated(request: HttpRequest) -> Caller:
     if credential is None or credential.scheme != "bearer":
         message = "You didn't provide an API key. Send it in the header 'Authorization: Bearer YOUR_TOKEN'."
         raise ApiError(401, message)
-    caller = caller_of_token(credential.token)
+    caller = caller_of_token(credential.token, address=address_of(request))
     if caller is None:
         raise ApiError(401, "Incorrect API key provided.", code="invalid_api_key")
     caller.require(Scope.JOBS_WRITE)

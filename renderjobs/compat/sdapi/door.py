@@ -9,7 +9,7 @@ from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse, JsonResponse
 
-from accounts.authentication import Caller, Credential, caller_with, credential_of
+from accounts.authentication import Caller, Credential, address_of, caller_with, credential_of
 from accounts.models import Scope
 from renderjobs.compat.sdapi.errors import HandlerError, speaks_sdapi
 from renderjobs.compat.sdapi.inside import InsideRequest
@@ -25,7 +25,7 @@ def authenticated(request: HttpRequest) -> Caller:
     credential = credential_of(request.headers.get("Authorization", ""))
     if credential is None or not _is_accepted(credential):
         raise HandlerError(401, "Not authenticated")
-    caller = caller_with(credential.token)
+    caller = caller_with(credential.token, address=address_of(request))
     if caller is None or not _is_own_name(credential, caller):
         raise HandlerError(401, "Incorrect username or password")
     caller.require(Scope.SDAPI)

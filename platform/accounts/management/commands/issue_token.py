@@ -22,12 +22,23 @@ class Command(BaseCommand):
             "--scope", action="append", help=f"May be repeated: {', '.join(Scope.values)}. Default: all."
         )
 
+        parser.add_argument(
+            "--network",
+            action="append",
+            default=[],
+            help="From where it may be used, such as 10.1.0.0/16; may be repeated.",
+        )
+
     def handle(self, *args: Any, **options: Any) -> None:
         try:
             with transaction.atomic():
                 membership = member_ensure(team_name=options["team"], user_name=options["user"])
                 _, text = token_issue(
-                    user=membership.user, team=membership.team, name="command line", scopes=options["scope"]
+                    user=membership.user,
+                    team=membership.team,
+                    name="command line",
+                    scopes=options["scope"],
+                    networks=options["network"],
                 )
         except PlatformError as error:
             raise CommandError(error.message) from error
