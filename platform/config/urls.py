@@ -5,8 +5,9 @@ from __future__ import annotations
 from django.conf import settings
 from django.contrib import admin
 from django.urls import include, path
-from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
+from drf_spectacular.views import SpectacularAPIView
 
+from common.document_pages import DocumentPage
 from operations.health import healthz, readyz
 from renderjobs.files import signed_file
 
@@ -15,7 +16,7 @@ urlpatterns = [
     path("api/v1/", include("renderjobs.api.urls")),
     path("api/v1/", include("assets.urls")),
     path("api/schema/", SpectacularAPIView.as_view(), name="schema"),
-    path("api/docs/", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
+    path("api/docs/", DocumentPage.as_view(url_name="schema"), name="docs"),
     path("", include("renderjobs.compat.sdapi.urls")),
     path("", include("renderjobs.compat.openai.urls")),
     path("", include("renderjobs.compat.eas.urls")),

@@ -138,5 +138,6 @@ def test_the_document_validates_and_names_every_route_of_the_door(ours):
 
 @pytest.mark.django_db
 def test_the_page_of_the_document_is_where_a1111_has_it(client):
-    page = client.get("/docs").content.decode()
-    assert "swagger" in page and "/openapi.json" in page and "https://" not in page
+    page, script = (client.get(address).content.decode() for address in ("/docs", "/docs?script="))
+    assert "swagger" in page and 'src="/docs?script="' in page and "https://" not in page
+    assert "/openapi.json" in script and "https://" not in script

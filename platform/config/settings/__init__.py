@@ -4,6 +4,7 @@ from config.settings.admin import *  # noqa: F403
 from config.settings.audit import *  # noqa: F403
 from config.settings.base import *  # noqa: F403
 from config.settings.celery import *  # noqa: F403
+from config.settings.content_security import *  # noqa: F403
 from config.settings.fetching import *  # noqa: F403
 from config.settings.logging import *  # noqa: F403
 from config.settings.rendering import *  # noqa: F403

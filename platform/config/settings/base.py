@@ -49,6 +49,7 @@ INSTALLED_APPS = [
 # Each of them must be async-capable: one that is not would hold a thread for as long as a synchronous call waits.
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
+    "common.content_security.content_security_middleware",
     "accounts.middleware.admin_hosts_middleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",

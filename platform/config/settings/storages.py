@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
 
@@ -15,6 +16,17 @@ if _url.scheme == "s3" and not _url.netloc:
     raise ImproperlyConfigured("STORAGE_URL names no bucket; accepted is s3://bucket/prefix?endpoint=….")
 _options = env.query_options(_url)
 FILE_URL_LIFETIME_SECONDS = 3600
+
+
+def _picture_origins() -> list[str]:
+    """Where the store's own signed addresses point, for pages that show pictures; both ways of writing the bucket."""
+    if _url.scheme == "file":
+        return []
+    store = urlsplit(_options.get("endpoint", "https://amazonaws.com"))
+    return [f"{store.scheme}://{store.netloc}", f"{store.scheme}://*.{store.netloc}"]
+
+
+PICTURE_ORIGINS = _picture_origins()
 
 
 def _storage(kind: str) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from django.urls import path
-from drf_spectacular.views import SpectacularSwaggerView
 
+from common.document_pages import DocumentPage
 from renderjobs.compat.sdapi import agent_scheduler, internal, views
 from renderjobs.compat.sdapi.openapi import openapi_json
 
@@ -126,5 +126,5 @@ urlpatterns = [
     for slash in ("", "/")
 ] + [
     path("openapi.json", openapi_json, name="sdapi-document"),
-    path("docs", SpectacularSwaggerView.as_view(url_name="sdapi-document")),
+    path("docs", DocumentPage.as_view(url_name="sdapi-document")),
 ]
