@@ -11,7 +11,7 @@ from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse
-from django.shortcuts import redirect
+from django.shortcuts import redirect, render
 from django.template.defaultfilters import filesizeformat
 from django.urls import reverse
 from django.utils.html import format_html
@@ -28,10 +28,13 @@ from assets.models import Access, Asset, AssetState
 from assets.previews import MAX_PREVIEW_BYTES, preview_checked, preview_set, preview_url
 from assets.services import asset_make_default, asset_restore, asset_retire
 from assets.tasks import process
+from assets.uses import uses_of
 from common.errors import InvalidRequestError, PlatformError
 
 logger = logging.getLogger(__name__)
 UNDERWAY = (AssetState.RECEIVED, AssetState.HASHED, AssetState.SCANNED, AssetState.RECOGNISED)
+MOST_AT_ONCE = 10
+"""Models whose uses are looked up for one page."""
 STATE_COLOURS = {
     **dict.fromkeys(UNDERWAY, "info"),
     AssetState.APPROVED: "success",
@@ -216,9 +219,22 @@ class AssetPage(PlatformAdmin):
             return
         self._each(request, queryset, lambda asset: asset_make_default(asset=asset), "is the default now")
 
-    @action(description="Retire", permissions=["change"])
-    def retire(self, request: HttpRequest, queryset: QuerySet[Asset]) -> None:
-        self._each(request, queryset, lambda asset: asset_retire(asset=asset), "is retired")
+    @action(description="Retire: first shows what uses it", permissions=["change"])
+    def retire(self, request: HttpRequest, queryset: QuerySet[Asset]) -> HttpResponse | None:
+        if request.POST.get("confirmed"):
+            self._each(request, queryset, lambda asset: asset_retire(asset=asset), "is retired")
+            return None
+        chosen = list(queryset[: MOST_AT_ONCE + 1])
+        if len(chosen) > MOST_AT_ONCE:
+            self.message_user(request, f"Choose at most {MOST_AT_ONCE} models to retire at once.", messages.ERROR)
+            return None
+        context = {
+            **self.admin_site.each_context(request),
+            "title": "Retire models",
+            "opts": self.opts,
+            "assets": [{"asset": asset, "uses": uses_of(asset)} for asset in chosen],
+        }
+        return render(request, "assets/retire.html", context)
 
     @action(description="Restore from retirement", permissions=["change"])
     def restore(self, request: HttpRequest, queryset: QuerySet[Asset]) -> None:

@@ -18,6 +18,7 @@ from assets.cards import FIELDS
 from assets.models import Access, Asset, AssetKind, AssetQuerySet
 from assets.previews import preview_from_text, preview_url
 from assets.services import asset_describe
+from assets.uses import uses_of
 from common.errors import FieldError, ForbiddenError, InvalidRequestError, NotFoundError
 from common.schema import problems
 
@@ -70,6 +71,25 @@ class ModelChangesSchema(serializers.Serializer):
     )
 
 
+class UseSchema(serializers.Serializer):
+    what = serializers.ChoiceField(choices=["default", "template", "schedule", "options", "style"])
+    name = serializers.CharField()
+    team = serializers.CharField()
+    next_run = serializers.DateTimeField(allow_null=True)
+    then = serializers.CharField()
+    breaks = serializers.BooleanField(
+        help_text="It would be refused; else it goes on with another file or without one."
+    )
+
+
+class UsesSchema(serializers.Serializer):
+    uses = UseSchema(many=True)
+    more = serializers.BooleanField(help_text="More was found than is listed.")
+    open_jobs = serializers.DictField(
+        child=serializers.IntegerField(), help_text="By state; they keep what they pinned."
+    )
+
+
 class ModelsView(APIView):
     @extend_schema(
         operation_id="models_list",
@@ -109,6 +129,28 @@ class ModelView(APIView):
         require_may_describe(caller, asset)
         said, preview = changes_of(request.data)
         return Response(shown(request, asset_describe(asset=asset, said=said, preview=preview)))
+
+
+class ModelUsesView(APIView):
+    @extend_schema(operation_id="models_uses", responses={200: UsesSchema, **UNKNOWN})
+    def get(self, request: Request, model_id: int) -> Response:
+        """What leads to this model today, and what it would lead to if the model were retired; for those who may write its card."""
+        caller = caller_with(request, Scope.MODELS_WRITE)
+        asset = model_get(caller, model_id)
+        require_may_describe(caller, asset)
+        uses = uses_of(asset, team=None if caller.user.is_superuser else caller.team)
+        found = [
+            {
+                "what": use.what,
+                "name": use.name,
+                "team": use.team,
+                "next_run": use.when,
+                "then": use.then,
+                "breaks": use.breaks,
+            }
+            for use in uses.found
+        ]
+        return Response({"uses": found, "more": uses.more, "open_jobs": uses.jobs})
 
 
 def caller_with(request: Request, scope: str) -> Caller:

@@ -28,6 +28,7 @@ PATHS = {
     "/api/v1/usage.csv",
     "/api/v1/models",
     "/api/v1/models/{model_id}",
+    "/api/v1/models/{model_id}/uses",
     "/api/v1/uploads",
     "/api/v1/uploads/{upload_id}",
 }
