@@ -22,10 +22,13 @@ from accounts.models import Team
 from assets.hashing import sha256_of
 from assets.intake import asset_process, asset_receive
 from assets.models import Access, Asset, AssetKind, AssetState
+from assets.services import asset_complete
+from assets.sidecars import sidecars_of
 from common.errors import PlatformError
+from common.pictures import UnreadablePictureError
 from renderjobs.compat.eas.paths import MAX_PART, PART
 from renderjobs.compat.sdapi.infotext_parser import info_and_items
-from renderjobs.inputs import UnreadablePictureError, picture_from_bytes
+from renderjobs.inputs import picture_from_bytes
 from renderjobs.models import ImportedPicture
 from renderjobs.outputs import imported_key
 
@@ -95,11 +98,14 @@ def kind_of(relative: str) -> AssetKind | None:
 
 
 def _model(path: Path, relative: str, kind: AssetKind, team: Team, *, public: bool) -> TakenIn:
+    about = sidecars_of(path)
     with path.open("rb") as file:
         sha256 = sha256_of(file)
         known = Asset.objects.filter(kind=kind, state=AssetState.APPROVED, name=path.stem)
-        if any(sha256 in (one.sha256, one.original_sha256) for one in known):
-            return TakenIn(relative, kind, True, "was here already")
+        for one in known:
+            if sha256 in (one.sha256, one.original_sha256):
+                asset_complete(asset=one, card=about.card, preview=about.preview)
+                return TakenIn(relative, kind, True, " ".join(["was here already", *about.passed_over]))
         file.seek(0)
         config = path.with_suffix(".yaml")
         try:
@@ -112,11 +118,14 @@ def _model(path: Path, relative: str, kind: AssetKind, team: Team, *, public: bo
                     config=beside,
                     access=Access.PUBLIC if public else Access.TEAMS,
                     teams=() if public else (team,),
+                    card=about.card,
+                    preview=about.preview,
                 )
             asset = asset_process(asset.pk)
         except PlatformError as error:
             return TakenIn(relative, kind, False, error.message)
-    return TakenIn(relative, kind, asset.state == AssetState.APPROVED, asset.reason)
+    said = " ".join(filter(None, [asset.reason, *about.passed_over]))
+    return TakenIn(relative, kind, asset.state == AssetState.APPROVED, said)
 
 
 def _picture(path: Path, relative: str, team: Team, folder: str) -> TakenIn:

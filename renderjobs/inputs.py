@@ -8,26 +8,17 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import io
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from django.conf import settings
 from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
 from django.db.models.functions import Now
-from PIL import Image
 
 from accounts.models import Team
+from common.pictures import UnreadablePictureError, picture_opened
 from gpuworker.contract import InputPicture
 from renderjobs.models import InputFile
-
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-
-
-class UnreadablePictureError(ValueError):
-    """The text is no picture; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,24 +48,10 @@ def picture_from_text(text: str) -> Upload:
 
 def picture_from_bytes(data: bytes) -> Upload:
     """Raises: UnreadablePictureError: No picture of a format we read, or one that is too large."""
-    with warnings.catch_warnings():
-        # Pillow warns of large pictures before it refuses them; our own limit is below both.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-                width, height = picture.size
-                if width * height > settings.MAX_INPUT_PIXELS:
-                    limit = settings.MAX_INPUT_PIXELS
-                    raise UnreadablePictureError(
-                        f"A picture of {width} x {height} pixels exceeds the limit of {limit}."
-                    )
-                picture.load()
-                # Orientation swaps the sides of what the engine will open.
-                turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            if isinstance(error, UnreadablePictureError):
-                raise
-            raise UnreadablePictureError("Invalid encoded image") from None
+    with picture_opened(data) as picture:
+        width, height = picture.size
+        # Orientation swaps the sides of what the engine will open.
+        turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
     size = (height, width) if turned else (width, height)
     return Upload(InputPicture(sha256=hashlib.sha256(data).hexdigest(), width=size[0], height=size[1]), data)
 

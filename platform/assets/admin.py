@@ -1,4 +1,4 @@
-"""Models in the admin: upload, watch the intake, choose the default, decide who may use them."""
+"""Models in the admin: upload, watch the intake, choose the default, decide who may use them, write their cards."""
 
 from __future__ import annotations
 
@@ -11,22 +11,30 @@ from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse
-from django.shortcuts import redirect
+from django.shortcuts import redirect, render
 from django.template.defaultfilters import filesizeformat
 from django.urls import reverse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
 from kombu.exceptions import OperationalError
 from unfold.decorators import action, display
-from unfold.widgets import UnfoldAdminFileFieldWidget
+from unfold.widgets import UnfoldAdminFileFieldWidget, UnfoldBooleanSwitchWidget
 
 from accounts.admin import PlatformAdmin
+from assets.cards import FIELDS as CARD_FIELDS
+from assets.cards import card_of
 from assets.intake import asset_process, asset_receive, clean_stem, config_text
 from assets.models import Access, Asset, AssetState
+from assets.previews import MAX_PREVIEW_BYTES, preview_checked, preview_set, preview_url
 from assets.services import asset_make_default, asset_restore, asset_retire
 from assets.tasks import process
+from assets.uses import uses_of
 from common.errors import InvalidRequestError, PlatformError
 
 logger = logging.getLogger(__name__)
 UNDERWAY = (AssetState.RECEIVED, AssetState.HASHED, AssetState.SCANNED, AssetState.RECOGNISED)
+MOST_AT_ONCE = 10
+"""Models whose uses are looked up for one page."""
 STATE_COLOURS = {
     **dict.fromkeys(UNDERWAY, "info"),
     AssetState.APPROVED: "success",
@@ -48,6 +56,28 @@ class AccessForm(forms.ModelForm):
         return cleaned
 
 
+class CardForm(AccessForm):
+    """What people may change of an asset: who may use it, and its card."""
+
+    preview = forms.FileField(
+        label="New picture",
+        required=False,
+        help_text="Made small when it comes in.",
+        widget=UnfoldAdminFileFieldWidget(attrs={"accept": "image/*"}),
+    )
+    without_preview = forms.BooleanField(label="Remove the picture", required=False, widget=UnfoldBooleanSwitchWidget)
+
+    class Meta:
+        model = Asset
+        fields = (*AccessForm.Meta.fields, *CARD_FIELDS)
+
+    def clean_preview(self) -> bytes | None:
+        picture = self.cleaned_data["preview"]
+        if not picture:
+            return None
+        return _said(lambda: preview_checked(picture.read(MAX_PREVIEW_BYTES + 1)))  # type: ignore[no-any-return]
+
+
 class UploadForm(AccessForm):
     """Posted as it stands by browsers without scripts; with them ``upload.js`` sends the files in parts instead."""
 
@@ -65,7 +95,7 @@ class UploadForm(AccessForm):
 
     class Meta:
         model = Asset
-        fields = ("kind", "file", "config", "name", "access", "teams", "users")
+        fields = ("kind", "file", "config", "name", "access", "teams", "users", *CARD_FIELDS)
 
     class Media:
         js = ("assets/tus.min.js", "assets/upload.js")
@@ -100,6 +130,7 @@ class UploadForm(AccessForm):
 class AssetPage(PlatformAdmin):
     may_delete = False  # jobs name the files they were made with; retiring hides one from new requests
     list_display = (
+        "thumbnail",
         "name",
         "kind",
         "state_label",
@@ -108,24 +139,26 @@ class AssetPage(PlatformAdmin):
         "size",
         "default",
         "access",
+        "base_model",
         "reason",
         "created_at",
     )
+    list_display_links = ("name",)
     list_filter = ("kind", "state", "access", "family")
     list_select_related = ("upload",)
-    search_fields = ("name", "sha256")
+    search_fields = ("name", "sha256", "trigger_words", "base_model")
     autocomplete_fields = ("teams", "users")
     actions = ("make_default", "retire", "restore", "check_again")
     facts = (
-        "kind", "name", "state_label", "reason", "family", "sha256", "size", "default",
+        "picture", "kind", "name", "state_label", "reason", "family", "sha256", "size", "default",
         "uploaded_by", "created_at", "approved_at",
     )  # fmt: skip
 
     def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
-        return super().get_form(request, obj, change=change, form=AccessForm if obj else UploadForm, **kwargs)
+        return super().get_form(request, obj, change=change, form=CardForm if obj else UploadForm, **kwargs)
 
     def get_fields(self, request: HttpRequest, obj: Model | None = None) -> tuple[str, ...]:
-        return (*self.facts, *AccessForm.Meta.fields) if obj else UploadForm.Meta.fields
+        return (*self.facts, *CardForm.Meta.fields, "preview", "without_preview") if obj else UploadForm.Meta.fields
 
     def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> tuple[str, ...]:
         return self.facts if obj else ()
@@ -141,6 +174,13 @@ class AssetPage(PlatformAdmin):
                 return redirect("admin:assets_asset_changelist")
         return super().add_view(request, form_url, extra_context)
 
+    def save_model(self, request: HttpRequest, obj: Asset, form: Any, change: bool) -> None:
+        super().save_model(request, obj, form, change)
+        if form.cleaned_data["preview"]:
+            preview_set(asset=obj, made=form.cleaned_data["preview"])
+        elif form.cleaned_data["without_preview"]:
+            preview_set(asset=obj, made=b"")
+
     def _receive(self, request: HttpRequest, given: dict[str, Any]) -> None:
         asset = asset_receive(
             file=given["file"],
@@ -151,6 +191,7 @@ class AssetPage(PlatformAdmin):
             teams=tuple(given["teams"]),
             users=tuple(given["users"]),
             uploaded_by=request.user,  # type: ignore[arg-type]
+            card=card_of(**{name: given[name] for name in CARD_FIELDS}),
         )
         self.log_addition(request, asset, [{"added": {}}])
         self._process(request, asset)
@@ -178,9 +219,22 @@ class AssetPage(PlatformAdmin):
             return
         self._each(request, queryset, lambda asset: asset_make_default(asset=asset), "is the default now")
 
-    @action(description="Retire", permissions=["change"])
-    def retire(self, request: HttpRequest, queryset: QuerySet[Asset]) -> None:
-        self._each(request, queryset, lambda asset: asset_retire(asset=asset), "is retired")
+    @action(description="Retire: first shows what uses it", permissions=["change"])
+    def retire(self, request: HttpRequest, queryset: QuerySet[Asset]) -> HttpResponse | None:
+        if request.POST.get("confirmed"):
+            self._each(request, queryset, lambda asset: asset_retire(asset=asset), "is retired")
+            return None
+        chosen = list(queryset[: MOST_AT_ONCE + 1])
+        if len(chosen) > MOST_AT_ONCE:
+            self.message_user(request, f"Choose at most {MOST_AT_ONCE} models to retire at once.", messages.ERROR)
+            return None
+        context = {
+            **self.admin_site.each_context(request),
+            "title": "Retire models",
+            "opts": self.opts,
+            "assets": [{"asset": asset, "uses": uses_of(asset)} for asset in chosen],
+        }
+        return render(request, "assets/retire.html", context)
 
     @action(description="Restore from retirement", permissions=["change"])
     def restore(self, request: HttpRequest, queryset: QuerySet[Asset]) -> None:
@@ -204,6 +258,14 @@ class AssetPage(PlatformAdmin):
                 self.log_change(request, asset, outcome)
                 self.message_user(request, f"{asset} {outcome}.", messages.SUCCESS)
 
+    @display(description="")
+    def thumbnail(self, asset: Asset) -> SafeString | str:
+        return _image(asset, "rk-thumbnail")
+
+    @display(description="Picture")
+    def picture(self, asset: Asset) -> SafeString | str:
+        return _image(asset, "rk-picture") or "none"
+
     @display(description="State", ordering="state", label=STATE_COLOURS)
     def state_label(self, asset: Asset) -> str:
         return asset.state
@@ -217,6 +279,11 @@ class AssetPage(PlatformAdmin):
     @display(description="Default", boolean=True, ordering="is_default")
     def default(self, asset: Asset) -> bool:
         return asset.is_default
+
+
+def _image(asset: Asset, look: str) -> SafeString | str:
+    address = preview_url(asset)
+    return format_html('<img src="{}" class="{}" alt="" loading="lazy">', address, look) if address else ""
 
 
 def _said(check: Callable[[], Any]) -> Any:

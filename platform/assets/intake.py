@@ -13,6 +13,7 @@ import re
 import shutil
 import unicodedata
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,10 +27,12 @@ from django.db import IntegrityError, transaction
 from django.db.models.functions import Now
 
 from accounts.models import Team, User
+from assets.cards import Card, card_from_header
 from assets.conversion import convert, needs_conversion
 from assets.hashing import CHUNK_BYTES, HashedStream, sha256_of
 from assets.listing import alias, embedding_facts, embeddings_inside, listed_hash, shown_metadata
 from assets.models import Access, Asset, AssetKind, AssetQuerySet, AssetState, Upload
+from assets.previews import preview_from_text, preview_remove, preview_set
 from assets.recognition import recognised
 from assets.scanning import UnsafeFileError, header_read
 from common.database import now_plus
@@ -77,15 +80,23 @@ def asset_receive(
     teams: tuple[Team, ...] = (),
     users: tuple[User, ...] = (),
     uploaded_by: User | None = None,
+    card: Card | None = None,
+    preview: bytes = b"",
 ) -> Asset:
     """Store an upload in quarantine and write its row; nothing of it can be used before ``asset_process`` approves it.
 
+    Args:
+        card: What is known about the file; what is not, is taken from the file itself.
+        preview: Its picture, as ``preview_made`` returns it.
     Raises:
         InvalidRequestError: The name or the YAML cannot be used; nothing is stored.
     """
     configuration = config_text(config) if config else None
-    asset = asset_announce(name=name, kind=kind, access=access, teams=teams, users=users, uploaded_by=uploaded_by)
+    asset = asset_announce(
+        name=name, kind=kind, access=access, teams=teams, users=users, uploaded_by=uploaded_by, card=card
+    )
     try:
+        preview_set(asset=asset, made=preview)
         return draft_store(asset, file, configuration)
     except BaseException:
         asset_discard(asset)
@@ -101,13 +112,15 @@ def asset_announce(
     teams: tuple[Team, ...] = (),
     users: tuple[User, ...] = (),
     uploaded_by: User | None = None,
+    card: Card | None = None,
 ) -> Asset:
     """The row of a file that is still to come.
 
     Raises:
         InvalidRequestError: The name cannot be used.
     """
-    asset = Asset.objects.create(kind=kind, name=clean_stem(name), access=access, uploaded_by=uploaded_by)
+    said = (card or Card()).values()
+    asset = Asset.objects.create(kind=kind, name=clean_stem(name), access=access, uploaded_by=uploaded_by, **said)
     asset.teams.set(teams)
     asset.users.set(users)
     return asset
@@ -224,10 +237,24 @@ def _examine(asset: Asset, progress: Callable[[int], Any]) -> None:
         metadata = {**metadata, "base": found.base}
     if asset.kind == AssetKind.EMBEDDING:
         metadata = {**metadata, **embedding_facts(header.shapes, header.metadata)}
-    inside = embeddings_inside(asset.kind, header.shapes)
     _step(
-        asset, AssetState.RECOGNISED, family=found.family, alias=other_name, metadata=metadata, embeddings_inside=inside
+        asset,
+        AssetState.RECOGNISED,
+        family=found.family,
+        alias=other_name,
+        metadata=metadata,
+        embeddings_inside=embeddings_inside(asset.kind, header.shapes),
+        **missing_of_card(asset, card_from_header(header.metadata)),
     )
+    if not asset.preview_key and (picture := header.metadata.get("modelspec.thumbnail")):
+        with suppress(InvalidRequestError):
+            preview_set(asset=asset, made=preview_from_text(picture))
+
+
+def missing_of_card(asset: Asset, card: Card) -> dict[str, Any]:
+    """What the card says and the asset's own does not."""
+    own = asset.card
+    return {name: value for name, value in own.or_else(card).values().items() if value != getattr(own, name)}
 
 
 def _replace_by_conversion(asset: Asset, file: IO[bytes]) -> None:
@@ -338,10 +365,22 @@ def _joined(asset: Asset, twin: Asset) -> Asset:
         if twin.access == asset.access:
             twin.teams.add(*asset.teams.all())
             twin.users.add(*asset.users.all())
+        _hand_over_card(asset, twin)
         # Uploading a retired file again is asking for it back.
         Asset.objects.filter(pk=twin.pk, state=AssetState.RETIRED).update(state=AssetState.APPROVED)
     asset_discard(asset)
     return Asset.objects.get(pk=twin.pk)
+
+
+def _hand_over_card(asset: Asset, twin: Asset) -> None:
+    """What was said about a repeated upload, where nothing was before."""
+    said = Asset.objects.get(pk=asset.pk)
+    changes = missing_of_card(twin, said.card)
+    if said.preview_key and not twin.preview_key:
+        changes["preview_key"] = said.preview_key
+        Asset.objects.filter(pk=said.pk).update(preview_key="")
+    if changes:
+        Asset.objects.filter(pk=twin.pk).update(**changes)
 
 
 def _refuse_other_config(asset: Asset) -> None:
@@ -424,7 +463,11 @@ def _cleaned(asset: Asset) -> Asset:
 def asset_discard(asset: Asset) -> None:
     """Remove an upload that is not approved yet, with all that was stored of it."""
     _remove_drafts(asset)
-    Asset.objects.filter(pk=asset.pk, state__in=UNDERWAY).delete()
+    rows = Asset.objects.filter(pk=asset.pk, state__in=UNDERWAY)
+    picture = rows.values_list("preview_key", flat=True).first()
+    rows.delete()
+    if picture:
+        preview_remove(picture)
 
 
 def _remove_drafts(asset: Asset) -> None:

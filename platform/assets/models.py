@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import uuid
 
+from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Now
 
 from accounts.models import Team, User
+from assets.cards import FIELDS, LIMITS, MAX_WEIGHT, Card, is_address
 from gpuworker.contract import Weights
 
 
@@ -86,6 +88,26 @@ class Asset(models.Model):
     uploaded_by = models.ForeignKey(User, null=True, blank=True, on_delete=models.SET_NULL, related_name="uploads")
     created_at = models.DateTimeField(auto_now_add=True)
     approved_at = models.DateTimeField(null=True, blank=True)
+    # The card: what people say about the file. It changes no picture and may be written at any time (``cards``).
+    description = models.TextField(blank=True, max_length=LIMITS["description"])
+    trigger_words = models.TextField(
+        blank=True, max_length=LIMITS["trigger_words"], help_text="What the prompt has to say, separated by commas."
+    )
+    preferred_weight = models.FloatField(
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(-MAX_WEIGHT), MaxValueValidator(MAX_WEIGHT)],
+        help_text="Of a network in a prompt.",
+    )
+    licence = models.CharField(blank=True, max_length=LIMITS["licence"])
+    source_page = models.CharField(
+        blank=True, max_length=LIMITS["source_page"], validators=[is_address], help_text="Where it was published."
+    )
+    base_model = models.CharField(
+        blank=True, max_length=LIMITS["base_model"], help_text="For which models it is, in its author's words."
+    )
+    notes = models.TextField(blank=True, max_length=LIMITS["notes"])
+    preview_key = models.CharField(max_length=300, blank=True, help_text="Key of its picture in the asset storage.")
 
     objects = AssetQuerySet.as_manager()
 
@@ -103,6 +125,10 @@ class Asset(models.Model):
 
     def __str__(self) -> str:
         return self.title
+
+    @property
+    def card(self) -> Card:
+        return Card(**{name: getattr(self, name) for name in FIELDS})
 
     @property
     def filename(self) -> str:

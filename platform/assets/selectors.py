@@ -29,11 +29,12 @@ def newest_of(caller: Caller, kind: str) -> list[Asset]:
 def asset_find(caller: Caller, kind: str, name: str) -> Asset | None:
     """By stem, file name, title with hash, alias, short hash or sha-256; the newest upload wins."""
     wanted = name.strip()
+    if not wanted:
+        return None
     stem, _, shown_hash = wanted.removesuffix("]").rpartition(" [")
     by_title = Q(name=EXTENSION.sub("", stem)) & (Q(short_hash=shown_hash) | Q(listed_hash=shown_hash))
     by_name = Q(name=wanted) | Q(name=EXTENSION.sub("", wanted)) | Q(sha256=wanted) | Q(original_sha256=wanted)
-    if wanted:
-        by_name |= Q(short_hash=wanted) | Q(alias=wanted)
+    by_name |= Q(short_hash=wanted) | Q(alias=wanted)
     found = assets_of(caller, kind).filter(by_name | by_title if stem else by_name)
     return found.order_by("-approved_at", "-pk").first()
 

@@ -26,6 +26,7 @@ from rest_framework.views import APIView
 
 from accounts.authentication import AdminSessionAuthentication, ApiTokenAuthentication, Caller
 from accounts.models import Role, Scope, Team, User
+from assets.cards import FIELDS
 from assets.hashing import CHUNK_BYTES
 from assets.models import Access, Upload
 from assets.tasks import join
@@ -52,7 +53,8 @@ METADATA = OpenApiParameter(
     OpenApiParameter.HEADER,
     required=True,
     description="Pairs of a key and its base64 value: `filename`, `kind`; optional `name`, `sha256`, `config` (YAML), "
-    "`access`, `teams`, `users` (ids).",
+    "`access`, `teams`, `users` (ids), and what is known about the file: `description`, `trigger_words`, `preferred_weight`, "
+    "`licence`, `source_page`, `base_model`, `notes`.",
 )
 
 
@@ -113,6 +115,7 @@ class UploadsView(TusView):
             access=access,
             teams=teams,
             users=users,
+            card={name: values[name] for name in FIELDS if name in values},
         )
         return Response(status=201, headers={"Location": reverse("upload", args=[upload.pk]), **expires(upload)})
 

@@ -15,9 +15,10 @@ from __future__ import annotations
 import io
 import secrets
 from bisect import bisect_right
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import timedelta
-from typing import IO
+from typing import IO, Any
 from uuid import UUID
 
 from django.core.files.base import File
@@ -26,6 +27,7 @@ from django.db.models import F
 from django.db.models.functions import Now
 
 from accounts.models import Team, User
+from assets.cards import card_errors, card_of
 from assets.intake import (
     asset_announce,
     asset_discard,
@@ -59,13 +61,14 @@ def upload_begin(
     access: str = Access.PUBLIC,
     teams: tuple[Team, ...] = (),
     users: tuple[User, ...] = (),
+    card: Mapping[str, Any] | None = None,
 ) -> Upload:
     """Announce a file.
 
     Raises:
-        InvalidRequestError: Name, kind, size, hash or YAML cannot be accepted; nothing is stored.
+        InvalidRequestError: Name, kind, size, hash, YAML or card cannot be accepted; nothing is stored.
     """
-    errors = []
+    errors = card_errors(card or {})
     if kind not in AssetKind.values:
         errors.append(
             FieldError("kind", f"Kind {kind!r} is unknown; accepted are {', '.join(AssetKind.values)}.", kind)
@@ -82,7 +85,15 @@ def upload_begin(
         raise InvalidRequestError(errors)
     if config:
         config_text(io.BytesIO(config.encode()))
-    asset = asset_announce(name=name, kind=kind, access=access, teams=teams, users=users, uploaded_by=uploaded_by)
+    asset = asset_announce(
+        name=name,
+        kind=kind,
+        access=access,
+        teams=teams,
+        users=users,
+        uploaded_by=uploaded_by,
+        card=card_of(**(card or {})),
+    )
     return Upload.objects.create(asset=asset, size_bytes=size_bytes, sha256=sha256.lower(), config=config)
 
 

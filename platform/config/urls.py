@@ -1,4 +1,4 @@
-"""Every door. What answers without a credential: the login page, health, signed files, the API's own documentation."""
+"""Every door. What answers without a credential: the login page, health, signed files and previews, the API's own documentation."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from django.contrib import admin
 from django.urls import include, path
 from drf_spectacular.views import SpectacularAPIView
 
+from assets.previews import preview_file
 from common.document_pages import DocumentPage
 from operations.health import healthz, readyz
 from renderjobs.files import signed_file
@@ -21,6 +22,7 @@ urlpatterns = [
     path("", include("renderjobs.compat.openai.urls")),
     path("", include("renderjobs.compat.eas.urls")),
     path("files/<str:token>", signed_file, name="signed-file"),
+    path("models/previews/<str:token>", preview_file, name="model-preview"),
     path("healthz", healthz),
     path("readyz", readyz),
 ]

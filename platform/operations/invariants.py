@@ -471,6 +471,13 @@ def p4_usable_assets_have_their_file() -> Iterator[str]:
             yield f"P4 the file of asset {asset.pk} ({asset.name}) is missing or has another size."
 
 
+def p2_cards_have_their_pictures() -> Iterator[str]:
+    storage = storages["assets"]
+    for pk, key in Asset.objects.exclude(preview_key="").values_list("pk", "preview_key"):
+        if not storage.exists(key):
+            yield f"P2 the picture of asset {pk} is missing: {key}."
+
+
 def c9_a_services_token_is_its_teams() -> Iterator[str]:
     """Whoever holds the token acts for the team that pays."""
     same = Q(token__team=F("team"), token__user=F("user"))
@@ -637,5 +644,6 @@ OBJECT_CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
     i19_no_old_object_lies_without_a_row,
     p4_usable_assets_have_their_file,
     p2_parts_of_an_upload_have_their_objects,
+    p2_cards_have_their_pictures,
     c3_scripts_have_their_requests,
 )

@@ -18,8 +18,9 @@ from assets.models import Asset
 from billing.models import Budget, LedgerTransaction, RateCard
 from renderjobs.models import RenderJob
 from tests.admin.pages import client_of, one_of, page, rendered_job
+from tests.assets.test_cards import a_picture
 from tests.billing.budgets import a_budget
-from tests.factories import a_caller, a_job, a_platform, a_template
+from tests.factories import a_caller, a_checkpoint, a_job, a_platform, a_template
 from tests.weights import a_checkpoint_file
 
 pytestmark = pytest.mark.django_db
@@ -77,6 +78,42 @@ def test_a_refused_upload_shows_its_reason_and_leaves_no_file(root, tmp_path):
 def test_a_wrong_form_stores_nothing(root, tmp_path, wrong):
     assert upload(root, a_checkpoint_file(), **wrong).status_code == 200
     assert not Asset.objects.filter(name="dream").exists() and stored(tmp_path) == 0
+
+
+def test_p2_a_models_card_is_written_in_its_form_and_shown_escaped(root):
+    asset = a_checkpoint("dream")
+    card = {"access": "public", "description": "<script>alert(1)</script>", "trigger_words": "ring", "licence": "MIT"}
+    given = {**card, "preview": SimpleUploadedFile("a.png", a_picture())}
+    assert root.post(page("assets_asset", "change", asset.pk), given).status_code == 302
+    asset.refresh_from_db()
+    assert (asset.trigger_words, asset.licence) == ("ring", "MIT")
+    body = root.get(page("assets_asset", "change", asset.pk)).content.decode()
+    assert "<script>alert" not in body and "&lt;script&gt;alert" in body
+    for shown in (body, root.get(page("assets_asset", "changelist")).content.decode()):
+        assert root.get(re.search(r"/models/previews/[\w:.-]+", shown)[0]).status_code == 200
+    root.post(page("assets_asset", "change", asset.pk), {**card, "without_preview": "on"})
+    asset.refresh_from_db()
+    assert asset.preview_key == ""
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"source_page": "javascript:alert(1)"}, {"preview": SimpleUploadedFile("a.png", b"x")}, {"licence": "x" * 201}],
+    ids=["no address", "no picture", "too long"],
+)
+def test_a_wrong_card_in_the_form_changes_nothing(root, wrong):
+    asset = a_checkpoint("dream")
+    answer = root.post(page("assets_asset", "change", asset.pk), {"access": "public", "notes": "new", **wrong})
+    asset.refresh_from_db()
+    assert answer.status_code == 200 and not asset.card
+
+
+def test_an_uploaded_file_has_the_card_of_its_form(root):
+    upload(root, a_checkpoint_file(), trigger_words="ring", base_model="SD 1.5")
+    assert (Asset.objects.get(name="dream").trigger_words, Asset.objects.get(name="dream").base_model) == (
+        "ring",
+        "SD 1.5",
+    )
 
 
 def test_p12_a_tokens_text_is_shown_once_and_its_digest_never(root):

@@ -26,6 +26,9 @@ PATHS = {
     "/api/v1/jobs/{job_id}/grid",
     "/api/v1/usage",
     "/api/v1/usage.csv",
+    "/api/v1/models",
+    "/api/v1/models/{model_id}",
+    "/api/v1/models/{model_id}/uses",
     "/api/v1/uploads",
     "/api/v1/uploads/{upload_id}",
 }

@@ -72,6 +72,19 @@ def stored(tmp_path: Path) -> list[str]:
     return sorted(path.name for path in (tmp_path / "assets").rglob("*") if path.is_file())
 
 
+def test_p2_what_is_said_beside_the_file_becomes_its_card(sender):
+    sender.send(a_checkpoint_file(), trigger_words="ring", preferred_weight="0.5", source_page="https://example.com")
+    asset = Asset.objects.get()
+    assert (asset.trigger_words, asset.preferred_weight, asset.source_page) == ("ring", 0.5, "https://example.com")
+
+
+@pytest.mark.parametrize("wrong", [{"licence": "x" * 201}, {"source_page": "ftp://x"}, {"preferred_weight": "nan"}])
+def test_a_wrong_card_is_refused_before_anything_is_sent(sender, wrong):
+    answer = sender.begin(a_checkpoint_file(), **wrong)
+    assert answer.status_code == 422 and next(iter(wrong)) in answer.json()["errors"][0]["pointer"]
+    assert not Asset.objects.exists()
+
+
 @pytest.mark.parametrize("parts", [1, 3, 7])
 def test_a_file_in_parts_becomes_the_asset_it_would_be_in_one(sender, tmp_path, parts):
     data = a_checkpoint_file()

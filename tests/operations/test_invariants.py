@@ -283,6 +283,7 @@ BREAKAGES = {
     "C9 answered": lambda job: EasFrame.objects.filter(answer_to=1).update(answer_to=2),
     "C9 group": lambda job: with_another_consumer(group="other"),
     "C9 window": beyond_its_window,
+    "P2 picture": lambda job: Asset.objects.update(preview_key="previews/nowhere.webp"),
     "P4 file": lambda job: Asset.objects.update(size_bytes=2),
 }
 

@@ -118,6 +118,18 @@ def test_a_picture_that_changed_is_left(directory, team):
     assert ImportedPicture.objects.filter(infotext="a grid").exists()
 
 
+def test_p2_cards_beside_models_are_taken_in_also_when_they_come_later(directory, team):
+    beside = directory / "models/Stable-diffusion/anime"
+    write(beside / "dream.preview.png", a_png())
+    take_in(directory)
+    write(beside / "dream.json", b'{"activation text": "ring"}')
+    write(beside / "dream.civitai.info", b"x")
+    lines = take_in(directory)
+    asset = Asset.objects.get()
+    assert asset.trigger_words == "ring" and asset.preview_key and list(violations()) == []
+    assert any("dream.civitai.info is passed over: It is no JSON." in line for line in lines)
+
+
 def test_links_are_not_followed(directory, team, tmp_path):
     write(tmp_path / "secret/private.png", a_png())
     (directory / "outputs/link.png").symlink_to(tmp_path / "secret/private.png")

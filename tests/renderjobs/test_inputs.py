@@ -9,7 +9,8 @@ import pytest
 from django.core.files.storage import default_storage
 from PIL import Image
 
-from renderjobs.inputs import UnreadablePictureError, input_store, picture_from_text
+from common.pictures import UnreadablePictureError
+from renderjobs.inputs import input_store, picture_from_text
 from renderjobs.models import InputFile, RenderImage, RenderJob
 from tests.factories import a_caller
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from PIL import Image
 
+from common.pictures import UnreadablePictureError
 from renderjobs.choices import JobKind
 from renderjobs.compat.openai.errors import wrong
 from renderjobs.compat.sdapi.translate import Translation
-from renderjobs.inputs import UnreadablePictureError, Upload, picture_from_bytes
+from renderjobs.inputs import Upload, picture_from_bytes
 
 STEPS = {"low": 12, "auto": 25, "medium": 25, "standard": 25, "high": 40, "hd": 40}
 """``quality`` → denoising steps."""

@@ -13,6 +13,7 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 
 from accounts.authentication import Caller
 from assets.models import AssetKind
+from assets.previews import preview_content
 from assets.selectors import asset_find
 from renderjobs.compat.sdapi import wire
 from renderjobs.compat.sdapi.door import authenticated, listing
@@ -55,8 +56,26 @@ async def card_metadata(request: HttpRequest) -> HttpResponse:
 
 
 @speaks_sdapi("GET")
-async def card_file(request: HttpRequest) -> HttpResponse:
-    """Networks have no pictures here."""
+async def card_picture(request: HttpRequest) -> HttpResponse:
+    """A network's picture, by the name of its file as lists say it."""
+    caller = await sync_to_async(authenticated)(request)
+    content = await sync_to_async(_picture_of)(caller, request.GET.get("filename", ""))
+    if content is None:
+        raise HandlerError(404, "File not found")
+    return HttpResponse(content, content_type="image/webp", headers={"X-Content-Type-Options": "nosniff"})
+
+
+def _picture_of(caller: Caller, filename: str) -> bytes | None:
+    for kind in KIND_OF_PAGE.values():
+        asset = asset_find(caller, kind, filename)
+        if asset is not None and asset.preview_key:
+            return preview_content(asset)
+    return None
+
+
+@speaks_sdapi("GET")
+async def cover_images(request: HttpRequest) -> HttpResponse:
+    """Pictures inside safetensors files are taken out at their intake; none is left there to number."""
     await sync_to_async(authenticated)(request)
     raise HandlerError(404, "File not found")
 

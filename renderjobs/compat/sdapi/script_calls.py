@@ -30,6 +30,7 @@ from assets.selectors import asset_find_loosely, newest_of
 from assets.styles import styled
 from assets.wildcards import lines_for
 from common.errors import ConflictError, PlatformError
+from common.pictures import UnreadablePictureError
 from gpuworker.contract import Recipe
 from renderjobs.choices import JOB_OPEN, ImageState, JobKind, Lane
 from renderjobs.compat.pai.saving import saved_under
@@ -54,7 +55,7 @@ from renderjobs.compat.sdapi.scripts.base import (
 )
 from renderjobs.compat.sdapi.translate import Translation, to_request
 from renderjobs.expansion import recipe_from
-from renderjobs.inputs import UnreadablePictureError, picture_from_text
+from renderjobs.inputs import picture_from_text
 from renderjobs.models import RenderImage, RenderJob, ScriptCall
 from renderjobs.models.jobs import Source
 from renderjobs.pinning import pinned

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from common.pictures import UnreadablePictureError
 from gpuworker.contract import SETTINGS
 from gpuworker.contract.extras import CODEFORMER, FACES_MISSING
 from gpuworker.contract.samplers import resolve_sampler
@@ -16,7 +17,7 @@ from renderjobs.compat.pai.wire import NAMES as ADDITIONS
 from renderjobs.compat.sdapi.control_units import DEFAULT_UNITS, NO_MAPS, names_of, places_of, units_of
 from renderjobs.compat.sdapi.control_units import OPTIONS as CONTROLNET_OPTIONS
 from renderjobs.compat.sdapi.errors import HandlerError, WireError, field_detail
-from renderjobs.inputs import UnreadablePictureError, Upload, picture_from_text
+from renderjobs.inputs import Upload, picture_from_text
 from renderjobs.request import RenderRequest
 
 SAME_NAME = (

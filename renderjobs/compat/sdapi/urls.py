@@ -71,8 +71,8 @@ INTERNAL_ROUTES = {
 CARD_ROUTES = {
     "metadata": internal.card_metadata,
     "get-single-card": internal.single_card,
-    "thumb": internal.card_file,
-    "cover-images": internal.card_file,
+    "thumb": internal.card_picture,
+    "cover-images": internal.cover_images,
 }
 TASK_ROUTES = {
     "": agent_scheduler.task,

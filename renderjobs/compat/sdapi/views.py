@@ -23,6 +23,7 @@ from assets.models import AssetKind
 from assets.styles import styled, styles_of
 from assets.wildcards import lines_for
 from common.errors import FieldError, InvalidRequestError
+from common.pictures import UnreadablePictureError
 from gpuworker.contract.extras import extras_html
 from renderjobs.choices import IMAGE_HELD, JobKind, JobState, Lane
 from renderjobs.compat.pai.answers import saved_answer, script_saved_answer, status_of
@@ -69,7 +70,7 @@ from renderjobs.compat.sdapi.translate import (
     to_request,
 )
 from renderjobs.grids import grid_ensure
-from renderjobs.inputs import UnreadablePictureError, Upload, picture_from_text
+from renderjobs.inputs import Upload, picture_from_text
 from renderjobs.models import RenderImage, RenderJob, ScriptCall
 from renderjobs.models.jobs import Source
 from renderjobs.outputs import SavedUnder

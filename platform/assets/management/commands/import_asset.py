@@ -18,6 +18,7 @@ from assets.folders import Directory, folder_merge
 from assets.hashing import sha256_of
 from assets.intake import asset_process, asset_receive
 from assets.models import Access, Asset, AssetKind, AssetState
+from assets.sidecars import sidecars_of
 from assets.styles import styles_import
 from assets.wildcards import wildcards_import
 from common.errors import PlatformError
@@ -75,10 +76,14 @@ class Command(BaseCommand):
         with TemporaryDirectory(prefix="import-", dir=settings.FILE_UPLOAD_TEMP_DIR) as folder:
             merged = Path(folder) / f"{path.resolve().name}.safetensors"
             folder_merge(Directory(path), merged)
-            return self.take_in(merged, options)
+            return self.take_in(merged, options, beside=path.resolve().with_suffix(".safetensors"))
 
-    def take_in(self, path: Path, options: dict[str, Any]) -> Asset:
+    def take_in(self, path: Path, options: dict[str, Any], beside: Path | None = None) -> Asset:
+        """Args: beside: What files about it are named after, where that is not ``path``."""
         config = path.with_suffix(".yaml")
+        about = sidecars_of(beside or path)
+        for sentence in about.passed_over:
+            self.stderr.write(sentence)
         teams = (one(Team, name=slugify(options["team"])),) if options["team"] else ()
         users = (one(User, username=options["user"]),) if options["user"] else ()
         with ExitStack() as files:
@@ -91,6 +96,8 @@ class Command(BaseCommand):
                 access=Access.TEAMS if teams else Access.USERS if users else Access.PUBLIC,
                 teams=teams,
                 users=users,
+                card=about.card,
+                preview=about.preview,
             )
         with tqdm(total=asset.size_bytes, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
             return asset_process(asset.pk, progress=bar.update)

@@ -33,6 +33,9 @@ async function described(form, single) {
     name: single ? values.get("name") || "" : "",
     config: config ? await config.text() : "",
   };
+  for (const field of ["description", "trigger_words", "preferred_weight", "licence", "source_page", "base_model", "notes"]) {
+    metadata[field] = values.get(field) || "";
+  }
   return Object.fromEntries(Object.entries(metadata).filter(([, value]) => value));
 }
 
