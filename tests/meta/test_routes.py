@@ -21,6 +21,7 @@ OPEN = {
     "healthz": "for load balancers",
     "readyz": "for load balancers",
     "files/<str:token>": "the address is the credential: signed, and for an hour",
+    "models/previews/<str:token>": "as above",
     "api/schema/": "describes the API, and holds nobody's data",
     "api/docs/": "as above",
     "openapi.json": "as above",
