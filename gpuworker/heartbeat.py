@@ -9,18 +9,22 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import Any
 
 from django.conf import settings
 from django.db import Error as DatabaseError
 from django.db import close_old_connections
 
 from fleet.services import worker_seen
+from gpuworker.machine import memory
 from renderjobs.claims import lease_renew
 from renderjobs.previews import previews_asked
 
 logger = logging.getLogger(__name__)
 WORKER_SEEN_SECONDS = 5
+WEIGHTS_REPORTED = 50
+"""Files in one report; more than these are seldom in memory at once."""
 
 
 class Lease:
@@ -49,8 +53,10 @@ class Lease:
 
 
 class Heartbeat(threading.Thread):
-    def __init__(self, *, worker_id: int):
+    def __init__(self, *, worker_id: int, report: Callable[[], dict[str, Any]] | None = None):
+        """Args: report: What the renderer says of its memory; asked from this thread."""
         super().__init__(name="heartbeat", daemon=True)
+        self._report = report
         self.worker_id = worker_id
         self.loaded_checkpoint_sha256 = ""
         self._leases: dict[int, Lease] = {}
@@ -82,10 +88,28 @@ class Heartbeat(threading.Thread):
                 for lease in self.kept():
                     self.renew(lease)
                 if beat % beats_per_seen == 0:
-                    worker_seen(worker_id=self.worker_id, loaded_checkpoint_sha256=self.loaded_checkpoint_sha256)
+                    self.be_seen()
             except DatabaseError:
                 # The lease runs on for a while; if the database stays away it passes, and the images go to others.
                 logger.exception("A heartbeat could not be written")
+
+    def be_seen(self) -> None:
+        worker_seen(
+            worker_id=self.worker_id,
+            loaded_checkpoint_sha256=self.loaded_checkpoint_sha256,
+            report=self.report(),
+        )
+
+    def report(self) -> dict[str, Any]:
+        """Memory of the machine and the renderer; a renderer that cannot tell is no reason to seem dead."""
+        found: dict[str, Any] = memory()
+        if self._report:
+            try:
+                found |= self._report()
+            except Exception:
+                logger.exception("The renderer cannot tell its memory")
+        found["weights"] = found.get("weights", [])[:WEIGHTS_REPORTED]
+        return found
 
     def renew(self, lease: Lease) -> None:
         if lease.stalled or not lease_renew(claim_id=lease.claim_id, step=lease.step, steps=lease.steps):

@@ -75,8 +75,9 @@ def process_start(**_: Any) -> None:
     global _loop
     pool, _ = Pool.objects.get_or_create(name=settings.WORKER_POOL)
     renderer = import_string(settings.RENDERER)(**device_options())
-    worker = worker_register(name=worker_name(), pool=pool, device=device_name(renderer))
-    heartbeat = Heartbeat(worker_id=worker.pk)
+    card = str(getattr(renderer, "card", ""))
+    worker = worker_register(name=worker_name(), pool=pool, device=device_name(renderer), card=card)
+    heartbeat = Heartbeat(worker_id=worker.pk, report=getattr(renderer, "report", None))
     heartbeat.start()
     _loop = WorkLoop(Runner(worker=worker, renderer=renderer, heartbeat=heartbeat, draining=draining))
     threading.Thread(target=_loop.poll, args=(_stopped,), name="poll", daemon=True).start()
@@ -102,7 +103,7 @@ def process_stop(**_: Any) -> None:
 
 
 def worker_name() -> str:
-    return f"{platform.node()}-{settings.WORKER_POOL}-{os.getpid()}"
+    return settings.WORKER_NAME or f"{platform.node()}-{settings.WORKER_POOL}-{os.getpid()}"
 
 
 def device_options() -> dict[str, str]:

@@ -18,6 +18,7 @@ from django.core.files.storage import default_storage
 from django.db import InterfaceError, OperationalError, close_old_connections
 
 from fleet.models import Worker
+from fleet.services import worker_may_claim, worker_quarantine
 from gpuworker.contract import Failed, ImageOutcome, Picture, Rendered, RenderSpec, Stopped
 from gpuworker.encoding import png_of
 from gpuworker.engine.errors import EngineError, OutOfMemoryError
@@ -40,8 +41,16 @@ logger = logging.getLogger(__name__)
 DELIVERY_THREADS = 4
 MAX_ON_THE_WAY = 64
 DELIVERY_TRIES = 5
+CARD_FAILURES = ("CUDA error", "CUDA driver error", "cuDNN error", "CUBLAS_STATUS", "uncorrectable ECC")
+"""What torch says when the card, not the picture, is at fault. Running out of memory has an error of its own."""
+CARD_FAILURES_ACCEPTED = 2
+"""In a row; then the card is quarantined until somebody releases it."""
 LOAD_WORTH_US = 10_000
 """Less than this was no loading: the weights were found where they were left."""
+
+
+class _CardFailed(Exception):
+    """The card ended the pass; trying its images elsewhere helps, trying them here may not."""
 
 
 class Flag(Protocol):
@@ -58,13 +67,15 @@ class Runner:
         self._on_the_way = threading.BoundedSemaphore(MAX_ON_THE_WAY)
         self._limits: dict[str, int] = {}
         """Pass key → the largest micro-batch that fitted after one did not."""
+        self._card_failures = 0
+        """Micro-batches in a row that the card itself has ended."""
         self._load_us = 0
         """What the passes of the running micro-batch spent on loading weights."""
 
     def run_until_empty(self) -> None:
         """Render until nothing waits and every delivery has ended, the process drains or the worker was told to."""
         futures: list[Future[None]] = []
-        while not self.draining.is_set() and not self._told_to_drain():
+        while not self.draining.is_set() and worker_may_claim(self.worker.pk):
             batch = microbatch_claim(worker_id=self.worker.pk, pool_id=self.worker.pool_id)
             if batch is not None and batch.suspect:
                 # If it kills this process, no other picture may be on its way.
@@ -97,9 +108,21 @@ class Runner:
                 futures.append(self._deliveries.submit(self._record_load, batch, self._load_us))
         except LeaseLost:
             logger.info("Claim %s is not ours any more", batch.claim_id)
+        except _CardFailed as error:
+            wait(futures)  # what was rendered before is delivered; the rest goes back, and no image is blamed
+            retried(lambda: lease_release(claim_id=batch.claim_id, cause="the card failed"))
+            self._count_failure(str(error))
+        else:
+            self._card_failures = 0
         finally:
             self._drop_after(futures, batch.claim_id)
         return futures
+
+    def _count_failure(self, reason: str) -> None:
+        self._card_failures += 1
+        if self._card_failures >= CARD_FAILURES_ACCEPTED:
+            message = f"The card failed {self._card_failures} times in a row: {reason}"
+            retried(lambda: worker_quarantine(worker=self.worker, reason=message))
 
     def release_all(self) -> None:
         """Give back every lease this process still keeps."""
@@ -107,9 +130,6 @@ class Runner:
             lease.stop = True
             self.heartbeat.drop(lease.claim_id)
             lease_release(claim_id=lease.claim_id, cause="the worker stops")
-
-    def _told_to_drain(self) -> bool:
-        return Worker.objects.filter(pk=self.worker.pk, draining=True).exists()
 
     def _drop_after(self, futures: list[Future[None]], claim_id: int) -> None:
         """Keep the lease until the last picture of the micro-batch is delivered."""
@@ -147,8 +167,10 @@ class Runner:
             retryable = getattr(error, "retryable", isinstance(error, OSError))
             reason = str(error)
             logger.warning("Claim %s failed: %s", batch.claim_id, error)
-        except Exception:
+        except Exception as error:
             logger.exception("Claim %s failed", batch.claim_id)
+            if any(text in str(error) for text in CARD_FAILURES):
+                raise _CardFailed(str(error).splitlines()[0]) from error
             code, reason, retryable = "internal", "The renderer stopped unexpectedly.", True
         for position, image in enumerate(batch.images):
             if position not in ended:

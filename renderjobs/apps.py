@@ -8,7 +8,8 @@ class RenderjobsConfig(AppConfig):
     verbose_name = "Render jobs"
 
     def ready(self) -> None:
-        from renderjobs import model_uses, quota_counters  # models are there only now
+        from renderjobs import model_uses, quota_counters, worker_facts  # models are there only now
 
         quota_counters.register()
         model_uses.register()
+        worker_facts.register()

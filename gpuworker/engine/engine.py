@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -79,11 +79,21 @@ class DiffusersRenderer:
         self.device = torch.device(device)
         self.device_name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         """What people call it: the card's product name."""
+        self.card = str(torch.cuda.get_device_properties(self.device).uuid) if self.device.type == "cuda" else ""
+        """The card's own number, the same after every restart."""
         self.load_us = 0
         self.shelf = ModelShelf(self.device, DTYPES[dtype], max_resident_bytes)
         self.prompts = PromptEncoder()
         self.flow_prompts = FlowPrompts()
         self.pictures = PictureEncoder()
+
+    def report(self) -> dict[str, Any]:
+        """What is loaded, within which limit, and the card's memory in bytes; another thread may ask."""
+        found: dict[str, Any] = {"weights": self.shelf.report(), "weights_limit": self.shelf.max_bytes}
+        if self.device.type == "cuda":
+            free, found["vram_total"] = torch.cuda.mem_get_info(self.device)
+            found["vram_used"] = found["vram_total"] - free
+        return found
 
     def render(
         self,

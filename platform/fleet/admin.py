@@ -1,4 +1,4 @@
-"""Pools and workers in the admin. Workers register themselves; people can only drain and resume them."""
+"""Pools and workers in the admin. Workers register themselves; people drain, resume, quarantine and release them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,23 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib import admin, messages
+from django.contrib.admin import EmptyFieldListFilter
 from django.db.models import BooleanField, Case, QuerySet, Value, When
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
+from django.template.defaultfilters import filesizeformat
 from unfold.decorators import action, display
 
 from accounts.admin import PlatformAdmin
 from common.database import now_plus
+from common.errors import ConflictError
 from fleet.models import Pool, Worker
+from fleet.services import worker_quarantine, worker_release
+from fleet.work import with_work, work_of
+
+STATUS_COLOURS = {
+    "alive": "success", "draining": "warning", "lost": "danger", "stopped": "info", "quarantined": "danger",
+}  # fmt: skip
 
 
 @admin.register(Pool)
@@ -26,19 +36,28 @@ class PoolPage(PlatformAdmin):
 @admin.register(Worker)
 class WorkerPage(PlatformAdmin):
     may_add = may_change = may_delete = False
-    list_display = ("name", "pool", "device", "status", "loaded", "last_seen_at", "started_at")
-    list_filter = ("pool", "draining")
+    list_display = ("name", "pool", "device", "status", "loaded", "images", "card_memory", "last_seen_at", "started_at")
+    list_filter = ("pool", "draining", ("quarantined_at", EmptyFieldListFilter))
     list_select_related = ("pool",)
     search_fields = ("name", "device")
     fields = readonly_fields = (
-        "name", "pool", "device", "status", "loaded_checkpoint_sha256", "started_at", "last_seen_at", "stopped_at",
+        "name", "pool", "device", "card", "status", "quarantine_shown", "loaded", "loaded_checkpoint_sha256", "card_memory",
+        "machine_memory", "started_at", "last_seen_at", "stopped_at",
     )  # fmt: skip
-    actions = ("drain", "resume")
+    actions = ("drain", "resume", "quarantine", "release")
+    change_form_outer_after_template = "fleet/worker.html"
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         recent = When(stopped_at=None, last_seen_at__gt=now_plus(-settings.WORKER_DEAD_AFTER_SECONDS), then=Value(True))
         alive = Case(recent, default=Value(False), output_field=BooleanField())
-        return super().get_queryset(request).annotate(alive=alive)
+        return with_work(super().get_queryset(request).annotate(alive=alive))
+
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: Any = None
+    ) -> HttpResponse:
+        worker = self.get_object(request, object_id)
+        work = {"work": work_of(worker)} if worker else {}
+        return super().change_view(request, object_id, form_url, {**work, **(extra_context or {})})
 
     def has_drain_permission(self, request: HttpRequest) -> bool:
         return self.may_visit(request)
@@ -58,10 +77,39 @@ class WorkerPage(PlatformAdmin):
             self.log_change(request, worker, "is told to drain" if draining else "is told to go on")
         self.message_user(request, f"{len(chosen)} workers {'drain' if draining else 'claim'} now.", messages.SUCCESS)
 
-    @display(
-        description="Status", label={"alive": "success", "draining": "warning", "lost": "danger", "stopped": "info"}
-    )
+    @action(description="Quarantine: claim nothing until released, restarts included", permissions=["drain"])
+    def quarantine(self, request: HttpRequest, queryset: QuerySet[Worker]) -> HttpResponse | None:
+        """Asks for the reason first."""
+        chosen = list(queryset)
+        reason = request.POST.get("reason", "").strip()
+        if not reason:
+            context = {
+                **self.admin_site.each_context(request),
+                "title": "Quarantine workers",
+                "opts": self.opts,
+                "workers": chosen,
+                "refused": "confirmed" in request.POST,
+            }
+            return render(request, "fleet/quarantine.html", context)
+        for worker in chosen:
+            worker_quarantine(worker=worker, reason=reason, by=request.user)  # type: ignore[arg-type]
+        self.message_user(request, f"{len(chosen)} workers are quarantined.", messages.SUCCESS)
+        return None
+
+    @action(description="Release from quarantine", permissions=["drain"])
+    def release(self, request: HttpRequest, queryset: QuerySet[Worker]) -> None:
+        for worker in queryset:
+            try:
+                worker_release(worker=worker)
+            except ConflictError as error:
+                self.message_user(request, error.message, messages.ERROR)
+            else:
+                self.message_user(request, f"{worker} is released.", messages.SUCCESS)
+
+    @display(description="Status", label=STATUS_COLOURS)
     def status(self, worker: Any) -> str:
+        if worker.quarantined_at:
+            return "quarantined"
         if worker.stopped_at:
             return "stopped"
         if not worker.alive:
@@ -69,5 +117,35 @@ class WorkerPage(PlatformAdmin):
         return "draining" if worker.draining else "alive"
 
     @display(description="Checkpoint")
-    def loaded(self, worker: Worker) -> str:
-        return worker.loaded_checkpoint_sha256[:10]
+    def loaded(self, worker: Any) -> str:
+        return worker.checkpoint_name or worker.loaded_checkpoint_sha256[:10] or "none"
+
+    @display(description="Images")
+    def images(self, worker: Any) -> int:
+        return worker.images or 0
+
+    @display(description="Card's memory")
+    def card_memory(self, worker: Worker) -> str:
+        return of_total(worker.report.get("vram_used"), worker.report.get("vram_total"))
+
+    @display(description="Machine's memory")
+    def machine_memory(self, worker: Worker) -> str:
+        report = worker.report
+        own = report.get("ram_used")
+        said = of_total(_difference(report.get("ram_total"), report.get("ram_available")), report.get("ram_total"))
+        return f"{said}, {filesizeformat(own)} by this process" if said and own else said
+
+    @display(description="Quarantine")
+    def quarantine_shown(self, worker: Worker) -> str:
+        if not worker.quarantined_at:
+            return "no"
+        who = worker.quarantined_by or "the platform"
+        return f"since {worker.quarantined_at:%Y-%m-%d %H:%M} UTC, by {who}: {worker.quarantine_reason}"
+
+
+def _difference(total: int | None, rest: int | None) -> int | None:
+    return None if total is None or rest is None else total - rest
+
+
+def of_total(used: int | None, total: int | None) -> str:
+    return f"{filesizeformat(used)} of {filesizeformat(total)}" if used is not None and total else ""

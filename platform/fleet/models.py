@@ -25,8 +25,15 @@ class Worker(models.Model):
     name = models.CharField(max_length=200, unique=True)
     pool = models.ForeignKey(Pool, on_delete=models.PROTECT, related_name="workers")
     device = models.CharField(max_length=120, blank=True)
+    card = models.CharField(max_length=80, blank=True, help_text="The card's own number; empty for a CPU.")
     draining = models.BooleanField(default=False, help_text="Finishes what it has and claims nothing more.")
+    quarantined_at = models.DateTimeField(
+        null=True, blank=True, help_text="Since when it claims nothing until somebody releases it, restarts included."
+    )
+    quarantine_reason = models.CharField(max_length=300, blank=True)
+    quarantined_by = models.CharField(max_length=150, blank=True, help_text="Empty: the platform itself.")
     loaded_checkpoint_sha256 = models.CharField(max_length=64, blank=True)
+    report = models.JSONField(default=dict, help_text="Of its last sign of life: memory, and the weights it keeps.")
     started_at = models.DateTimeField()
     last_seen_at = models.DateTimeField()
     stopped_at = models.DateTimeField(null=True, blank=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from django.core.files.storage import default_storage
-from django.db.models import Count, QuerySet, Sum
+from django.db.models import Count, Q, QuerySet, Sum
 from django.http import HttpRequest
 from django.utils import timezone
 
@@ -21,7 +21,10 @@ from accounts.admin import is_finance, is_superuser, teams_as
 from accounts.models import Role
 from assets.models import Asset, AssetState
 from billing.reports import gpu_hours, usage_by
+from fleet.admin import of_total
+from fleet.models import Worker
 from fleet.services import workers_alive
+from fleet.work import with_work
 from renderjobs.choices import IMAGE_HELD, ImageState, JobState, Lane
 from renderjobs.models import RenderImage, RenderJob
 
@@ -36,6 +39,7 @@ def context(request: HttpRequest, values: dict[str, Any]) -> dict[str, Any]:
     work = None if everything else teams_as(request, Role.LEAD, Role.MEMBER, Role.VIEWER)
     money = None if everything or is_finance(request) else teams_as(request, Role.LEAD, Role.FINANCE)
     queue = queue_by_lane(work)
+    machines = workers() if everything else []
     spending = spending_by_team(month, now, money)
     return {
         **values,
@@ -46,7 +50,8 @@ def context(request: HttpRequest, values: dict[str, Any]) -> dict[str, Any]:
         "gpu_hours_today": sum(row["gpu_hours_today"] for row in spending),
         "queue": queue,
         "queue_total": sum(row["waiting"] + row["running"] for row in queue),
-        "workers": workers() if everything else [],
+        "workers": machines,
+        "workers_alive": sum(row["alive"] for row in machines),
         **(storage() if everything else {}),
         "failures": failures(work),
         "today": today(now, work),
@@ -98,11 +103,19 @@ def queue_by_lane(team_ids: Collection[int] | None) -> list[dict[str, Any]]:
 
 
 def workers() -> list[dict[str, Any]]:
-    """Living workers and how many images each holds."""
-    alive = list(workers_alive().select_related("pool"))
-    held = RenderImage.objects.filter(state__in=IMAGE_HELD, claim__worker__in=alive)
-    counts = {row["claim__worker"]: row["n"] for row in _counted(held, "claim__worker")}
-    return [{"worker": worker, "images": counts.get(worker.pk, 0)} for worker in alive]
+    """Living workers, and those in quarantine whether they live or not, with what they have loaded and hold."""
+    alive = set(workers_alive().values_list("pk", flat=True))
+    shown = Worker.objects.filter(Q(pk__in=alive) | Q(quarantined_at__isnull=False)).select_related("pool")
+    return [
+        {
+            "worker": worker,
+            "alive": worker.pk in alive,
+            "images": worker.images or 0,
+            "checkpoint": worker.checkpoint_name or worker.loaded_checkpoint_sha256[:10],
+            "memory": of_total(worker.report.get("vram_used"), worker.report.get("vram_total")),
+        }
+        for worker in with_work(shown)
+    ]
 
 
 def failures(team_ids: Collection[int] | None) -> list[RenderJob]:

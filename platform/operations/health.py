@@ -8,7 +8,7 @@ from django.db import Error as DatabaseError
 from django.db import connection
 from django.http import HttpRequest, JsonResponse
 
-from fleet.services import workers_alive
+from fleet.services import workers_claiming
 
 
 def healthz(request: HttpRequest) -> JsonResponse:
@@ -19,7 +19,7 @@ def healthz(request: HttpRequest) -> JsonResponse:
 def readyz(request: HttpRequest) -> JsonResponse:
     """Database and broker answer, and a worker is alive that can claim."""
     parts = {"database": database_answers(), "broker": broker_answers(), "worker": False}
-    parts["worker"] = parts["database"] and workers_alive().filter(draining=False, pool__enabled=True).exists()
+    parts["worker"] = parts["database"] and workers_claiming().exists()
     ready = all(parts.values())
     return JsonResponse({"status": "ready" if ready else "not ready", **parts}, status=200 if ready else 503)
 

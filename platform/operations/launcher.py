@@ -30,7 +30,7 @@ from django.db import OperationalError, connection
 from assets.models import Asset, AssetKind, AssetState
 from common.errors import PlatformError
 from config import ROOT
-from fleet.services import workers_alive
+from fleet.services import workers_claiming
 
 logger = logging.getLogger(__name__)
 CHECKPOINT = ROOT / "miniature" / "renderkiln-miniature.safetensors"
@@ -334,7 +334,7 @@ def broker_answers() -> bool:
 
 
 def workers_that_can_claim() -> set[tuple[int, datetime]]:
-    return set(workers_alive().filter(draining=False, pool__enabled=True).values_list("pk", "started_at"))
+    return set(workers_claiming().values_list("pk", "started_at"))
 
 
 def die_with_parent() -> None:

@@ -65,7 +65,7 @@ PAGES: dict[str, dict[str, set[str]]] = {
         "make_default": ROOT, "retire": ROOT, "restore": ROOT, "check_again": ROOT,
     },
     "fleet_pool": {"read": ROOT, "add": ROOT, "change": ROOT},
-    "fleet_worker": {"read": ROOT, "drain": ROOT, "resume": ROOT},
+    "fleet_worker": {"read": ROOT, "drain": ROOT, "resume": ROOT, "quarantine": ROOT, "release": ROOT},
 }  # fmt: skip
 OF_A_TEAM = {name for name, rights in PAGES.items() if rights["read"] & TEAM_ROLES}
 PAGE_OF_ADMIN = {"changelist", "add", "history", "delete", "change"}

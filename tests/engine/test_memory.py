@@ -63,3 +63,12 @@ def test_i24_memory_is_flat_over_mixed_renders(render, recipe_of):
 @pytest.mark.slow
 def test_i24_memory_is_flat_over_a_thousand_mixed_renders(render, recipe_of):
     assert growth_per_render(render, recipe_of, 1000) < BYTES_PER_RENDER
+
+
+def test_a_renderer_tells_which_files_it_has_loaded_and_how_large_they_are(renderer, render, recipe_of):
+    recipe = recipe_of(seed=1, steps=1)
+    render(recipe)
+    told = renderer.report()
+    loaded = {(one["kind"], one["sha256"]): one["bytes"] for one in told["weights"]}
+    assert loaded["checkpoint", recipe.checkpoint.sha256] > 100_000
+    assert sum(loaded.values()) <= told["weights_limit"]

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from django.core.files.base import ContentFile
@@ -18,7 +19,8 @@ from PIL import Image
 
 from assets.models import Asset
 from billing.models import BillingProfile, LedgerTransaction, UsageRecord
-from fleet.services import worker_register
+from fleet.models import Worker
+from fleet.services import worker_register, worker_release
 from gpuworker.contract import ImageOutcome, RenderSpec
 from gpuworker.engine import DiffusersRenderer
 from gpuworker.engine.errors import OutOfMemoryError
@@ -133,6 +135,47 @@ def test_a_renderer_that_breaks_fails_every_image_of_its_pass_after_the_retries(
     job.refresh_from_db()
     assert (job.state, job.images_failed, job.error_code) == ("failed", 2, "internal")
     assert "boom" not in job.error_message
+
+
+def test_i13_a_card_that_fails_twice_is_quarantined_and_no_image_is_blamed():
+    class Lost(PatternRenderer):
+        passes = 0
+
+        def render(self, spec: RenderSpec, **_: object) -> Iterator[ImageOutcome]:
+            self.passes += 1
+            raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore lines")
+
+    job, renderer = a_job(n_iter=2), Lost()
+    runner = a_runner(renderer)
+    runner.run_until_empty()
+    assert renderer.passes == 2 and set(job.images.values_list("state", "attempts")) == {("waiting", 0)}
+    worker = Worker.objects.get()
+    assert worker.quarantined_at and "illegal memory access" in worker.quarantine_reason
+    a_runner().run_until_empty()  # the same name, restarted
+    job.refresh_from_db()
+    assert job.images_delivered == 0
+    worker_release(worker=worker)
+    a_runner().run_until_empty()
+    job.refresh_from_db()
+    assert job.state == "succeeded"
+
+
+def test_i13_failures_of_the_card_count_only_in_a_row():
+    class Flaky(PatternRenderer):
+        passes = 0
+
+        def render(self, spec: RenderSpec, **call: Any) -> Iterator[ImageOutcome]:
+            self.passes += 1
+            if self.passes % 2:
+                raise RuntimeError("CUDA error: unspecified launch failure")
+            yield from super().render(spec, **call)
+
+    caller = a_caller()
+    jobs = [a_job(caller, width=64 * number) for number in (1, 2, 3)]
+    a_runner(Flaky()).run_until_empty()
+    for job in jobs:
+        job.refresh_from_db()
+    assert {job.state for job in jobs} == {"succeeded"} and not Worker.objects.get().quarantined_at
 
 
 def test_s22_weights_with_another_hash_are_not_rendered(checkpoint):

@@ -24,6 +24,14 @@ class ByteCache(Generic[Value]):
     def __len__(self) -> int:
         return len(self._values)
 
+    def kept(self) -> list[tuple[Hashable, Value]]:
+        """What is here at the moment; another thread may ask."""
+        while True:
+            try:
+                return list(self._values.items())
+            except RuntimeError:  # it changed in between
+                continue
+
     def get_or_make(self, key: Hashable, make: Callable[[], Value]) -> Value:
         """The kept value, or a new one, for which room is made after it was made: its size is not known before."""
         if key in self._values:

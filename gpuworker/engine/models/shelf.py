@@ -41,7 +41,16 @@ class ModelShelf:
     def __init__(self, device: torch.device, dtype: torch.dtype, max_bytes: int) -> None:
         self.device = device
         self.dtype = dtype
+        self.max_bytes = max_bytes
         self._kept: ByteCache[Any] = ByteCache(max_bytes, size_of=_size_bytes)
+
+    def report(self) -> list[dict[str, Any]]:
+        """Kind, sha-256 and bytes of every file that is loaded; another thread may ask."""
+        kept: list[tuple[Any, Any]] = self._kept.kept()
+        return [
+            {"kind": kind.split()[0], "sha256": file.split()[0], "bytes": _size_bytes(value)}
+            for (kind, file), value in kept
+        ]
 
     def checkpoint(self, spec: RenderSpec, weights: Weights) -> LoadedCheckpoint:
         """Raises: CheckpointError: The file is no checkpoint the engine can render with."""

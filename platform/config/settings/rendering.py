@@ -35,6 +35,8 @@ MICROBATCH_PIXELS = env.integer("MICROBATCH_PIXELS", 2_097_152, minimum=4096, ma
 
 IDEMPOTENCY_DAYS = 7
 WORKER_POOL = env.text("WORKER_POOL", "default")
+WORKER_NAME = env.text("WORKER_NAME", "")
+"""Empty: machine, pool and process. One that is given is the same after a restart; no two processes may share it."""
 WORKER_CACHE_DIR = DATA_DIR / "worker-cache"
 WORKER_CACHE_BYTES = env.integer("WORKER_CACHE_GIB", 200, minimum=1, maximum=1_048_576) * 1024**3
 """Of weights and input pictures on the worker's own disk; what was used longest ago goes first, before the disk is full."""
