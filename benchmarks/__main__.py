@@ -41,6 +41,8 @@ def main() -> None:
             engine_pairs.exact_mode,
             engine_pairs.shared_passes,
             whole_platform.against_bare_engine,
+            whole_platform.against_engine_on_the_same_cores,
+            whole_platform.shared_passes,
         ):
             if chosen and benchmark.__name__ not in chosen:
                 continue

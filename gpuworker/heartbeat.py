@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 WORKER_SEEN_SECONDS = 5
 WEIGHTS_REPORTED = 50
 """Files in one report; more than these are seldom in memory at once."""
+AHEAD_SECONDS = 0.5
+"""So long before a pass is expected to end, the next micro-batch is claimed (H1): early enough for the card not to wait for it,
+late enough for what is submitted meanwhile to have its turn."""
 
 
 class Lease:
@@ -37,18 +40,32 @@ class Lease:
         """Images somebody wants to see a preview of."""
         self.step = self.steps = 0
         self.stop = False
-        self.last_progress = time.monotonic()
+        self.last_progress = self._stepped_at = time.monotonic()
+        self.waits_for: Lease | None = None
+        """The claim that renders meanwhile: its progress is the progress of one that waits for it."""
+        self.more_passes = False
+        """The pass that runs is not the last one of this claim."""
+        self.nearly_done = threading.Event()
+
+    def begin(self) -> None:
+        self.waits_for = None
+        self.last_progress = self._stepped_at = time.monotonic()
 
     def on_step(self, step: int, steps: int) -> None:
-        """Called from the denoising loop: two assignments, nothing else."""
+        """Called from the denoising loop: a few assignments and a comparison, nothing else."""
+        now = time.monotonic()
+        if (steps - step) * (now - self._stepped_at) < AHEAD_SECONDS and not self.more_passes:
+            self.nearly_done.set()
         self.step, self.steps = step, steps
-        self.last_progress = time.monotonic()
+        self.last_progress = self._stepped_at = now
 
     def should_stop(self) -> bool:
         return self.stop
 
     @property
     def stalled(self) -> bool:
+        if waits_for := self.waits_for:
+            return waits_for.stalled
         return time.monotonic() - self.last_progress > settings.STALL_SECONDS
 
 

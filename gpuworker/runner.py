@@ -1,7 +1,7 @@
-"""One micro-batch from lease to last delivery. Rendering stays on this thread; encode, upload and commit run beside it.
+"""One micro-batch from lease to last delivery. Rendering stays on this thread; everything else runs beside it (H1).
 
-The next micro-batch is claimed while the pictures of the last one are still on their way (H1). A bounded number may be on
-the way: when storage is slow, claiming stops.
+Shortly before a pass ends, another thread claims the next micro-batch and brings its files; encode, upload and commit of the last
+one go on in others. A bounded number of pictures may be on the way: when storage is slow, rendering waits, and so claiming stops.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 from django.core.files.storage import default_storage
@@ -19,7 +22,7 @@ from django.db import InterfaceError, OperationalError, close_old_connections
 
 from fleet.models import Worker
 from fleet.services import worker_may_claim, worker_quarantine
-from gpuworker.contract import Failed, ImageOutcome, Picture, Rendered, RenderSpec, Stopped
+from gpuworker.contract import Failed, ImageOutcome, Picture, Rendered, RenderSpec, Stopped, WeightsFile
 from gpuworker.encoding import png_of
 from gpuworker.engine.errors import EngineError, OutOfMemoryError
 from gpuworker.heartbeat import Heartbeat, Lease
@@ -57,6 +60,26 @@ class Flag(Protocol):
     def is_set(self) -> bool: ...
 
 
+@dataclass(slots=True)
+class Ready:
+    """A claimed micro-batch whose files are here, or why they are not."""
+
+    batch: ClaimedBatch
+    lease: Lease
+    files: ExitStack = field(default_factory=ExitStack)
+    """Keeps them on the disk until it is closed."""
+    weights: dict[str, WeightsFile] = field(default_factory=dict)
+    inputs: dict[str, Path] = field(default_factory=dict)
+    error: Exception | None = None
+
+    def bring(self) -> None:
+        recipes, team_ids = zip(*((image.recipe, image.job.team_id) for image in self.batch.images), strict=True)
+        try:
+            self.weights, self.inputs = self.files.enter_context(files_kept(recipes, set(team_ids)))
+        except Exception as error:
+            self.error = error
+
+
 class Runner:
     def __init__(self, *, worker: Worker, renderer: Renderer, heartbeat: Heartbeat, draining: Flag):
         self.worker = worker
@@ -64,50 +87,85 @@ class Runner:
         self.heartbeat = heartbeat
         self.draining = draining
         self._deliveries = ThreadPoolExecutor(DELIVERY_THREADS, thread_name_prefix="deliver")
+        self._claims = ThreadPoolExecutor(1, thread_name_prefix="claim")
         self._on_the_way = threading.BoundedSemaphore(MAX_ON_THE_WAY)
         self._limits: dict[str, int] = {}
         """Pass key → the largest micro-batch that fitted after one did not."""
         self._card_failures = 0
         """Micro-batches in a row that the card itself has ended."""
+        self._quarantined = False
         self._load_us = 0
         """What the passes of the running micro-batch spent on loading weights."""
 
     def run_until_empty(self) -> None:
         """Render until nothing waits and every delivery has ended, the process drains or the worker was told to."""
         futures: list[Future[None]] = []
-        while not self.draining.is_set() and worker_may_claim(self.worker.pk):
-            batch = microbatch_claim(worker_id=self.worker.pk, pool_id=self.worker.pool_id)
-            if batch is not None and batch.suspect:
-                # If it kills this process, no other picture may be on its way.
-                wait(futures)
-                futures = self.run(batch)
-                wait(futures)
-            elif batch is not None:
-                futures = [*(future for future in futures if not future.done()), *self.run(batch)]
-            elif futures:
+        self._quarantined = False
+        ready = self._claim()
+        while ready or futures:
+            if ready is None:
                 # A delivery may put its image back for another try, so look again when all have ended.
                 wait(futures)
+                futures, ready = [], self._claim()
+            elif self.draining.is_set() or self._quarantined:
+                self._give_back(ready)
+                ready = None
+            elif ready.batch.suspect:
+                # If it kills this process, no other picture may be on its way, and no other claim be held.
+                wait(futures)
                 futures = []
+                wait(self.run(ready))
+                ready = self._claim()
             else:
-                break
-        wait(futures)
+                ahead = self._claims.submit(self._claim_ahead, ready.lease)
+                futures = [*(future for future in futures if not future.done()), *self.run(ready)]
+                ready = ahead.result() or self._claim()
 
-    def run(self, batch: ClaimedBatch) -> list[Future[None]]:
-        """Render one micro-batch; returns its deliveries, which go on in other threads."""
-        lease = self.heartbeat.keep(batch.claim_id, [image.image_id for image in batch.images])
-        futures: list[Future[None]] = []
+    def _claim(self) -> Ready | None:
+        if self.draining.is_set() or not worker_may_claim(self.worker.pk):
+            return None
+        batch = microbatch_claim(worker_id=self.worker.pk, pool_id=self.worker.pool_id)
+        if batch is None:
+            return None
+        ready = Ready(batch, self.heartbeat.keep(batch.claim_id, [image.image_id for image in batch.images]))
+        ready.bring()
+        return ready
+
+    def _claim_ahead(self, running: Lease) -> Ready | None:
+        """In its own thread: the next micro-batch, once the one that renders is nearly done."""
+        running.nearly_done.wait()
         try:
-            rendering_begin(claim_id=batch.claim_id)
+            ready = self._claim()
+        except Exception:
+            # The rendering thread asks again, and meets whatever it is.
+            logger.exception("No micro-batch could be claimed ahead")
+            close_old_connections()
+            return None
+        if ready:
+            ready.lease.waits_for = running
+        return ready
+
+    def _give_back(self, ready: Ready) -> None:
+        ready.files.close()
+        self.heartbeat.drop(ready.batch.claim_id)
+        lease_release(claim_id=ready.batch.claim_id, cause="the worker stops")
+
+    def run(self, ready: Ready) -> list[Future[None]]:
+        """Render one micro-batch; returns its deliveries, which go on in other threads."""
+        batch, lease = ready.batch, ready.lease
+        lease.begin()
+        # Nothing here waits for it: a delivery does, and a lease that is lost stops the pass at its next step.
+        begun = self._deliveries.submit(self._begin, batch, lease)
+        futures: list[Future[None]] = [begun]
+        try:
             self._load_us = 0
-            for image, outcome in self._outcomes(batch, lease):
+            for image, outcome in self._outcomes(ready):
                 self._on_the_way.acquire()
-                future = self._deliveries.submit(self._deliver, batch, image, outcome, lease)
+                future = self._deliveries.submit(self._deliver, batch, image, outcome, lease, begun)
                 future.add_done_callback(lambda _: self._on_the_way.release())
                 futures.append(future)
             if self._load_us >= LOAD_WORTH_US:
                 futures.append(self._deliveries.submit(self._record_load, batch, self._load_us))
-        except LeaseLost:
-            logger.info("Claim %s is not ours any more", batch.claim_id)
         except _CardFailed as error:
             wait(futures)  # what was rendered before is delivered; the rest goes back, and no image is blamed
             retried(lambda: lease_release(claim_id=batch.claim_id, cause="the card failed"))
@@ -115,6 +173,7 @@ class Runner:
         else:
             self._card_failures = 0
         finally:
+            lease.nearly_done.set()
             self._drop_after(futures, batch.claim_id)
         return futures
 
@@ -123,6 +182,15 @@ class Runner:
         if self._card_failures >= CARD_FAILURES_ACCEPTED:
             message = f"The card failed {self._card_failures} times in a row: {reason}"
             retried(lambda: worker_quarantine(worker=self.worker, reason=message))
+            self._quarantined = True
+
+    def _begin(self, batch: ClaimedBatch, lease: Lease) -> None:
+        try:
+            retried(lambda: rendering_begin(claim_id=batch.claim_id))
+        except LeaseLost:
+            logger.info("Claim %s is not ours any more", batch.claim_id)
+            lease.stop = True
+            raise
 
     def release_all(self) -> None:
         """Give back every lease this process still keeps."""
@@ -149,16 +217,17 @@ class Runner:
         for future in futures:
             future.add_done_callback(one_done)
 
-    def _outcomes(self, batch: ClaimedBatch, lease: Lease) -> Iterator[tuple[ClaimedImage, ImageOutcome]]:
+    def _outcomes(self, ready: Ready) -> Iterator[tuple[ClaimedImage, ImageOutcome]]:
         """One outcome per image, whatever happens: what fails as a whole fails for each image of the pass."""
-        ended: set[int] = set()
+        batch, ended = ready.batch, set[int]()
         try:
-            recipes, team_ids = zip(*((image.recipe, image.job.team_id) for image in batch.images), strict=True)
-            with files_kept(recipes, set(team_ids)) as (weights, inputs):
-                lease.last_progress = time.monotonic()
+            with ready.files:
+                if ready.error:
+                    raise ready.error
                 if checkpoint := batch.images[0].checkpoint:
                     self.heartbeat.loaded_checkpoint_sha256 = checkpoint.sha256
-                for position, outcome in self._passes(batch, lease, lambda part: RenderSpec(part, weights, inputs)):
+                passes = self._passes(batch, ready.lease, lambda part: RenderSpec(part, ready.weights, ready.inputs))
+                for position, outcome in passes:
                     ended.add(position)
                     yield batch.images[position], outcome
             return
@@ -184,6 +253,7 @@ class Runner:
         todo = list(range(len(batch.images)))
         while todo:
             part = todo[: self._limits.get(key, len(todo))]
+            lease.more_passes = len(part) < len(todo)
             spec = spec_of(tuple(batch.images[position].recipe for position in part))
             exhausted = False
             try:
@@ -214,8 +284,11 @@ class Runner:
             if image_id in lease.looked_at:
                 self._deliveries.submit(_preview_store, image_id, picture)
 
-    def _deliver(self, batch: ClaimedBatch, image: ClaimedImage, outcome: ImageOutcome, lease: Lease) -> None:
+    def _deliver(
+        self, batch: ClaimedBatch, image: ClaimedImage, outcome: ImageOutcome, lease: Lease, begun: Future[None]
+    ) -> None:
         try:
+            begun.result()
             match outcome:
                 case Rendered():
                     self._deliver_picture(batch, image, outcome)

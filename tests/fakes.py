@@ -17,7 +17,7 @@ POISON_SEED = 666
 class PatternRenderer:
     """Pixels that depend on the seed alone, a chosen time per step, chosen faults.
 
-    Environment: PATTERN_STEP_SECONDS, the sleep per step.
+    Environment: PATTERN_STEP_SECONDS, the sleep per step; PATTERN_IMAGE_STEP_SECONDS, what each image of the pass adds to it.
     """
 
     device_name = "pattern"
@@ -25,6 +25,7 @@ class PatternRenderer:
 
     def __init__(self, *, device: str = "cpu", dtype: str = "float32"):
         self.step_seconds = float(os.environ.get("PATTERN_STEP_SECONDS", "0"))
+        self.image_step_seconds = float(os.environ.get("PATTERN_IMAGE_STEP_SECONDS", "0"))
 
     def render(
         self,
@@ -40,7 +41,7 @@ class PatternRenderer:
             if should_stop():
                 yield from (Stopped(position) for position in range(len(spec.recipes)))
                 return
-            time.sleep(self.step_seconds)
+            time.sleep(self.step_seconds + self.image_step_seconds * len(spec.recipes))
             if any(recipe.seed == POISON_SEED for recipe in spec.recipes):
                 os.kill(os.getpid(), 9)
             on_step(step + 1, steps)

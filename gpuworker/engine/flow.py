@@ -29,6 +29,7 @@ from gpuworker.engine.images.upscale import BUILT_IN, resized_to, upscaler_of
 from gpuworker.engine.images.vae import posterior_mode, previews
 from gpuworker.engine.models.cache import ByteCache
 from gpuworker.engine.models.flow import T5_TOKENS, FlowModel, TextPart
+from gpuworker.engine.models.precision import type_of
 from gpuworker.engine.models.shelf import ModelShelf
 from gpuworker.engine.prompts.parser import parse_attention, split_composition
 from gpuworker.engine.sampling.denoise import PREVIEW_STEPS, Watch
@@ -321,7 +322,7 @@ def sd3_velocity(
         scales: CFG scale per image.
     """
     texts = [negative, positive] if negative else [positive]
-    rows = torch.cat([latents] * len(texts)).to(model.transformer.dtype)
+    rows = torch.cat([latents] * len(texts)).to(type_of(model.transformer))
     predicted = model.transformer(
         hidden_states=rows,
         timestep=(sigma * TRAINING_STEPS).expand(len(rows)),
@@ -344,7 +345,7 @@ def flux_velocity(
         guidance: Per image; None for a network that is not told.
     """
     _, channels, height, width = latents.shape
-    dtype = model.transformer.dtype
+    dtype = type_of(model.transformer)
     predicted = model.transformer(
         hidden_states=F.pixel_unshuffle(latents, PATCH).flatten(2).transpose(1, 2).to(dtype),
         timestep=sigma.expand(len(latents)).to(dtype),

@@ -6,7 +6,7 @@ import hashlib
 import io
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from decimal import Decimal
 from typing import Any
 
@@ -59,19 +59,24 @@ RUNNERS: list[Runner] = []
 
 
 @pytest.fixture(autouse=True)
-def delivery_threads_end() -> Iterator[None]:
+def threads_of_the_runners_end() -> Iterator[None]:
     """Each keeps a connection of the database's pool, which has fewer than these tests have threads."""
     yield
     while RUNNERS:
-        deliveries = RUNNERS.pop()._deliveries
-        all_here = threading.Barrier(max(1, len(deliveries._threads)))
+        runner = RUNNERS.pop()
+        end_threads(runner._deliveries)
+        end_threads(runner._claims)
 
-        def end(all_here: threading.Barrier = all_here) -> None:
-            all_here.wait(10)
-            connections.close_all()
 
-        wait([deliveries.submit(end) for _ in range(all_here.parties)])
-        deliveries.shutdown()
+def end_threads(pool: ThreadPoolExecutor) -> None:
+    all_here = threading.Barrier(max(1, len(pool._threads)))
+
+    def end() -> None:
+        all_here.wait(10)
+        connections.close_all()
+
+    wait([pool.submit(end) for _ in range(all_here.parties)])
+    pool.shutdown()
 
 
 def test_every_image_is_stored_with_its_recipe_and_charged():

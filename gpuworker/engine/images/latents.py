@@ -25,6 +25,7 @@ from gpuworker.engine.images.soft_inpainting import SoftBlend
 from gpuworker.engine.images.vae import posterior_mode
 from gpuworker.engine.models.cache import ByteCache
 from gpuworker.engine.models.loader import Checkpoint
+from gpuworker.engine.models.precision import type_of
 from gpuworker.engine.sampling.guidance import Blend, Mask
 
 INPAINTING_CHANNELS = 9
@@ -74,7 +75,7 @@ class PictureEncoder:
             vae_key: Names the VAE's weights, and whatever else changes what it makes of a picture (tiling, say).
         """
         values = np.ascontiguousarray(values)
-        key = (vae_key, str(checkpoint.vae.dtype), values.shape, hashlib.blake2b(values.data).digest())
+        key = (vae_key, str(type_of(checkpoint.vae)), values.shape, hashlib.blake2b(values.data).digest())
         return self._kept.get_or_make(key, lambda: posterior_mode(checkpoint.vae, torch.from_numpy(values)))
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from gpuworker.contract import Picture
 from gpuworker.engine.models.loader import Checkpoint
+from gpuworker.engine.models.precision import type_of
 
 Result = TypeVar("Result")
 PREVIEW_LATENTS = 32
@@ -41,7 +42,7 @@ def decode(
     """
     scaled = latents.unsqueeze(0) / latent_scale + latent_shift
     pixels = _pixels(vae, scaled, finish)
-    if pixels is None and vae.dtype != torch.float32:
+    if pixels is None and type_of(vae) != torch.float32:
         pixels = _in_full_precision(vae, lambda: _pixels(vae, scaled, finish))
     if pixels is None:
         raise FlatPictureError("The decoded picture is a single colour or holds values that are no numbers.")
@@ -51,7 +52,7 @@ def decode(
 def pixels_of(vae: Any, latents: torch.Tensor, *, latent_scale: float, latent_shift: float = 0.0) -> torch.Tensor:
     """As ``decode`` without its check: what lies between two passes may be anything."""
     scaled = latents.unsqueeze(0) / latent_scale + latent_shift
-    decoded = vae.decode(scaled.to(vae.dtype), return_dict=False)[0][0].float()
+    decoded = vae.decode(scaled.to(type_of(vae)), return_dict=False)[0][0].float()
     return _as_bytes(decoded.nan_to_num())
 
 
@@ -76,25 +77,25 @@ def posterior_mode(vae: Any, values: torch.Tensor) -> torch.Tensor:
         float32 on the VAE's device, shape (channels, height / 8, width / 8), not scaled.
     """
     mode = _mode(vae, values)
-    if vae.dtype != torch.float32 and not bool(torch.isfinite(mode).all()):
+    if type_of(vae) != torch.float32 and not bool(torch.isfinite(mode).all()):
         return _in_full_precision(vae, lambda: _mode(vae, values))
     return mode
 
 
 def _mode(vae: Any, values: torch.Tensor) -> torch.Tensor:
-    return vae.encode(values.unsqueeze(0).to(vae.device, vae.dtype)).latent_dist.mode()[0].float()
+    return vae.encode(values.unsqueeze(0).to(vae.device, type_of(vae))).latent_dist.mode()[0].float()
 
 
 def posterior_sample(vae: Any, values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """As ``posterior_mode``, but one draw, as A1111 takes it where a seed decides."""
 
     def sample() -> torch.Tensor:
-        found = vae.encode(values.unsqueeze(0).to(vae.device, vae.dtype)).latent_dist
+        found = vae.encode(values.unsqueeze(0).to(vae.device, type_of(vae))).latent_dist
         noise = torch.randn(found.mean.shape, generator=generator)
         return (found.mean + found.std * noise.to(found.mean))[0].float()
 
     drawn = sample()
-    if vae.dtype != torch.float32 and not bool(torch.isfinite(drawn).all()):
+    if type_of(vae) != torch.float32 and not bool(torch.isfinite(drawn).all()):
         return _in_full_precision(vae, sample)
     return drawn
 
@@ -121,7 +122,7 @@ def _as_bytes(decoded: torch.Tensor, finish: Finish | None = None) -> torch.Tens
 
 
 def _pixels(vae: Any, scaled: torch.Tensor, finish: Finish | None) -> torch.Tensor | None:
-    decoded = vae.decode(scaled.to(vae.dtype), return_dict=False)[0][0].float()
+    decoded = vae.decode(scaled.to(type_of(vae)), return_dict=False)[0][0].float()
     if not bool(torch.isfinite(decoded).all()):
         return None
     pixels = _as_bytes(decoded, finish)
@@ -130,7 +131,7 @@ def _pixels(vae: Any, scaled: torch.Tensor, finish: Finish | None) -> torch.Tens
 
 def _in_full_precision(vae: Any, work: Callable[[], Result]) -> Result:
     """Some VAEs overflow in half precision."""
-    dtype = vae.dtype
+    dtype = type_of(vae)
     vae.to(torch.float32)
     try:
         return work()

@@ -19,6 +19,7 @@ from gpuworker.contract import ControlUnit
 from gpuworker.contract.recipe import LATENT_FACTOR
 from gpuworker.engine.models.controlnets import ControlNetwork
 from gpuworker.engine.models.loader import Checkpoint
+from gpuworker.engine.models.precision import type_of
 from gpuworker.engine.sampling.guidance import Level, Rows, UNet
 from gpuworker.engine.sampling.reference import ReferenceHooks
 
@@ -152,7 +153,7 @@ class PassControl:
     def _of_unit(
         self, unit: UnitOfPass, network: ControlNetwork, latents: torch.Tensor, timestep: Level, rows: Rows
     ) -> list[torch.Tensor]:
-        dtype = network.model.dtype
+        dtype = type_of(network.model)
         more: dict[str, Any] = {} if rows.vector is None else {"class_labels": rows.vector.to(dtype)}
         down, middle = network.model(
             latents.to(dtype),

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 from gpuworker.contract import Settings
+from gpuworker.engine.models.precision import type_of
 from gpuworker.engine.prompts.encoder import Cond, Conditioning
 from gpuworker.engine.sampling.schedules import LcmNoiseLevels, NoiseLevels
 
@@ -78,7 +79,7 @@ class UNet:
         """``added``: residuals, as ``UNet2DConditionModel`` names them."""
         # new_full writes a number the device is told, where a tensor made here would be a copy it must wait for.
         timesteps = latents.new_full((len(latents),), float(timestep))
-        dtype = self.unet.dtype
+        dtype = type_of(self.unet)
         inputs = latents if rows.concat is None else torch.cat([latents, rows.concat.to(latents.dtype)], dim=1)
         if rows.vector is not None:
             added["class_labels"] = rows.vector.to(dtype)

@@ -17,6 +17,7 @@ from gpuworker.engine.images.controlnet.units import PreparedUnit, inpaints
 from gpuworker.engine.images.vae import posterior_sample
 from gpuworker.engine.models.controlnets import ControlNetwork
 from gpuworker.engine.models.loader import Checkpoint
+from gpuworker.engine.models.precision import type_of
 from gpuworker.engine.sampling.control import UnitOfPass
 
 INPAINTING_CHANNELS = 9
@@ -78,7 +79,7 @@ def _read(network: ControlNetwork, colours: torch.Tensor, mask: torch.Tensor | N
         redrawn = (mask > 0.5).float()
         colours = colours * (1 - redrawn) - redrawn  # how inpainting networks are told what is missing
     # One by one: what a map is read as must not depend on how many others there are.
-    return torch.cat([network.hint_encoder(one.unsqueeze(0)) for one in colours.to(network.model.dtype)])
+    return torch.cat([network.hint_encoder(one.unsqueeze(0)) for one in colours.to(type_of(network.model))])
 
 
 def _latents(
