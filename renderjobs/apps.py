@@ -8,6 +8,8 @@ class RenderjobsConfig(AppConfig):
     verbose_name = "Render jobs"
 
     def ready(self) -> None:
+        from accounts.authentication import service_relation_register
         from renderjobs import quota_counters  # models are there only now
 
         quota_counters.register()
+        service_relation_register("eas_service")
