@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from urllib.parse import parse_qs
 
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.utils import timezone
 
@@ -21,6 +22,7 @@ from renderjobs.compat.eas.frames import PROTOBUF, Frame, attributes_to_protobuf
 from renderjobs.compat.eas.synchronous import call_answer
 from renderjobs.compat.eas.threads import in_database
 from renderjobs.compat.eas.wakeups import QueueHub
+from renderjobs.compat.eas.watching import stream_of
 from renderjobs.compat.eas.wire import NEWEST, PRIORITY_HEADER, REQUEST_ID, REQUEST_ID_HEADER, Query, member_of
 from renderjobs.models import EasQueue, EasService, QueueKind
 
@@ -72,7 +74,7 @@ async def _operation(request: HttpRequest, query: Query, name: str, kind: str, p
         if query.flag(parameter):
             return await in_database(answer, request, query, name, kind)
     if query.flag("_watch_"):
-        raise EasError(400, "A queue is watched through a WebSocket.")
+        return await _watch(request, query, name, kind)
     return await _get(request, query, name, kind)
 
 
@@ -159,6 +161,19 @@ def _frames_answer(request: HttpRequest, query: Query, found: list[Frame]) -> Ht
     if PROTOBUF in request.headers.get("Accept", ""):
         return HttpResponse(list_to_protobuf(found), content_type=PROTOBUF)
     return JsonResponse([frame.to_json() for frame in found], safe=False)
+
+
+async def _watch(request: HttpRequest, query: Query, name: str, kind: str) -> HttpResponseBase:
+    """For clients without WebSockets."""
+    watch = await in_database(_watch_asked, request, query, name, kind)
+    response = StreamingHttpResponse(stream_of(watch), content_type="application/octet-stream")
+    response["X-Accel-Buffering"] = "no"  # a proxy that waits for more would keep frames back
+    return response
+
+
+def _watch_asked(request: HttpRequest, query: Query, name: str, kind: str) -> queues.Watch:
+    queue, _ = _queue(request, name, kind)
+    return queues.watch_asked(queue, query, request.headers, uid=str(uuid.uuid4()))
 
 
 # --- the others -------------------------------------------------------------------------------------------------------
