@@ -17,6 +17,7 @@ from django.utils import timezone
 from accounts.authentication import Caller
 from renderjobs.compat.eas import queues
 from renderjobs.compat.eas.access import Signed, service_called
+from renderjobs.compat.eas.browser import is_opened, page_of
 from renderjobs.compat.eas.errors import EasError, plain, speaks_eas
 from renderjobs.compat.eas.frames import PROTOBUF, Frame, attributes_to_protobuf, list_to_protobuf
 from renderjobs.compat.eas.synchronous import call_answer
@@ -38,6 +39,8 @@ async def predict(request: HttpRequest, service: str, path: str = "") -> HttpRes
     if request.method not in METHODS:
         return _not_allowed()
     query = Query.of(request.META.get("QUERY_STRING", ""))
+    if is_opened(request, query, path):
+        return await in_database(page_of, request, service)
     if path == QueueKind.SINK:
         return await _operation(request, query, service, QueueKind.SINK, "")
     path = f"/{path}" if path else ""
