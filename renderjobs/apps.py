@@ -8,8 +8,10 @@ class RenderjobsConfig(AppConfig):
     verbose_name = "Render jobs"
 
     def ready(self) -> None:
+        from accounts.authentication import service_relation_register
         from renderjobs import model_uses, quota_counters, worker_facts  # models are there only now
 
         quota_counters.register()
         model_uses.register()
         worker_facts.register()
+        service_relation_register("eas_service")

@@ -6,7 +6,7 @@ import base64
 import binascii
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 from django.contrib.admin import site
 from django.db.models import OuterRef, Q, Subquery
@@ -28,6 +28,22 @@ LAST_USE_RESOLUTION = timedelta(minutes=1)
 JOB_WRITES = (Scope.JOBS_WRITE, Scope.JOBS_CANCEL)
 
 
+class Service(Protocol):
+    """What a call may come through: an address of its own, a token that was made for it."""
+
+    def part_of(self, kind: str) -> str:
+        """Which part of the models of a kind its calls see; ``assets`` knows the parts."""
+
+
+_relations: list[str] = []
+
+
+def service_relation_register(relation: str) -> None:
+    """Say under which attribute of a token its service is found: one to one, in an app that may import this one."""
+    if relation not in _relations:
+        _relations.append(relation)
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
     """For whom a request acts. ``token`` is None when a person acts in the admin or a schedule fires."""
@@ -37,6 +53,14 @@ class Caller:
     token: ApiToken | None = None
     role: str | None = None
     """Of the token's user in the team, at the time of the call."""
+    through: Service | None = None
+    """The service whose address was called."""
+
+    @property
+    def services(self) -> tuple[Service, ...]:
+        """What the call comes through: the service of the address, then the token's own."""
+        own = [getattr(self.token, relation, None) for relation in _relations] if self.token else []
+        return tuple(dict.fromkeys(service for service in (self.through, *own) if service is not None))
 
     def require(self, scope: str) -> None:
         """Raises: ForbiddenError: The token lacks the scope, or its user's role writes nothing, whatever the token was given."""
@@ -88,7 +112,7 @@ def address_of(request: HttpRequest) -> str:
 def caller_with(text: str, *, address: str = "") -> Caller | None:
     """The caller whom a token stands for; None when it is unknown, expired, revoked, or not for this address."""
     role = Membership.objects.filter(team=OuterRef("team"), user=OuterRef("user")).values("role")[:1]
-    usable = ApiToken.objects.usable().select_related("user", "team").annotate(role=Subquery(role))
+    usable = ApiToken.objects.usable().select_related("user", "team", *_relations).annotate(role=Subquery(role))
     token: Any = usable.filter(digest=token_digest(text)).first()
     if token is None or not token.is_usable_from(address):
         return None

@@ -46,11 +46,25 @@ class Access(models.TextChoices):
     USERS = "users"
 
 
+class Part(models.TextChoices):
+    """Of what somebody may name: the side that calls through a service may be limited to."""
+
+    ALL = "all"
+    PUBLIC = "public"
+    OWN = "own"
+
+
 class AssetQuerySet(models.QuerySet["Asset"]):
     def visible_to(self, *, user: User, team: Team) -> AssetQuerySet:
         """Approved assets this user may name while acting for this team."""
         allowed = Q(access=Access.PUBLIC) | Q(access=Access.TEAMS, teams=team) | Q(access=Access.USERS, users=user)
         return self.filter(allowed, state=AssetState.APPROVED).distinct()
+
+    def in_part(self, part: str) -> AssetQuerySet:
+        """Of visible ones: ``OWN`` is what was given to the user or the team."""
+        if part == Part.ALL:
+            return self
+        return self.filter(access=Access.PUBLIC) if part == Part.PUBLIC else self.exclude(access=Access.PUBLIC)
 
 
 class Asset(models.Model):

@@ -13,8 +13,13 @@ EXTENSION = re.compile(r"\.(safetensors|ckpt|pt|pth|bin)$", re.IGNORECASE)
 
 
 def assets_of(caller: Caller, kind: str) -> AssetQuerySet:
-    """What the caller may use of one kind, newest upload of each name first."""
+    """What the caller may use of one kind, newest upload of each name first. Every read of this module begins here.
+
+    A service may limit what its calls see: what lies outside that is as unknown as another team's.
+    """
     visible = Asset.objects.visible_to(user=caller.user, team=caller.team)
+    for service in caller.services:
+        visible = visible.in_part(service.part_of(kind))
     return visible.filter(kind=kind).order_by("name", "-approved_at", "-pk")
 
 

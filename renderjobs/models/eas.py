@@ -5,12 +5,16 @@ A frame's index grows with its queue and is never given twice; ``EasQueue.last_i
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.conf import settings
+from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
 from django.db import models
 from django.db.models import Q
 
 from accounts.models import ApiToken, Team, User
+from assets.models import AssetKind, Part
 from fleet.models import Pool
 from renderjobs.models.jobs import RenderJob
 
@@ -22,9 +26,49 @@ class EasEdition(models.TextChoices):
     SERVERLESS = "serverless", "Serverless"
 
 
+class PublicFolder(models.TextChoices):
+    """Folders of which a cluster's users may be shown the public one."""
+
+    LORA = "lora", "LoRA"
+    VAE = "vae", "VAE"
+    GFPGAN = "gfpgan", "GFPGAN"
+    EMBEDDINGS = "embeddings", "Embeddings"
+    HYPERNETWORKS = "hypernetworks", "Hypernetworks"
+    EXTENSIONS = "extensions", "Extensions"
+
+
+CLUSTER_PARTS = {
+    AssetKind.LORA: (PublicFolder.LORA, Part.ALL),
+    AssetKind.VAE: (PublicFolder.VAE, Part.PUBLIC),
+    AssetKind.EMBEDDING: (PublicFolder.EMBEDDINGS, Part.PUBLIC),
+    AssetKind.HYPERNETWORK: (PublicFolder.HYPERNETWORKS, Part.PUBLIC),
+}
+"""Kind → its folder, and what a cluster's calls see when the public one is given. Without it: their own. Of other kinds: all."""
+
+
 class QueueKind(models.TextChoices):
     INPUT = "input"
     SINK = "sink"
+
+
+def require_public_folders(value: Any) -> None:
+    """Raises: ValidationError: It is no list of folders, or names one twice."""
+    known = PublicFolder.values
+    if not isinstance(value, list) or any(one not in known for one in value) or len(set(value)) != len(value):
+        raise ValidationError(f"Public folders are a list of {', '.join(known)}, each at most once.")
+
+
+MAX_TABS, MAX_TAB = 50, 100
+
+
+def require_tabs(value: Any) -> None:
+    """Raises: ValidationError: It is no list of names of tabs."""
+    if not isinstance(value, list) or len(value) > MAX_TABS or not all(_is_tab(name) for name in value):
+        raise ValidationError(f"Hidden tabs are a list of at most {MAX_TABS} names of at most {MAX_TAB} characters.")
+
+
+def _is_tab(name: Any) -> bool:
+    return isinstance(name, str) and name.strip() == name and 0 < len(name) <= MAX_TAB and name.isprintable()
 
 
 def default_mounts() -> dict[str, str]:
@@ -74,19 +118,56 @@ class EasService(models.Model):
         help_text="Queued requests that are jobs at the same time.",
     )
     max_delivery = models.PositiveSmallIntegerField(
-        default=1, validators=[MinValueValidator(1)], help_text="Jobs made for one request, when they fail."
+        default=1,
+        validators=[MinValueValidator(1), MaxValueValidator(1000)],
+        help_text="Jobs made for one request, when they fail.",
     )
     max_payload_bytes = models.PositiveIntegerField(
         default=1_048_576, validators=[MinValueValidator(1024), MaxValueValidator(33_554_432)]
     )
-    max_frames = models.PositiveIntegerField(default=100_000, help_text="Frames in each queue.")
+    max_frames = models.PositiveIntegerField(
+        default=100_000, validators=[MaxValueValidator(1_000_000_000)], help_text="Frames in each queue."
+    )
     keepalive_seconds = models.PositiveIntegerField(
-        default=600, validators=[MinValueValidator(1)], help_text="A synchronous call that takes longer gets 408."
+        default=600,
+        validators=[MinValueValidator(1), MaxValueValidator(1_000_000)],
+        help_text="A synchronous call that takes longer gets 408.",
     )
     max_queue_size = models.PositiveIntegerField(
-        default=64, help_text="Synchronous calls at the same time; more get 450."
+        default=64,
+        validators=[MaxValueValidator(1_000_000)],
+        help_text="Synchronous calls at the same time; more get 450.",
     )
-    rate_limit = models.PositiveIntegerField(default=0, help_text="Synchronous calls per second; more get 429. 0: any.")
+    rate_limit = models.PositiveIntegerField(
+        default=0,
+        validators=[MaxValueValidator(1_000_000)],
+        help_text="Synchronous calls per second; more get 429. 0: any.",
+    )
+    public_folders = models.JSONField(
+        default=list,
+        blank=True,
+        validators=[require_public_folders],
+        help_text="Of a cluster: kinds whose public models its callers see. LoRAs beside their own, others in place of them.",
+    )
+    hidden_tabs = models.JSONField(
+        default=list, blank=True, validators=[require_tabs], help_text="Tabs that pages over the web API leave out."
+    )
+    api_log = models.BooleanField("API log", default=False, help_text="Each call is a line of the log.")
+    time_log = models.BooleanField(default=False, help_text="Each call is a line of the log, with its seconds.")
+    safety_filter = models.BooleanField(default=False, help_text="Pictures that are not safe for work are held back.")
+    dynamic_cache = models.BooleanField(
+        default=False, help_text="Kept for its document; workers keep what fits them in any case."
+    )
+    min_ram_reserved_gb = models.FloatField(
+        "RAM reserved, GB",
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(0), MaxValueValidator(1_000_000)],
+        help_text="Kept for its document; workers look after their memory in any case.",
+    )
+    document = models.TextField(
+        blank=True, editable=False, help_text="The service's description as it was imported, JSON."
+    )
     created_at = models.DateTimeField(auto_now_add=True)
 
     objects = EasServiceQuerySet.as_manager()
@@ -102,9 +183,25 @@ class EasService(models.Model):
     def __str__(self) -> str:
         return self.name
 
+    def clean(self) -> None:
+        """Raises: ValidationError: Values that do not go together."""
+        if self.edition == EasEdition.STANDARD and self.replicas != 1:
+            raise ValidationError({"replicas": "A service of the Standard edition has one instance."})
+        if self.edition in (EasEdition.API, EasEdition.CLUSTER) and not self.mounts:
+            edition = EasEdition(self.edition).label
+            message = f"Pictures of the {edition} edition are kept by path; name at least one mount path."
+            raise ValidationError({"mounts": message})
+
     @property
     def is_asynchronous(self) -> bool:
         return self.edition == EasEdition.API
+
+    def part_of(self, kind: str) -> str:
+        """Which of the models of a kind calls through it see."""
+        folder, part = CLUSTER_PARTS.get(AssetKind(kind), (None, Part.ALL))
+        if self.edition != EasEdition.CLUSTER or folder is None:
+            return Part.ALL
+        return part if folder in self.public_folders else Part.OWN
 
 
 class EasQueue(models.Model):

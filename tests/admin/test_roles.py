@@ -36,7 +36,10 @@ PAGES: dict[str, dict[str, set[str]]] = {
     "renderjobs_batchschedule": {
         "read": TEAM, "add": LEADS, "change": LEADS, "delete": LEADS, "delete_selected": LEADS,
     },
-    "renderjobs_easservice": {"read": LEADS, "add": ROOT, "change": ROOT, "renew_token": LEADS},
+    "renderjobs_easservice": {
+        "read": LEADS, "add": ROOT, "change": ROOT, "renew_token": LEADS, "stop": ROOT, "start": ROOT,
+        "/import": ROOT, "/calling": LEADS, "/document": LEADS,
+    },
     "billing_ledgertransaction": {"read": MONEY, "/costs": MONEY, "/costs.csv": MONEY},
     "billing_usagerecord": {"read": MONEY},
     "billing_budget": {"read": MONEY, "add": LEADS, "change": LEADS},
@@ -110,6 +113,11 @@ def pages_of_its_own(name: str, pk: object) -> dict[str, str]:
     found: dict[str, dict[str, tuple[str, list[object]]]] = {
         "renderjobs_renderjob": {"image": ("renderjobs_image", [pk, 0])},
         "renderjobs_batchtemplate": {"submit": ("renderjobs_batchtemplate_submit", [pk])},
+        "renderjobs_easservice": {
+            "import": ("renderjobs_easservice_import_document", []),
+            "calling": ("renderjobs_easservice_calling", [pk]),
+            "document": ("renderjobs_easservice_document", [pk]),
+        },
         "accounts_user": {"password": ("auth_user_password_change", [pk])},
         "auditlog_logentry": {"audit.csv": ("audit_export", [])},
         "billing_ledgertransaction": {"costs": ("billing_costs", []), "costs.csv": ("billing_costs_file", ["csv"])},
@@ -147,6 +155,9 @@ def test_the_table_knows_every_address_of_the_admin():
         "billing_costs",
         "billing_costs_file",
         "renderjobs_image",
+        "renderjobs_easservice_import_document",
+        "renderjobs_easservice_calling",
+        "renderjobs_easservice_document",
         "audit_export",
     }
     assert set(admin_addresses()) - of_models - of_django - of_oneself == ours

@@ -182,7 +182,7 @@ WRONG = {
     "too many tags": ("POST", {f"tag{number}": 1 for number in range(65)}, 400),
     "a zero byte": ("POST", {"task_id": "a\0"}, 400),
     "an end of the stream": ("POST", {"_eos_": "true"}, 403),
-    "a watch without a WebSocket": ("GET", {"_watch_": "true"}, 400),
+    "a watch's window": ("GET", {"_watch_": "true", "_window_": "0"}, 400),
     "a method": ("PATCH", {}, 405),
     "a code": ("PUT", {"_indexes_": "1", "_negative_": "true"}, 400),
 }

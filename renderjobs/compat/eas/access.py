@@ -10,7 +10,7 @@ import base64
 import hashlib
 import hmac
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from django.conf import settings
 
@@ -52,7 +52,8 @@ def service_called(
     Raises:
         EasError: No usable token (401), no such service or another team's (404), or the token lacks the scope (403).
     """
-    service = EasService.objects.select_related("team", "user", "pool").filter(name=name, enabled=True).first()
+    services = EasService.objects.select_related("team", "user", "pool").defer("document")
+    service = services.filter(name=name, enabled=True).first()
     if header.startswith(SIGNATURE):
         caller = _signer(service, header.removeprefix(SIGNATURE), signed, address) if service and signed else None
     else:
@@ -63,7 +64,14 @@ def service_called(
         raise EasError(404, f"There is no service {name!r}.")
     if caller.token is not None and not caller.token.has_scope(Scope.SDAPI):
         raise EasError(403, f"The token lacks the scope {Scope.SDAPI.value!r}.")
-    return service, caller
+    return service, replace(caller, through=service)
+
+
+def service_of(caller: Caller) -> EasService | None:
+    """The service whose settings hold for the caller's calls: that of the address, else the token's own."""
+    if isinstance(caller.through, EasService):
+        return caller.through  # the token's need not be read
+    return next((service for service in caller.services if isinstance(service, EasService)), None)
 
 
 def _signer(service: EasService, signature: str, signed: Signed, address: str) -> Caller | None:

@@ -27,6 +27,8 @@ from renderjobs.compat.eas.wire import (
     PRIORITY_HEADER,
     REQUEST_ID,
     UID_HEADER,
+    Query,
+    member_of,
 )
 from renderjobs.models import EasConsumer, EasDelivery, EasFrame, EasQueue, EasService, QueueKind
 from renderjobs.transitions import ROWS_PER_STATEMENT, batched
@@ -68,6 +70,25 @@ class Watch:
     auto_commit: bool = False
     index_only: bool = False
     tags: Mapping[str, str] = field(default_factory=dict)
+
+
+def watch_asked(queue: EasQueue, query: Query, headers: Mapping[str, str], *, uid: str) -> Watch:
+    """What the parameters and headers of a watcher ask for; ``uid`` stands in for an id of its own.
+
+    Raises:
+        EasError: A parameter cannot be read.
+    """
+    group, own_uid = member_of(headers)
+    return Watch(
+        queue_id=queue.pk,
+        group=group,
+        uid=own_uid or uid,
+        index=query.number("_index_", 0, first=NEWEST),
+        window=min(query.number("_window_", 1, first=1), MAX_WINDOW),
+        auto_commit=query.flag("_auto_commit_"),
+        index_only=query.flag("_index_only_"),
+        tags=query.tags,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,7 +99,7 @@ def _taken_of(queue_id: int) -> list[Taken]:
     queue = EasQueue.objects.select_for_update().filter(pk=queue_id).first()
     if queue is None:
         return []
-    service = EasService.objects.select_related("pool").get(pk=queue.service_id)
+    service = EasService.objects.select_related("pool").defer("document").get(pk=queue.service_id)
     frames = EasFrame.objects.filter(queue=queue)
     room = service.window - frames.filter(taken_until__gte=Now()).count()
     sink = EasQueue.objects.get(service=service, kind=QueueKind.SINK)
@@ -109,7 +109,7 @@ def _taken_of(queue_id: int) -> list[Taken]:
     rows = list(frames.filter(_free()).order_by("-priority", "index")[:room])
     ids = [row.pk for row in rows]
     EasFrame.objects.filter(pk__in=ids).update(taken_until=now_plus(TAKEN_SECONDS), tries=F("tries") + 1)
-    callers = _callers({row.token_id for row in rows if row.token_id})
+    callers = _callers(service, {row.token_id for row in rows if row.token_id})
     return [
         Taken(
             frame_id=row.pk,
@@ -126,9 +126,13 @@ def _taken_of(queue_id: int) -> list[Taken]:
     ]
 
 
-def _callers(token_ids: set[int]) -> dict[int, Caller]:
-    tokens = ApiToken.objects.usable().filter(pk__in=token_ids).select_related("user", "team")
-    return {token.pk: Caller(token.user, token.team, token) for token in tokens if token.has_scope(Scope.SDAPI)}
+def _callers(service: EasService, token_ids: set[int]) -> dict[int, Caller]:
+    tokens = ApiToken.objects.usable().filter(pk__in=token_ids).select_related("user", "team", "eas_service")
+    return {
+        token.pk: Caller(token.user, token.team, token, through=service)
+        for token in tokens
+        if token.has_scope(Scope.SDAPI)
+    }
 
 
 def request_keep(taken: Taken) -> bool:

@@ -1,19 +1,27 @@
-"""service_create and service_token_renew: a service comes with its account, its token and, if it is asynchronous, its queues."""
+"""service_create, service_import and the rest of a service's life: it comes with its account, its token and, if it is asynchronous,
+its queues; it is stopped and started, and its document says how it is set."""
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Mapping
+from typing import Any
 
+from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models import Count
 
+from accounts.authentication import Caller
 from accounts.models import ApiToken, Team
 from accounts.services import member_ensure, token_issue, token_revoke
 from common.errors import ConflictError, FieldError, InvalidRequestError
-from renderjobs.compat.eas.access import token_text
+from fleet.models import Pool
+from renderjobs.compat.eas import documents, flags
+from renderjobs.compat.eas.access import service_of, token_text
 from renderjobs.compat.eas.paths import mounts_checked
+from renderjobs.compat.eas.wakeups import announce
 from renderjobs.models import EasEdition, EasQueue, EasService, QueueKind
 
 
@@ -40,9 +48,6 @@ def service_create(
     if mounts is not None:
         service.mounts = dict(mounts)
     service.mounts = mounts_checked(service.mounts)
-    if edition in (EasEdition.API, EasEdition.CLUSTER) and not service.mounts:
-        message = f"Edition {edition!r} keeps its pictures by path; name at least one mount path."
-        raise InvalidRequestError([FieldError("mounts", message)])
     _check(service)
     service.user = member_ensure(team_name=team.name, user_name=f"eas-{name}"[:150], service_account=True).user
     text = _give_token(service)
@@ -50,6 +55,84 @@ def service_create(
     if service.is_asynchronous:
         queues_ensure(service)
     return service, text
+
+
+def service_import(*, text: str, team: Team, name: str = "") -> tuple[EasService, str]:
+    """Make a service from a document of PAI-EAS, which is kept for ``service_document``.
+
+    Args:
+        name: In place of the document's.
+    Raises:
+        InvalidRequestError: The document cannot be used; every error names the key. Nothing is stored.
+        ConflictError: There is a service of this name.
+    """
+    document = documents.document_parsed(text)
+    found = documents.settings_of(document, known_mounts=settings.EAS_MOUNTS)
+    found["name"] = name or found["name"]
+    try:
+        found["pool"] = _pool(found["pool"])
+        return service_create(**found, team=team, document=json.dumps(document))
+    except InvalidRequestError as error:
+        raise InvalidRequestError([_of_key(item) for item in error.errors]) from error
+
+
+def _pool(name: str | None) -> Pool | None:
+    pool = Pool.objects.filter(name=name).first() if name else None
+    if name and pool is None:
+        raise InvalidRequestError([FieldError("pool", f"There is no pool {name[:80]!r}.")])
+    return pool
+
+
+def _of_key(error: FieldError) -> FieldError:
+    """A field's error by the document's name of it."""
+    setting = documents.SETTINGS.get(error.field)
+    return FieldError(setting.key, f"{setting.key}: {error.message}", error.value) if setting else error
+
+
+def service_document(service: EasService) -> documents.Document:
+    """The document that makes such a service: the one it was made from, with the settings of today."""
+    values = {name: getattr(service, name) for name in documents.SETTINGS}
+    values["pool"] = service.pool.name if service.pool else None
+    return documents.document_with(document_kept(service), values, known_mounts=settings.EAS_MOUNTS)
+
+
+def document_kept(service: EasService) -> documents.Document | None:
+    """As it was imported."""
+    found: dict[str, Any] | None = json.loads(service.document) if service.document else None
+    return found
+
+
+def flags_shown(caller: Caller) -> dict[str, Any]:
+    """Of the run command of the caller's service, as A1111's ``cmd-flags`` names them; without those that mean nothing here."""
+    service = service_of(caller)
+    if service is None:
+        return {}
+    given = flags.flags_of(service_document(service)["containers"][0]["script"])
+    return {flag.name[2:].replace("-", "_"): _shown(flag) for flag in given if flag.name in flags.ARITIES}
+
+
+def _shown(flag: flags.Flag) -> Any:
+    if flag.name == flags.HIDE_TABS:
+        return list(flag.values)
+    if not flag.values:
+        return True
+    return int(flag.values[0]) if flag.values[0].isdecimal() else flag.values[0]
+
+
+def service_stop(*, service: EasService) -> None:
+    """Calls are answered with 404 from now on; what waits in its queues stays. Stopping twice is stopping."""
+    _enable(service, False)
+
+
+def service_start(*, service: EasService) -> None:
+    _enable(service, True)
+
+
+def _enable(service: EasService, on: bool) -> None:
+    EasService.objects.filter(pk=service.pk).update(enabled=on)
+    service.enabled = on
+    for queue_id in service.queues.order_by("pk").values_list("pk", flat=True):
+        announce(queue_id)
 
 
 @transaction.atomic
@@ -89,6 +172,7 @@ def _token(service: EasService, text: str) -> ApiToken:
 def _check(service: EasService) -> None:
     try:
         service.clean_fields(exclude=["user", "token", "token_nonce", "team"])
+        service.clean()
     except ValidationError as error:
         raise InvalidRequestError(
             [FieldError(field, " ".join(messages)) for field, messages in error.message_dict.items()]

@@ -17,6 +17,7 @@ from django.http.response import HttpResponseBase
 from accounts.authentication import Caller
 from renderjobs.choices import Lane
 from renderjobs.compat.eas import threads
+from renderjobs.compat.eas.call_log import call_logged
 from renderjobs.compat.eas.errors import EasError
 from renderjobs.compat.eas.workers import VIEWS
 from renderjobs.compat.sdapi.inside import InsideRequest
@@ -30,6 +31,16 @@ _began: dict[int, deque[float]] = {}
 
 async def call_answer(request: HttpRequest, service: EasService, caller: Caller, path: str) -> HttpResponseBase:
     """Raises: EasError: No such call (404), too many (429, 450), or it takes too long (408); its job goes on then."""
+    began = time.monotonic()
+    try:
+        return await _answer(request, service, caller, path)
+    except EasError as error:  # what reaches the web API is logged there
+        seconds = time.monotonic() - began
+        call_logged(service, method=str(request.method), path=path, status=error.status, seconds=seconds)
+        raise
+
+
+async def _answer(request: HttpRequest, service: EasService, caller: Caller, path: str) -> HttpResponseBase:
     view = VIEWS.get(path)
     if view is None:
         raise EasError(404, f"There is no call {path[:80]!r}.")

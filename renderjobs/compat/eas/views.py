@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from urllib.parse import parse_qs
 
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.utils import timezone
 
 from accounts.authentication import Caller, address_of
 from renderjobs.compat.eas import queues
 from renderjobs.compat.eas.access import Signed, service_called
+from renderjobs.compat.eas.browser import is_opened, page_of
 from renderjobs.compat.eas.errors import EasError, plain, speaks_eas
 from renderjobs.compat.eas.frames import PROTOBUF, Frame, attributes_to_protobuf, list_to_protobuf
 from renderjobs.compat.eas.synchronous import call_answer
 from renderjobs.compat.eas.threads import in_database
 from renderjobs.compat.eas.wakeups import QueueHub
+from renderjobs.compat.eas.watching import stream_of
 from renderjobs.compat.eas.wire import NEWEST, PRIORITY_HEADER, REQUEST_ID, REQUEST_ID_HEADER, Query, member_of
 from renderjobs.models import EasQueue, EasService, QueueKind
 
@@ -36,6 +39,8 @@ async def predict(request: HttpRequest, service: str, path: str = "") -> HttpRes
     if request.method not in METHODS:
         return _not_allowed()
     query = Query.of(request.META.get("QUERY_STRING", ""))
+    if is_opened(request, query, path):
+        return await in_database(page_of, request, service)
     if path == QueueKind.SINK:
         return await _operation(request, query, service, QueueKind.SINK, "")
     path = f"/{path}" if path else ""
@@ -72,7 +77,7 @@ async def _operation(request: HttpRequest, query: Query, name: str, kind: str, p
         if query.flag(parameter):
             return await in_database(answer, request, query, name, kind)
     if query.flag("_watch_"):
-        raise EasError(400, "A queue is watched through a WebSocket.")
+        return await _watch(request, query, name, kind)
     return await _get(request, query, name, kind)
 
 
@@ -159,6 +164,19 @@ def _frames_answer(request: HttpRequest, query: Query, found: list[Frame]) -> Ht
     if PROTOBUF in request.headers.get("Accept", ""):
         return HttpResponse(list_to_protobuf(found), content_type=PROTOBUF)
     return JsonResponse([frame.to_json() for frame in found], safe=False)
+
+
+async def _watch(request: HttpRequest, query: Query, name: str, kind: str) -> HttpResponseBase:
+    """For clients without WebSockets."""
+    watch = await in_database(_watch_asked, request, query, name, kind)
+    response = StreamingHttpResponse(stream_of(watch), content_type="application/octet-stream")
+    response["X-Accel-Buffering"] = "no"  # a proxy that waits for more would keep frames back
+    return response
+
+
+def _watch_asked(request: HttpRequest, query: Query, name: str, kind: str) -> queues.Watch:
+    queue, _ = _queue(request, name, kind)
+    return queues.watch_asked(queue, query, request.headers, uid=str(uuid.uuid4()))
 
 
 # --- the others -------------------------------------------------------------------------------------------------------

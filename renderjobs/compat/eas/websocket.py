@@ -14,23 +14,18 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from django.conf import settings
-from django.db import OperationalError
 from django.http.request import validate_host
 
 from renderjobs.compat.eas import queues, threads
 from renderjobs.compat.eas.access import service_called
 from renderjobs.compat.eas.errors import EasError
 from renderjobs.compat.eas.threads import in_database
-from renderjobs.compat.eas.wakeups import QueueHub
-from renderjobs.compat.eas.wire import HEARD, NEWEST, Query, member_of
+from renderjobs.compat.eas.watching import SEND_SECONDS, frames_of, seat_kept
+from renderjobs.compat.eas.wire import HEARD, Query
 from renderjobs.models import QueueKind
 
 logger = logging.getLogger(__name__)
 PATH = re.compile(r"/api/predict/(?P<service>[^/]+)(?P<rest>/.*)?")
-HEARTBEAT_SECONDS = 4.0
-TOGETHER_SECONDS = 0.02
-SEND_SECONDS = 15.0
-"""A consumer that takes longer over one message is stuck."""
 CLOSE_NORMALLY, CLOSE_GOING_AWAY, CLOSE_TRY_AGAIN = 1000, 1001, 1013
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -90,17 +85,8 @@ def _admitted(scope: Mapping[str, Any]) -> queues.Watch:
     query = Query.of(scope["query_string"].decode("latin-1"))
     if not query.flag("_watch_"):
         raise EasError(400, "A WebSocket here watches a queue; _watch_=true is missing.")
-    group, uid = member_of(headers)
-    return queues.Watch(
-        queue_id=queues.queue_of(service, kind).pk,
-        group=group,
-        uid=uid or headers.get("Sec-WebSocket-Key", ""),
-        index=query.number("_index_", 0, first=NEWEST),
-        window=min(query.number("_window_", 1, first=1), queues.MAX_WINDOW),
-        auto_commit=query.flag("_auto_commit_"),
-        index_only=query.flag("_index_only_"),
-        tags=query.tags,
-    )
+    queue = queues.queue_of(service, kind)
+    return queues.watch_asked(queue, query, headers, uid=headers.get("Sec-WebSocket-Key", ""))
 
 
 def _host(name: str) -> str:
@@ -125,7 +111,7 @@ async def _serve(seat: queues.Seat, scope: Mapping[str, Any], receive: Receive, 
     tasks = {
         asyncio.create_task(_until_left(receive)),
         asyncio.create_task(_feed(seat, send)),
-        asyncio.create_task(_keep_seat(seat, scope)),
+        asyncio.create_task(seat_kept(seat, _silence_of(scope))),
     }
     done, running = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in running:
@@ -147,36 +133,11 @@ async def _until_left(receive: Receive) -> None:
 
 
 async def _feed(seat: queues.Seat, send: Send) -> None:
-    hub, queue_id = QueueHub.of_this_loop(), seat.watch.queue_id
-    while True:
-        seen = hub.changes_of(queue_id)
-        frames = await _taken(seat)
-        for frame in frames:
-            message = {"type": "websocket.send", "bytes": frame.to_protobuf()}
-            await asyncio.wait_for(send(message), SEND_SECONDS)
-        if not frames:
-            await hub.wait(queue_id, since=seen)
-            if seat.watch.window > 1 and not seat.watch.auto_commit:
-                # It has frames left; several commits are answered with several frames at once.
-                await asyncio.sleep(TOGETHER_SECONDS)
+    async for frame in frames_of(seat):
+        await asyncio.wait_for(send({"type": "websocket.send", "bytes": frame.to_protobuf()}), SEND_SECONDS)
 
 
-async def _taken(seat: queues.Seat) -> list[Any]:
-    """A database that is away for a moment costs the watcher a moment, not its connection."""
-    try:
-        return await in_database(queues.frames_take, seat=seat)
-    except OperationalError as error:
-        logger.warning("Queue %s could not be read; trying again: %s", seat.watch.queue_id, error)
-        return []
-
-
-async def _keep_seat(seat: queues.Seat, scope: Mapping[str, Any]) -> None:
-    """Say every few seconds that the consumer is there; return when it is not."""
-    silent_seconds = scope.get("extensions", {}).get(HEARD)
-    while True:
-        await asyncio.sleep(HEARTBEAT_SECONDS)
-        if silent_seconds is not None and silent_seconds() > queues.SILENT_SECONDS:
-            return
-        with contextlib.suppress(OperationalError):
-            if not await in_database(queues.consumer_seen, seat=seat):
-                return
+def _silence_of(scope: Mapping[str, Any]) -> Callable[[], bool]:
+    """Whether nothing was heard of the client for long, where the server can tell."""
+    seconds = scope.get("extensions", {}).get(HEARD)
+    return lambda: seconds is not None and seconds() > queues.SILENT_SECONDS

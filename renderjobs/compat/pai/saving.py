@@ -6,8 +6,8 @@ from django.conf import settings
 
 from accounts.authentication import Caller
 from common.errors import FieldError, InvalidRequestError
+from renderjobs.compat.eas.access import service_of
 from renderjobs.compat.eas.paths import folder_of
-from renderjobs.models import EasService
 from renderjobs.outputs import MAX_FOLDER, SavedUnder
 
 
@@ -27,6 +27,6 @@ def saved_under(caller: Caller, save_dir: str) -> SavedUnder | None:
 
 
 def mounts_of(caller: Caller) -> dict[str, str]:
-    """Mount path → folder, for calls with this token: its service's, or the installation's."""
-    mounts = EasService.objects.filter(token=caller.token).values_list("mounts", flat=True).first()
-    return settings.EAS_MOUNTS if mounts is None else mounts
+    """Mount path → folder: those of the service that the call comes through, else the installation's."""
+    service = service_of(caller)
+    return service.mounts if service else settings.EAS_MOUNTS

@@ -11,6 +11,7 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 
 from accounts.authentication import Caller, Credential, address_of, caller_with, credential_of
 from accounts.models import Scope
+from renderjobs.compat.eas.access import service_of
 from renderjobs.compat.sdapi.errors import HandlerError, speaks_sdapi
 from renderjobs.compat.sdapi.inside import InsideRequest
 
@@ -29,6 +30,9 @@ def authenticated(request: HttpRequest) -> Caller:
     if caller is None or not _is_own_name(credential, caller):
         raise HandlerError(401, "Incorrect username or password")
     caller.require(Scope.SDAPI)
+    if (service := service_of(caller)) and not service.enabled:
+        raise HandlerError(404, f"Service {service.name} is stopped.")
+    request.caller = caller  # type: ignore[attr-defined]
     return caller
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import time
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -14,6 +15,7 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.http.response import HttpResponseBase
 
 from common.errors import InvalidRequestError, PlatformError
+from renderjobs.compat.eas.call_log import request_logged
 
 logger = logging.getLogger(__name__)
 
@@ -82,10 +84,13 @@ def speaks_sdapi(*methods: str) -> Callable[..., Callable[..., Awaitable[HttpRes
         async def guarded(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
             if request.method not in methods:
                 return JsonResponse({"detail": "Method Not Allowed"}, status=405, headers={"Allow": ", ".join(methods)})
+            began = time.monotonic()
             try:
-                return await view(request, *args, **kwargs)
+                response = await view(request, *args, **kwargs)
             except Exception as error:
-                return answer_of(error)
+                response = answer_of(error)
+            request_logged(request, status=response.status_code, began=began)
+            return response
 
         # Tokens, not cookies, authenticate this door.
         guarded.csrf_exempt = True  # type: ignore[attr-defined]

@@ -14,6 +14,7 @@ from accounts.authentication import Caller
 from assets.models import Asset
 from assets.selectors import checkpoint_default, checkpoint_find
 from common.errors import InvalidRequestError
+from renderjobs.compat.eas.access import service_of
 from renderjobs.compat.sdapi import wire
 from renderjobs.compat.sdapi.control_units import OPTIONS as CONTROLNET_OPTIONS
 from renderjobs.compat.sdapi.errors import HandlerError, WireError
@@ -43,9 +44,11 @@ def profile_of(caller: Caller) -> dict[str, Any]:
 
 
 def options_of(caller: Caller) -> dict[str, Any]:
-    """As the caller reads them back."""
+    """As the caller reads them back. Tabs that a service hides stay hidden, whatever else a caller hides."""
     profile, checkpoint = _usable_profile(caller)
     options = {**installed_options(caller), **profile}
+    if service := service_of(caller):
+        options["hidden_tabs"] = list(dict.fromkeys([*service.hidden_tabs, *options["hidden_tabs"]]))
     return {**options, "sd_checkpoint_hash": checkpoint.sha256} if checkpoint else options
 
 

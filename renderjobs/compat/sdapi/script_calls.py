@@ -97,6 +97,7 @@ def script_begin(
         team=caller.team,
         user=caller.user,
         token=caller.token,
+        service=caller.through,
         tab=tab,
         script=plan.title,
         body_sha256=digest,
@@ -138,12 +139,15 @@ def script_advance(call_id: uuid.UUID) -> Progressed:
     """Go on as far as the ended jobs allow."""
     with transaction.atomic():
         call = (
-            ScriptCall.objects.select_for_update(of=("self",)).select_related("team", "user", "token").get(pk=call_id)
+            ScriptCall.objects.select_for_update(of=("self",))
+            .select_related("team", "user", "token", "service")
+            .get(pk=call_id)
         )
         jobs = list(RenderJob.objects.filter(script_call=call).order_by("script_cell"))
         if waiting := [job.pk for job in jobs if job.state in JOB_OPEN]:
             return Progressed(waiting)
-        caller, values = Caller(user=call.user, team=call.team, token=call.token), _values(_body(call), call.tab)
+        caller = Caller(user=call.user, team=call.team, token=call.token, through=call.service)
+        values = _values(_body(call), call.tab)
         plan = _plan(caller, values, call.tab, call.random_seed)
         done, cells, following = _walked(
             plan, jobs, stopped=call.interrupted or bool(call.error) or call.ended_at is not None

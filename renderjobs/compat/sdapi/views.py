@@ -26,6 +26,7 @@ from common.errors import FieldError, InvalidRequestError
 from common.pictures import UnreadablePictureError
 from gpuworker.contract.extras import extras_html
 from renderjobs.choices import IMAGE_HELD, JobKind, JobState, Lane
+from renderjobs.compat.eas.services import flags_shown
 from renderjobs.compat.pai.answers import saved_answer, script_saved_answer, status_of
 from renderjobs.compat.pai.saving import saved_under
 from renderjobs.compat.pai.wire import additions_of, with_linked_picture
@@ -322,7 +323,7 @@ sd_vae = listing(catalogue.sd_vae)
 embeddings = listing(lambda caller: catalogue.embeddings(caller, chosen_checkpoint(caller)))
 prompt_styles = listing(catalogue.prompt_styles)
 memory = listing(lambda _: catalogue.memory())
-cmd_flags = listing(lambda _: catalogue.cmd_flags())
+cmd_flags = listing(lambda caller: {**catalogue.cmd_flags(), **flags_shown(caller)})
 nothing = listing(lambda _: [])
 face_restorers = listing(lambda _: catalogue.face_restorers())
 latent_upscale_modes = listing(lambda _: catalogue.latent_upscale_modes())

@@ -1,14 +1,15 @@
-"""`manage.py create_eas_service NAME --team T`: makes an EAS service and prints its token, alone."""
+"""`manage.py create_eas_service NAME --team T [--document FILE]`: makes an EAS service and prints its token, alone."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from accounts.models import Team
-from common.errors import PlatformError
-from renderjobs.compat.eas.services import service_create
+from common.errors import InvalidRequestError, PlatformError
+from renderjobs.compat.eas.services import service_create, service_import
 from renderjobs.models import EasEdition
 
 
@@ -16,9 +17,12 @@ class Command(BaseCommand):
     help = __doc__
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("name")
+        parser.add_argument("name", nargs="?", default="", help="With --document: in place of the document's.")
         parser.add_argument("--team", required=True)
-        parser.add_argument("--edition", choices=EasEdition.values, default=EasEdition.API.value)
+        parser.add_argument(
+            "--document", metavar="FILE", help="JSON as PAI-EAS's console takes it; it says all but the team."
+        )
+        parser.add_argument("--edition", choices=EasEdition.values)
         parser.add_argument(
             "--mount",
             action="append",
@@ -30,9 +34,26 @@ class Command(BaseCommand):
         team = Team.objects.filter(name=options["team"]).first()
         if team is None:
             raise CommandError(f"There is no team {options['team']!r}.")
-        mounts = dict(mount.partition("=")[::2] for mount in options["mount"]) if options["mount"] else None
         try:
-            _, text = service_create(name=options["name"], team=team, edition=options["edition"], mounts=mounts)
+            text = self._imported(team, options) if options["document"] else self._created(team, options)
+        except InvalidRequestError as error:
+            raise CommandError("\n".join(item.message for item in error.errors)) from error
         except PlatformError as error:
             raise CommandError(error.message) from error
         self.stdout.write(text)
+
+    def _created(self, team: Team, options: dict[str, Any]) -> str:
+        if not options["name"]:
+            raise CommandError("The service's name is missing.")
+        mounts = dict(mount.partition("=")[::2] for mount in options["mount"]) if options["mount"] else None
+        edition = options["edition"] or EasEdition.API.value
+        return service_create(name=options["name"], team=team, edition=edition, mounts=mounts)[1]
+
+    def _imported(self, team: Team, options: dict[str, Any]) -> str:
+        if options["edition"] or options["mount"]:
+            raise CommandError("The document says the edition and the mounts; leave --edition and --mount out.")
+        try:
+            document = Path(options["document"]).read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CommandError(f"{options['document']} cannot be read: {error}.") from error
+        return service_import(text=document, team=team, name=options["name"])[1]
