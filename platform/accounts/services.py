@@ -75,6 +75,19 @@ def token_revoke(*, token: ApiToken) -> None:
 
 
 @transaction.atomic
+def team_ensure(name: str) -> Team:
+    """The team of this name; creates it when absent.
+
+    Raises:
+        InvalidRequestError: No team can have that name.
+    """
+    slug = slugify(name)
+    if not 0 < len(slug) <= 64:  # two names without a Latin letter would otherwise be one and the same team
+        message = f"Team {name!r} cannot be named so; accepted are up to 64 Latin letters, digits and hyphens."
+        raise InvalidRequestError([FieldError("team", message, name)])
+    return Team.objects.get_or_create(name=slug, defaults={"title": name})[0]
+
+
 def member_ensure(
     *, team_name: str, user_name: str, role: str = Role.MEMBER, service_account: bool = False
 ) -> Membership:
@@ -83,13 +96,9 @@ def member_ensure(
     Raises:
         InvalidRequestError: No team or user can have that name.
     """
-    slug = slugify(team_name)
-    if not 0 < len(slug) <= 64:  # two names without a Latin letter would otherwise be one and the same team
-        message = f"Team {team_name!r} cannot be named so; accepted are up to 64 Latin letters, digits and hyphens."
-        raise InvalidRequestError([FieldError("team", message, team_name)])
     if not 0 < len(user_name.strip()) <= 150:
         raise InvalidRequestError([FieldError("user", "A user's name has 1 to 150 characters.", user_name)])
-    team, _ = Team.objects.get_or_create(name=slug, defaults={"title": team_name})
+    team = team_ensure(team_name)
     user, created = User.objects.get_or_create(username=user_name, defaults={"is_service_account": service_account})
     if created:
         user.set_unusable_password()

@@ -79,15 +79,15 @@ def test_issue_token_refuses_an_unknown_scope():
     assert not ApiToken.objects.exists()
 
 
-def test_create_service_makes_a_program_not_a_person(capsys):
-    call_command("create_service", "render-bot", "--team", "studio")
+def test_create_service_account_makes_a_program_not_a_person(capsys):
+    call_command("create_service_account", "render-bot", "--team", "studio")
     assert caller_of(capsys.readouterr().out.strip()).user.is_service_account
 
 
-def test_create_service_refuses_the_name_of_a_person_and_changes_nothing():
+def test_create_service_account_refuses_the_name_of_a_person_and_changes_nothing():
     a_caller("team-a", "ada")
     with pytest.raises(CommandError, match="a person's name"):
-        call_command("create_service", "ada", "--team", "team-b")
+        call_command("create_service_account", "ada", "--team", "team-b")
     assert not Team.objects.filter(name="team-b").exists() and ApiToken.objects.count() == 1
 
 

@@ -92,7 +92,7 @@ class EasServer:
     def __init__(self, platform: RunningPlatform, python: Path):
         self.platform, self.python = platform, python
         platform.token("studio")
-        self.token = platform.manage("create_eas_service", "sd_async", "--team", "studio").strip()
+        self.token = platform.manage("create_service", "sd_async", "--team", "studio").strip()
         self.programs: list[subprocess.Popen[str]] = []
 
     def start(self, name: str, **options: Any) -> Program:

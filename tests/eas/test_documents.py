@@ -323,23 +323,22 @@ def file(tmp_path):
 
 @pytest.mark.django_db
 def test_the_command_takes_a_document_and_prints_the_token_alone(file, capsys):
-    Team.objects.create(name="studio")
-    call_command("create_eas_service", "--team", "studio", "--document", str(file))
+    call_command("create_service", "--team", "studio", "--document", str(file))
     token = capsys.readouterr().out.strip()
     assert Calls("/api/predict/sd_async", token).put() == 1
-    call_command("create_eas_service", "sd_second", "--team", "studio", "--document", str(file))
+    call_command("create_service", "sd_second", "--team", "studio", "--document", str(file))
     assert service_document(EasService.objects.get(name="sd_second"))["metadata"]["name"] == "sd_second"
 
 
 @pytest.mark.django_db
 def test_the_command_says_every_key_that_is_wrong(file):
-    Team.objects.create(name="studio")
     file.write_text(json.dumps(changed(changed(API, "metadata/instance", 0), "storage", ...)))
     with pytest.raises(CommandError, match=r"metadata\.instance: (.|\n)*storage: "):
-        call_command("create_eas_service", "--team", "studio", "--document", str(file))
+        call_command("create_service", "--team", "studio", "--document", str(file))
     with pytest.raises(CommandError, match="leave --edition and --mount out"):
-        call_command("create_eas_service", "--team", "studio", "--document", str(file), "--edition", "api")
+        call_command("create_service", "--team", "studio", "--document", str(file), "--edition", "api")
     with pytest.raises(CommandError, match="cannot be read"):
-        call_command("create_eas_service", "--team", "studio", "--document", str(file) + "x")
+        call_command("create_service", "--team", "studio", "--document", str(file) + "x")
     with pytest.raises(CommandError, match="name is missing"):
-        call_command("create_eas_service", "--team", "studio")
+        call_command("create_service", "--team", "studio")
+    assert not Team.objects.exists()

@@ -49,7 +49,7 @@ from assets.models import Asset
 for file, kind in {files!r}.items():
     call_command("import_asset", file, kind=kind, public=True, stdout=open("/dev/null", "w"))
 call_command("issue_token", team="studio", user="ada")
-call_command("create_eas_service", "sd_async", team="studio")
+call_command("create_service", "sd_async", team="studio")
 Asset.objects.filter(name="anythingv5nijimix_25BEST").update(listed_hash="8bc735ed57")
 print(Team.objects.get(name="studio").pk)
 """

@@ -1,4 +1,4 @@
-"""`manage.py create_service NAME --team T`: makes a service account in the team and prints its token, alone."""
+"""`manage.py create_service_account NAME --team T`: makes a service account in the team and prints its token, alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`manage.py create_eas_service NAME --team T [--document FILE]`: makes an EAS service and prints its token, alone."""
+"""`manage.py create_service NAME --team T [--document FILE]`: makes an EAS service and prints its token, alone.
+
+Creates the team when absent; when the service cannot be made, neither is the team.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import transaction
 
 from accounts.models import Team
+from accounts.services import team_ensure
 from common.errors import InvalidRequestError, PlatformError
 from renderjobs.compat.eas.services import service_create, service_import
 from renderjobs.models import EasEdition
@@ -31,11 +36,10 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        team = Team.objects.filter(name=options["team"]).first()
-        if team is None:
-            raise CommandError(f"There is no team {options['team']!r}.")
         try:
-            text = self._imported(team, options) if options["document"] else self._created(team, options)
+            with transaction.atomic():
+                team = team_ensure(options["team"])
+                text = self._imported(team, options) if options["document"] else self._created(team, options)
         except InvalidRequestError as error:
             raise CommandError("\n".join(item.message for item in error.errors)) from error
         except PlatformError as error:
