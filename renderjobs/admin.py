@@ -95,13 +95,13 @@ class JobPage(WorkAdmin):
     )  # fmt: skip
     list_filter = (TeamFilter, "state", "lane", "source", "created_at")
     list_select_related = ("team", "user", "checkpoint")
-    search_fields = ("id", "task_id", "user__username")
+    search_fields = ("id", "task_id", "user__username", "service__name")
     actions = ("cancel", "pause", "resume", "render_again", "approve", "decline")
     change_form_outer_before_template = "renderjobs/job_pictures.html"
     change_form_outer_after_template = "renderjobs/job_events.html"
     fields = readonly_fields = (
         "state", "progress", "delivered", "cost", "gpu_seconds", "error",
-        "team", "project", "user", "source", "schedule", "lane", "priority", "task_id", "tags",
+        "team", "project", "user", "source", "service", "schedule", "lane", "priority", "task_id", "tags",
         "checkpoint", "pool", "created_at", "started_at", "finished_at", "paused_at", "request_text",
     )  # fmt: skip
 

@@ -35,7 +35,12 @@ def jobs_of(caller: Caller) -> QuerySet[RenderJob]:
     hold = Hold.objects.filter(job_id=OuterRef("pk"))
     columns = {"hold_amount": "amount", "hold_remaining": "remaining", "rate_card": "price__card__name"}
     money = {name: Subquery(hold.values(column)) for name, column in columns.items()}
-    return RenderJob.objects.filter(team=caller.team).select_related("project").annotate(**money).order_by("-pk")
+    return (
+        RenderJob.objects.filter(team=caller.team)
+        .select_related("project", "service")
+        .annotate(**money)
+        .order_by("-pk")
+    )
 
 
 def with_tag(jobs: QuerySet[RenderJob], key: str, value: str) -> QuerySet[RenderJob]:

@@ -5,12 +5,15 @@ A frame's index grows with its queue and is never given twice; ``EasQueue.last_i
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.conf import settings
 from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
-from django.db import models
+from django.db import models, transaction
 from django.db.models import Q
 
 from accounts.models import ApiToken, Team, User
+from billing.deployment_clock import deployment_log
 from fleet.models import Pool
 from renderjobs.models.jobs import RenderJob
 
@@ -102,9 +105,30 @@ class EasService(models.Model):
     def __str__(self) -> str:
         return self.name
 
+    @transaction.atomic
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """What is deployed is logged with whatever changes it."""
+        super().save(*args, **kwargs)
+        deployment_follow(self)
+
     @property
     def is_asynchronous(self) -> bool:
         return self.edition == EasEdition.API
+
+
+def deployment_follow(service: EasService) -> None:
+    """Log what the service's row says now; ``service`` may know less, after a save of some of its fields."""
+    row = EasService.objects.only("name", "edition", "enabled", "team", "pool", "replicas").get(pk=service.pk)
+    pool_id = row.pool_id or Pool.objects.order_by("-enabled", "pk").values_list("pk", flat=True).first()
+    deployment_log(
+        service_id=row.pk,
+        service=row.name,
+        team_id=row.team_id,
+        pool_id=pool_id,
+        edition=row.edition,
+        by_time=row.edition != EasEdition.SERVERLESS,
+        replicas=row.replicas if row.enabled else 0,
+    )
 
 
 class EasQueue(models.Model):

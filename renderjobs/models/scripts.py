@@ -22,6 +22,7 @@ class ScriptCall(models.Model):
     team = models.ForeignKey(Team, on_delete=models.PROTECT, related_name="+")
     user = models.ForeignKey(User, on_delete=models.PROTECT, related_name="+")
     token = models.ForeignKey(ApiToken, null=True, on_delete=models.SET_NULL, related_name="+")
+    service = models.ForeignKey("renderjobs.EasService", null=True, on_delete=models.PROTECT, related_name="+")
     tab = models.CharField(max_length=16, choices=JobKind)
     script = models.CharField(max_length=64)
     body_key = models.CharField(max_length=300, help_text="Storage key of the request as it was sent.")

@@ -73,6 +73,15 @@ class RatePrice(models.Model):
         help_text="If it is given, images are charged by pixels and steps; what nobody is charged for, by the second.",
     )
 
+    per_instance_hour = models.DecimalField(
+        max_digits=18,
+        decimal_places=6,
+        null=True,
+        blank=True,
+        help_text="Of an instance that is deployed for an EAS service, whether it renders or not. Without it deployed "
+        "instances are not billed, and their pictures are charged like all others.",
+    )
+
     class Meta:
         ordering = ["card", "pk"]
         constraints = [
@@ -86,6 +95,11 @@ class RatePrice(models.Model):
             models.CheckConstraint(
                 condition=models.Q(per_megapixel_step=None) | models.Q(per_megapixel_step__gte=0),
                 name="a_step_price_is_not_negative",
+            ),
+            models.CheckConstraint(
+                condition=models.Q(per_instance_hour=None) | models.Q(per_instance_hour__gte=0, lane=None),
+                name="instances_have_no_lane",
+                violation_error_message="The price of an instance is zero or more, and stands where no lane is named.",
             ),
         ]
 

@@ -66,7 +66,7 @@ class Taken:
             idempotency_key=f"eas-{self.frame_id}-{self.delivery}",
             source=Source.EAS,
             lane=Lane.STANDARD,
-            pool=self.service.pool,
+            service=self.service,
         )
 
 

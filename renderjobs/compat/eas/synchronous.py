@@ -43,7 +43,7 @@ async def call_answer(request: HttpRequest, service: EasService, caller: Caller,
         idempotency_key=request.headers.get("Idempotency-Key", ""),
         source=Source.SDAPI,
         lane=Lane.INTERACTIVE,
-        pool=service.pool,
+        service=service,
     )
     _running[service.pk] = _running.get(service.pk, 0) + 1
     try:

@@ -55,11 +55,11 @@ from renderjobs.compat.sdapi.scripts.base import (
 from renderjobs.compat.sdapi.translate import Translation, to_request
 from renderjobs.expansion import recipe_from
 from renderjobs.inputs import UnreadablePictureError, picture_from_text
-from renderjobs.models import RenderImage, RenderJob, ScriptCall
+from renderjobs.models import EasService, RenderImage, RenderJob, ScriptCall
 from renderjobs.models.jobs import Source
 from renderjobs.pinning import pinned
 from renderjobs.request import RenderRequest
-from renderjobs.submission import body_digest, job_cancel, job_submit
+from renderjobs.submission import body_digest, job_cancel, job_submit, service_of
 
 FIELDS = {JobKind.TXT2IMG: wire.TXT2IMG, JobKind.IMG2IMG: wire.IMG2IMG}
 REFUSALS = (HandlerError, WireError, PlatformError)
@@ -76,9 +76,19 @@ class Progressed:
 
 
 def script_begin(
-    *, caller: Caller, body: Mapping[str, Any], tab: str, most_images: int, task_id: str = "", idempotency_key: str = ""
+    *,
+    caller: Caller,
+    body: Mapping[str, Any],
+    tab: str,
+    most_images: int,
+    task_id: str = "",
+    idempotency_key: str = "",
+    service: EasService | None = None,
 ) -> ScriptCall:
     """Accept a call and begin its first step; the same task id or key names the same call again.
+
+    Args:
+        service: At whose address it was called; None: as ``job_submit`` finds it.
 
     Raises:
         HandlerError, WireError, PlatformError: The script, an argument or a cell cannot be accepted; nothing is stored.
@@ -96,6 +106,7 @@ def script_begin(
         team=caller.team,
         user=caller.user,
         token=caller.token,
+        service=service or service_of(caller),
         tab=tab,
         script=plan.title,
         body_sha256=digest,
@@ -137,7 +148,9 @@ def script_advance(call_id: uuid.UUID) -> Progressed:
     """Go on as far as the ended jobs allow."""
     with transaction.atomic():
         call = (
-            ScriptCall.objects.select_for_update(of=("self",)).select_related("team", "user", "token").get(pk=call_id)
+            ScriptCall.objects.select_for_update(of=("self",))
+            .select_related("team", "user", "token", "service__pool")
+            .get(pk=call_id)
         )
         jobs = list(RenderJob.objects.filter(script_call=call).order_by("script_cell"))
         if waiting := [job.pk for job in jobs if job.state in JOB_OPEN]:
@@ -291,6 +304,7 @@ def _submit_step(
             source=Source.SDAPI,
             lane=Lane.INTERACTIVE,
             script=(call, first + offset),
+            service=call.service,
             tags=additions.tags,
             saved=saved,
         ).job

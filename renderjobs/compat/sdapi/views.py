@@ -388,6 +388,7 @@ def script_submit(
             most_images=settings.MAX_SYNC_IMAGES,
             task_id=name_given("force_task_id", values["force_task_id"], MAX_TASK_ID_LENGTH),
             idempotency_key=name_given("Idempotency-Key", request.headers.get("Idempotency-Key"), MAX_KEY_LENGTH),
+            service=request.service if isinstance(request, InsideRequest) else None,
         )
     except UnknownNameError as error:
         raise unknown_name(error) from error
@@ -479,7 +480,7 @@ def submit(
             tags=tags,
             uploads=uploads,
             saved=saved,
-            pool=inside.pool if inside else None,
+            service=inside.service if inside else None,
         )
     except UnknownNameError as error:
         raise unknown_name(error) from error
