@@ -36,6 +36,7 @@ class DeploymentSpan(models.Model):
 
     class Meta:
         ordering = ["service_id", "started_at"]
+        verbose_name = "deployment"
         constraints = [
             models.UniqueConstraint(
                 fields=["service_id"], condition=Q(ended_at=None), name="one_open_span_per_service"

@@ -105,9 +105,12 @@ class RatePrice(models.Model):
 
     def __str__(self) -> str:
         where = f"{self.pool or 'any pool'}, {self.get_lane_display() if self.lane is not None else 'any lane'}"
+        price = f"{self.per_gpu_second} {self.card.currency} per GPU-second"
         if self.per_megapixel_step is not None:
-            return f"{self.per_megapixel_step} {self.card.currency} per megapixel-step in {where}"
-        return f"{self.per_gpu_second} {self.card.currency} per GPU-second in {where}"
+            price = f"{self.per_megapixel_step} {self.card.currency} per megapixel-step"
+        if self.per_instance_hour is not None:
+            price += f", {self.per_instance_hour} per instance and hour"
+        return f"{price} in {where}"
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         self.card._refuse_if_published()

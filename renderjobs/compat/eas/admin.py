@@ -14,6 +14,7 @@ from unfold.decorators import action, display
 
 from accounts.admin import TeamAdmin, TeamFilter
 from common.errors import InvalidRequestError, PlatformError
+from renderjobs.compat.eas.deployments import month_shown
 from renderjobs.compat.eas.paths import mounts_checked
 from renderjobs.compat.eas.services import queue_lengths, service_create, service_token_renew
 from renderjobs.models import EasService
@@ -68,10 +69,10 @@ class ServicePage(TeamAdmin):
         return self.may_visit(request)
 
     def get_fields(self, request: HttpRequest, obj: Model | None = None) -> tuple[str, ...]:
-        return GIVEN if obj is None else (*GIVEN, "enabled", "token_prefix", "frames", "calling")
+        return GIVEN if obj is None else (*GIVEN, "enabled", "token_prefix", "this_month", "frames", "calling")
 
     def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> tuple[str, ...]:
-        return () if obj is None else (*NEVER_CHANGED, "token_prefix", "frames", "calling")
+        return () if obj is None else (*NEVER_CHANGED, "token_prefix", "this_month", "frames", "calling")
 
     def get_object(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         service = super().get_object(request, *args, **kwargs)
@@ -103,6 +104,10 @@ class ServicePage(TeamAdmin):
     @display(description="Token")
     def token_prefix(self, service: EasService) -> str:
         return f"{service.token.prefix}…"
+
+    @display(description="This month (UTC)")
+    def this_month(self, service: EasService) -> SafeString:
+        return month_shown(service)
 
     @display(description="Frames")
     def frames(self, service: EasService) -> str:
