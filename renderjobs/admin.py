@@ -32,6 +32,7 @@ from unfold.widgets import (
 from accounts.admin import TeamAdmin, TeamFilter, is_superuser, teams_as
 from accounts.authentication import Caller
 from accounts.models import Role
+from billing.deployments import share_of
 from common.errors import InvalidRequestError, PlatformError
 from renderjobs.api.serializers import seconds
 from renderjobs.approvals import job_approve, job_decline
@@ -95,13 +96,13 @@ class JobPage(WorkAdmin):
     )  # fmt: skip
     list_filter = (TeamFilter, "state", "lane", "source", "created_at")
     list_select_related = ("team", "user", "checkpoint")
-    search_fields = ("id", "task_id", "user__username")
+    search_fields = ("id", "task_id", "user__username", "service__name")
     actions = ("cancel", "pause", "resume", "render_again", "approve", "decline")
     change_form_outer_before_template = "renderjobs/job_pictures.html"
     change_form_outer_after_template = "renderjobs/job_events.html"
     fields = readonly_fields = (
-        "state", "progress", "delivered", "cost", "gpu_seconds", "error",
-        "team", "project", "user", "source", "schedule", "lane", "priority", "task_id", "tags",
+        "state", "progress", "delivered", "cost", "instances", "gpu_seconds", "error",
+        "team", "project", "user", "source", "service", "schedule", "lane", "priority", "task_id", "tags",
         "checkpoint", "pool", "created_at", "started_at", "finished_at", "paused_at", "request_text",
     )  # fmt: skip
 
@@ -221,6 +222,11 @@ class JobPage(WorkAdmin):
     @display(description="Cost", ordering="cost_amount")
     def cost(self, job: RenderJob) -> str:
         return f"{job.cost_amount:.6f} {job.currency}"
+
+    @display(description="Share of deployed instances")
+    def instances(self, job: RenderJob) -> str:
+        shares = share_of(job.pk) if job.service_id else {}
+        return ", ".join(f"{amount:.6f} {currency}" for currency, amount in shares.items())
 
     @display(description="GPU seconds")
     def gpu_seconds(self, job: RenderJob) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from django.conf import settings
@@ -17,6 +17,7 @@ from django.db import transaction
 from django.db.models import Exists, F, OuterRef, QuerySet
 from django.db.models.functions import Now
 
+from billing.deployment_clock import billed_services
 from billing.holds import holds_locked, terms_of
 from billing.ledger import Work, waste_append
 from billing.models import UsageRecord
@@ -159,7 +160,14 @@ def job_terms(jobs: Mapping[uuid.UUID, RenderJob]) -> dict[uuid.UUID, Terms]:
         if pk not in terms:
             price = price_in_force(pool_id=job.pool_id, lane=job.lane, at=job.created_at)
             terms[pk] = Terms(price=price, pixel_steps=pixel_steps(RenderRequest.from_json(job.request)))
-    return terms
+    return _with_deployments(jobs, terms)
+
+
+def _with_deployments(jobs: Mapping[uuid.UUID, RenderJob], terms: dict[uuid.UUID, Terms]) -> dict[uuid.UUID, Terms]:
+    """A job that was accepted before its service's instances came onto a bill is not charged beside them."""
+    asked = {pk: job.service_id for pk, job in jobs.items() if job.service_id and not terms[pk].deployed}
+    billed = billed_services(set(asked.values())) if asked else set()
+    return {pk: replace(one, deployed=True) if asked.get(pk) in billed else one for pk, one in terms.items()}
 
 
 def held_images(claim_id: int) -> tuple[dict[uuid.UUID, RenderJob], list[RenderImage]]:
@@ -262,6 +270,7 @@ def work_of(job: RenderJob, checkpoint: Weights | None, *, image_id: int, attemp
         checkpoint_sha256=checkpoint.sha256 if checkpoint else "",
         checkpoint_name=checkpoint.name if checkpoint else "",
         gpu_us=gpu_us,
+        service=job.service.name if job.service else "",
         tags=job.tags,
     )
 

@@ -135,7 +135,7 @@ def load_record(*, batch: ClaimedBatch, load_us: int) -> None:
     """The time a micro-batch spent on loading weights; it is no image's."""
     image = batch.images[0]
     with transaction.atomic():
-        load_append(claim_id=batch.claim_id, work=_work(image, load_us), price=image.terms.price)
+        load_append(claim_id=batch.claim_id, work=_work(image, load_us), terms=image.terms)
 
 
 def _held(batch: ClaimedBatch, image: ClaimedImage) -> tuple[dict[Any, RenderJob], RenderImage]:

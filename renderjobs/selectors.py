@@ -15,7 +15,14 @@ from billing.models import Hold
 from common.database import ValueOfKey
 from common.errors import NotFoundError
 from renderjobs.choices import IMAGE_HELD, JOB_OPEN, JobState
-from renderjobs.models import Claim, JobEvent, RenderImage, RenderJob
+from renderjobs.models import Claim, EasService, JobEvent, RenderImage, RenderJob
+
+
+def service_of(caller: Caller) -> EasService | None:
+    """The EAS service whose settings hold for the caller's calls: that of the address, else the token's own."""
+    if isinstance(caller.through, EasService):
+        return caller.through  # the token's need not be read
+    return next((service for service in caller.services if isinstance(service, EasService)), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +42,12 @@ def jobs_of(caller: Caller) -> QuerySet[RenderJob]:
     hold = Hold.objects.filter(job_id=OuterRef("pk"))
     columns = {"hold_amount": "amount", "hold_remaining": "remaining", "rate_card": "price__card__name"}
     money = {name: Subquery(hold.values(column)) for name, column in columns.items()}
-    return RenderJob.objects.filter(team=caller.team).select_related("project").annotate(**money).order_by("-pk")
+    return (
+        RenderJob.objects.filter(team=caller.team)
+        .select_related("project", "service")
+        .annotate(**money)
+        .order_by("-pk")
+    )
 
 
 def with_tag(jobs: QuerySet[RenderJob], key: str, value: str) -> QuerySet[RenderJob]:

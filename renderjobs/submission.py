@@ -17,6 +17,7 @@ from django.db.models.functions import Now
 
 from accounts.authentication import Caller
 from accounts.models import READING_ROLES, Project, User
+from billing.deployment_clock import billed_services
 from billing.errors import BudgetExceededError, QuotaExceededError
 from billing.estimates import Estimate, estimate
 from billing.holds import Free, free_budgets, hold_place
@@ -25,7 +26,6 @@ from billing.ratecards import price_in_force
 from billing.subjects import Subject
 from common.database import insert_rows, now_plus
 from common.errors import ConflictError, FieldError, ForbiddenError, InvalidRequestError
-from fleet.models import Pool
 from fleet.services import pool_for_new_jobs
 from renderjobs.choices import IMAGE_HELD, JOB_OPEN, AttemptOutcome, ImageState, JobState, Lane
 from renderjobs.claims import claim_close
@@ -48,6 +48,7 @@ from renderjobs.outputs import SavedUnder
 from renderjobs.pinning import Pinned, pinned
 from renderjobs.request import RenderRequest
 from renderjobs.rollup import job_settle
+from renderjobs.selectors import service_of
 from renderjobs.transitions import counted, images_move, job_created, jobs_locked
 from renderjobs.work import pixel_steps
 
@@ -102,7 +103,6 @@ def job_submit(
     uploads: Sequence[Upload] = (),
     ceiling: Decimal | None = None,
     saved: SavedUnder | None = None,
-    pool: Pool | None = None,
 ) -> Submitted:
     """Accept a job: the job, its images and the idempotency record in one transaction, the wake-up after it.
 
@@ -113,7 +113,6 @@ def job_submit(
         uploads: The pictures the request names; those that are stored already cost nothing.
         ceiling: The most that may have to be held for it; None for any amount.
         saved: The folder its pictures go to; None: one of the job's own.
-        pool: Where it goes while that pool is enabled.
     Raises:
         InvalidRequestError: Checkpoint, project or tags cannot be used; nothing is stored.
         ConflictError: The key was used before with another body, the task id by another member of the team, or it might
@@ -125,7 +124,7 @@ def job_submit(
     digest = body_digest(body)
     if earlier := _earlier(caller, idempotency_key, task_id, digest):
         return Submitted(earlier, replayed=True)
-    accepted = _accepted(caller, request, source=source, lane=lane, project=project, tags=tags or {}, pool=pool)
+    accepted = _accepted(caller, request, source=source, lane=lane, project=project, tags=tags or {})
     if ceiling is not None and accepted.estimate.most > ceiling:
         most = f"{accepted.estimate.most:.6f} {accepted.job.currency}"
         raise ConflictError(f"It might cost {most}; the ceiling is {ceiling:.6f}.")
@@ -217,11 +216,11 @@ def _accepted(
     lane: int,
     project: str,
     tags: Mapping[str, str],
-    pool: Pool | None = None,
 ) -> Accepted:
     """Everything that can be refused without asking what others have taken; reads only."""
     pins = pinned(caller, request)
-    pool = pool_for_new_jobs(pool)
+    service = service_of(caller)
+    pool = pool_for_new_jobs(service.pool if service else None)
     price = price_in_force(pool_id=pool.pk, lane=lane)
     job = RenderJob(
         kind=request.kind,
@@ -231,6 +230,7 @@ def _accepted(
         user=caller.user,
         token=caller.token,
         pool=pool,
+        service=service,
         checkpoint=pins.checkpoint,
         lane=lane,
         request=request.to_json(),
@@ -242,12 +242,14 @@ def _accepted(
         event_sequence=1,
         created_at=Now(),
     )
+    by_instances = service is not None and bool(billed_services([service.pk]))
     expected = estimate(
         price=price,
         pool_id=pool.pk,
         checkpoint_sha256=pins.checkpoint.sha256 if pins.checkpoint else "",
         images=request.images_total,
         pixel_steps=pixel_steps(request),
+        deployed=by_instances,
     )
     return Accepted(job, pins, expected)
 

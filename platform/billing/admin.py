@@ -25,6 +25,7 @@ from billing.models import (
     BudgetPeriod,
     BudgetScope,
     BudgetThreshold,
+    DeploymentSpan,
     Hold,
     LedgerLine,
     LedgerTransaction,
@@ -57,13 +58,21 @@ class ReadOnlyInline(TabularInline):
 class PriceForm(forms.ModelForm):
     class Meta:
         model = RatePrice
-        fields = ("pool", "lane", "per_gpu_second", "per_megapixel_step")
+        fields = ("pool", "lane", "per_gpu_second", "per_megapixel_step", "per_instance_hour")
 
     def clean_per_gpu_second(self) -> Any:
         return not_negative(self.cleaned_data["per_gpu_second"])
 
     def clean_per_megapixel_step(self) -> Any:
         return not_negative(self.cleaned_data["per_megapixel_step"])
+
+    def clean_per_instance_hour(self) -> Any:
+        price = not_negative(self.cleaned_data["per_instance_hour"])
+        if price is not None and self.cleaned_data.get("lane") is not None:
+            raise forms.ValidationError(
+                "Instances are deployed in a pool, for every lane; it is accepted where no lane is named."
+            )
+        return price
 
 
 def not_negative(price: Any) -> Any:
@@ -77,7 +86,7 @@ class PriceInline(ReadOnlyInline):
     form = PriceForm
     extra = 0
     min_num = 1
-    fields = ("pool", "lane", "per_gpu_second", "per_megapixel_step")
+    fields = ("pool", "lane", "per_gpu_second", "per_megapixel_step", "per_instance_hour")
     verbose_name_plural = "prices (no pool, no lane: every other)"
 
     def get_formset(self, request: HttpRequest, obj: Any = None, **kwargs: Any) -> Any:
@@ -173,6 +182,7 @@ class LedgerPage(MoneyAdmin):
         "team",
         "user",
         "checkpoint_name",
+        "service",
         "pool",
         "gpu_seconds",
         "amount",
@@ -180,7 +190,7 @@ class LedgerPage(MoneyAdmin):
     )
     list_filter = (TeamFilter, "kind")
     list_select_related = ("team", "user", "pool")
-    search_fields = ("event_id", "checkpoint_name")
+    search_fields = ("event_id", "checkpoint_name", "service")
     ordering = ("-pk",)
     inlines = (LineInline,)
 
@@ -218,6 +228,19 @@ class LedgerPage(MoneyAdmin):
     @display(description="Amount", ordering="amount")
     def amount(self, entry: Any) -> str:
         return "no line" if entry.amount is None else f"{entry.amount:.6f}"
+
+
+@admin.register(DeploymentSpan)
+class DeploymentPage(MoneyAdmin):
+    """The log that instances are billed by."""
+
+    may_add = may_change = may_delete = False
+    list_display = ("service", "team", "edition", "replicas", "pool", "started_at", "ended_at")
+    list_filter = (TeamFilter, "edition")
+    list_select_related = ("team", "pool")
+    search_fields = ("service",)
+    ordering = ("-started_at", "-pk")
+    fields = readonly_fields = (*list_display, "by_time")
 
 
 @admin.register(UsageRecord)

@@ -1,7 +1,7 @@
 """The cards' time that stands for no delivered image: what it cost, and where the reports show it. No team is charged for it.
 
 Failed attempts and loads are written as they happen. Idle time is what is left of a worker's day when everything else is
-taken off; it is written once a day is over.
+taken off; it is written once a day is over. What deployed instances kept waiting for their services is apart: a team pays for them.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from decimal import Decimal
 from django.db import IntegrityError, transaction
 from django.db.models import Sum
 
+from billing.deployment_clock import DAY, reserved_us
 from billing.ledger import idle_append
-from billing.models import Account, LedgerTransaction, UsageRecord
+from billing.models import LedgerTransaction, TransactionKind, UsageRecord
 from billing.pricing import SIX_PLACES
 from billing.ratecards import price_in_force
 from common.database import database_now
 from common.errors import UnavailableError
 from fleet.models import WorkerDay
 
-DAY = timedelta(days=1)
 DAYS_LOOKED_BACK = 35
 """A day that could not be settled, because no card was in force say, is tried again for so long."""
 
@@ -45,11 +45,19 @@ def _settle(pool_id: int, day: date, alive_us: int) -> bool:
         price = price_in_force(pool_id=pool_id, at=start)
     except UnavailableError:
         return False
-    idle_us = max(0, alive_us - busy_us(pool_id, start, start + DAY))
+    free_us = max(0, alive_us - busy_us(pool_id, start, start + DAY))
+    kept_us = min(free_us, reserved_us(pool_id, start, start + DAY))
     last_moment = start + DAY - timedelta(microseconds=1)
     try:
         with transaction.atomic():
-            idle_append(pool_id=pool_id, day=str(day), occurred_at=last_moment, idle_us=idle_us, price=price)
+            idle_append(
+                pool_id=pool_id,
+                day=str(day),
+                occurred_at=last_moment,
+                idle_us=free_us - kept_us,
+                reserved_us=kept_us,
+                price=price,
+            )
     except IntegrityError:
         return False  # another worker of the chores was faster
     return True
@@ -58,8 +66,14 @@ def _settle(pool_id: int, day: date, alive_us: int) -> bool:
 def busy_us(pool_id: int, start: datetime, end: datetime) -> int:
     """Attempts and loads of the period, microseconds."""
     attempts = UsageRecord.objects.filter(pool_id=pool_id, ended_at__gte=start, ended_at__lt=end)
+    # Of a load, whoever pays for it: it has a job and no image.
     loads = LedgerTransaction.objects.filter(
-        lines__account=Account.MODEL_LOADS, pool_id=pool_id, occurred_at__gte=start, occurred_at__lt=end
+        kind=TransactionKind.OVERHEAD,
+        job_id__isnull=False,
+        image_id=None,
+        pool_id=pool_id,
+        occurred_at__gte=start,
+        occurred_at__lt=end,
     )
     return sum(rows.aggregate(total=Sum("gpu_us", default=0))["total"] for rows in (attempts, loads))
 

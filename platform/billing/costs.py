@@ -21,6 +21,7 @@ from django.urls import reverse
 
 from accounts.models import Team
 from audit.recording import record
+from billing.deployments import ACCRUED, UNBILLED, unsettled
 from billing.exports import csv_lines, json_lines, report_lines
 from billing.models import Account, Budget
 from billing.periods import month_bounds
@@ -30,9 +31,11 @@ from fleet.models import Pool
 
 ROWS_PER_PAGE = 50
 BUDGETS_SHOWN = 50
-CHOICES = ("project", "member", "model", "job", "pool", "lane")
+CHOICES = ("project", "member", "model", "job", "service", "pool", "lane")
 """What one can choose a part by, beside the team and tags."""
-LEVELS = (*TREE, "pool", "lane", "day")
+LEVELS = (*TREE, "service", "pool", "lane", "day")
+NOBODYS_JOB = "none: deployed instances"
+UNSETTLED_NAMES = {ACCRUED: "Not settled yet", UNBILLED: "Not billed: no price for instances"}
 FORMS = {"csv": "text/csv; charset=utf-8", "json": "application/json"}
 
 
@@ -153,6 +156,7 @@ def _answer(question: Question, team_ids: Sequence[int] | None) -> dict[str, Any
         "next": question.address(after=question.after + ROWS_PER_PAGE) if more else "",
         "charts": _charts(question, days),
         "nobodys": _nobodys(question),
+        "deployments": _deployments(question),
         "is_part": bool(question.of),
         "whole": question.address(by=None, **dict.fromkeys(question.of)),
         "budgets": _budgets(question),
@@ -165,7 +169,9 @@ def _answer(question: Question, team_ids: Sequence[int] | None) -> dict[str, Any
 def _totals(days: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     totals: dict[str, dict[str, Any]] = {}
     for day in days:
-        total = totals.setdefault(day["currency"], {"images": 0, "gpu_us": 0, "amount": Decimal(0)})
+        total = totals.setdefault(
+            day["currency"], {"images": 0, "gpu_us": 0, "amount": Decimal(0), "deployment": Decimal(0)}
+        )
         for name in total:
             total[name] += day[name]
     for total in totals.values():
@@ -179,6 +185,8 @@ def _row(question: Question, row: dict[str, Any], total: Decimal) -> dict[str, A
     return {
         **row,
         "name": value,
+        # Of what no job used there is no job, image or member, but a service.
+        "label": value or (NOBODYS_JOB if row["deployment"] else "none"),
         "gpu_hours": gpu_hours(row),
         "share": float(100 * row["amount"] / total) if total else 0.0,
         "address": question.address(by=None, **{question.by: value}) if opens else "",
@@ -212,6 +220,11 @@ def _charts(question: Question, days: list[dict[str, Any]]) -> list[dict[str, st
         }
         charts.append({"currency": currency, "data": json.dumps({"labels": labels, "datasets": [dataset]})})
     return charts
+
+
+def _deployments(question: Question) -> list[dict[str, Any]]:
+    rows = unsettled(question.period)
+    return [{**row, "name": UNSETTLED_NAMES[row["cost"]], "instance_hours": gpu_hours(row)} for row in rows]
 
 
 def _nobodys(question: Question) -> list[dict[str, Any]]:

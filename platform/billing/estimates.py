@@ -32,14 +32,20 @@ class Estimate:
     p90_us: int
     measured: bool
     """False where nothing was measured and the times are assumed."""
+    deployed: bool = False
+    """True where the bill of deployed instances pays for the images."""
 
     @property
     def likely(self) -> Decimal:
+        if self.deployed:
+            return Decimal(0)
         return self.images * self.price.of_image(gpu_us=self.p50_us, pixel_steps=self.pixel_steps)
 
     @property
     def per_image(self) -> Decimal:
         """The most that one image will be charged with."""
+        if self.deployed:
+            return Decimal(0)
         return self.price.of_image(gpu_us=self.p90_us, pixel_steps=self.pixel_steps)
 
     @property
@@ -48,7 +54,9 @@ class Estimate:
         return self.images * self.per_image
 
 
-def estimate(*, price: Price, pool_id: int, checkpoint_sha256: str, images: int, pixel_steps: int) -> Estimate:
+def estimate(
+    *, price: Price, pool_id: int, checkpoint_sha256: str, images: int, pixel_steps: int, deployed: bool = False
+) -> Estimate:
     """One query; none where the price does not depend on time."""
     times: tuple[int, int] | None = None
     if price.per_megapixel_step is None:
@@ -57,7 +65,13 @@ def estimate(*, price: Price, pool_id: int, checkpoint_sha256: str, images: int,
         times = learned(list(newest), pixel_steps)
     p50_us, p90_us = times or assumed(pixel_steps)
     return Estimate(
-        price=price, images=images, pixel_steps=pixel_steps, p50_us=p50_us, p90_us=p90_us, measured=times is not None
+        price=price,
+        images=images,
+        pixel_steps=pixel_steps,
+        p50_us=p50_us,
+        p90_us=p90_us,
+        measured=times is not None,
+        deployed=deployed,
     )
 
 

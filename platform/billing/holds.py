@@ -60,14 +60,14 @@ class Free:
 
 
 def hold_place(*, subject: Subject, estimate: Estimate) -> Placed:
-    """Set the estimate aside on every budget that concerns the job.
+    """Set the estimate aside on every budget that concerns the job; for pictures of deployed instances that is nothing.
 
     Raises:
         BudgetExceededError: It does not fit into one of them; the caller's transaction must end.
         ConflictError: A budget is in another currency than the price.
     """
     asked = estimate.most
-    accounts = accounts_locked(budgets_of(subject, estimate.price.currency))
+    accounts = [] if estimate.deployed else accounts_locked(budgets_of(subject, estimate.price.currency))
     refuse_what_does_not_fit(accounts, asked)
     hold = Hold.objects.create(
         job_id=subject.job_id,
@@ -75,6 +75,7 @@ def hold_place(*, subject: Subject, estimate: Estimate) -> Placed:
         pixel_steps=estimate.pixel_steps,
         per_image=estimate.per_image,
         shows_cost=not BillingProfile.objects.filter(team_id=subject.team_id, cost_in_files=False).exists(),
+        deployed=estimate.deployed,
         amount=asked,
         remaining=asked,
         created_at=Now(),
@@ -128,6 +129,7 @@ def terms_of(job_ids: Collection[uuid.UUID]) -> dict[uuid.UUID, Terms]:
             pixel_steps=hold.pixel_steps,
             most_per_image=hold.per_image,
             shows_cost=hold.shows_cost,
+            deployed=hold.deployed,
         )
         for hold in holds
     }
@@ -170,12 +172,28 @@ def budgets_of(subject: Subject, currency: str) -> list[Budget]:
     return budgets
 
 
-def accounts_locked(budgets: Sequence[Budget]) -> list[BudgetPeriod]:
-    """The budgets' accounts of the running period, opened where they are new, locked until the transaction ends."""
+def concerns(budget: Budget, subject: Subject) -> bool:
+    """The rule of ``budgets_of`` for one budget that is of no team or of the subject's."""
+    match budget.scope:
+        case BudgetScope.MEMBER:
+            return budget.user_id == subject.user_id
+        case BudgetScope.PROJECT:
+            return budget.project_id == subject.project_id
+        case BudgetScope.TAG:
+            return subject.tags.get(budget.tag_key) == budget.tag_value
+    return True
+
+
+def accounts_locked(budgets: Sequence[Budget], *, at: datetime | None = None) -> list[BudgetPeriod]:
+    """The budgets' accounts of a moment's period, opened where they are new, locked until the transaction ends.
+
+    Args:
+        at: None for the period that runs.
+    """
     if not budgets:
         return []
-    now = database_now()
-    names = {budget.pk: period_of(budget, now) for budget in budgets}
+    moment = at or database_now()
+    names = {budget.pk: period_of(budget, moment) for budget in budgets}
     stored = BudgetPeriod.objects.filter(budget__in=budgets, period__in=set(names.values()))
     existing = set(stored.values_list("budget_id", "period"))
     missing = [BudgetPeriod(budget_id=pk, period=name) for pk, name in names.items() if (pk, name) not in existing]
@@ -213,7 +231,7 @@ def approval_needed(accounts: Sequence[BudgetPeriod], asked: Decimal) -> Approva
     return None
 
 
-def note_what_is_passed(accounts: Sequence[BudgetPeriod], job_id: uuid.UUID) -> None:
+def note_what_is_passed(accounts: Sequence[BudgetPeriod], job_id: uuid.UUID | None) -> None:
     passed = [
         BudgetNotice(period=account, threshold=threshold, job_id=job_id, created_at=Now())
         for account in accounts

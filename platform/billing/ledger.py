@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -13,6 +13,8 @@ from django.db.models.functions import Now
 
 from billing.models import Account, LedgerLine, LedgerTransaction, TransactionKind, UsageRecord
 from billing.pricing import Price, Terms
+
+ROWS_PER_STATEMENT = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +33,8 @@ class Work:
     checkpoint_sha256: str
     checkpoint_name: str
     gpu_us: int
+    service: str = ""
+    """Name of the EAS service it came through."""
     tags: dict[str, Any] = field(default_factory=dict)
 
     def columns(self) -> dict[str, Any]:
@@ -49,6 +53,10 @@ class Work:
             "gpu_us": self.gpu_us,
         }
 
+    def line(self) -> dict[str, Any]:
+        """What the ledger says of it."""
+        return {**self.columns(), "lane": self.lane, "service": self.service, "tags": self.tags}
+
 
 def charge_append(*, work: Work, terms: Terms) -> Decimal:
     """Charge one delivered image, once for ever, and record the usage; returns what the team pays.
@@ -57,16 +65,11 @@ def charge_append(*, work: Work, terms: Terms) -> Decimal:
         IntegrityError: The image has been charged before; the caller's transaction cannot commit.
     """
     paid, beyond = terms.charge(work.gpu_us)
-    debits = {Account.TEAM_SPEND: paid, **({Account.BEYOND_HOLD: beyond} if beyond else {})}
-    _append(
-        f"charge:{work.image_id}",
-        TransactionKind.CHARGE,
-        terms.price,
-        debits,
-        lane=work.lane,
-        tags=work.tags,
-        **work.columns(),
-    )
+    others = {Account.BEYOND_HOLD: beyond} if beyond else {}
+    if terms.deployed:
+        others = {Account.DEPLOYED: terms.covered(work.gpu_us)}
+    debits = {Account.TEAM_SPEND: paid, **others}
+    _append(f"charge:{work.image_id}", TransactionKind.CHARGE, terms.price, debits, **work.line())
     _usage(work, "delivered", charged=True, pixel_steps=terms.pixel_steps)
     return paid
 
@@ -77,37 +80,72 @@ def waste_append(*, work: Work, terms: Terms, outcome: str) -> None:
     if work.gpu_us:
         overhead_append(
             event_id=f"failed:{work.attempt_id}",
-            account=Account.FAILED_ATTEMPTS,
+            account=Account.DEPLOYED if terms.deployed else Account.FAILED_ATTEMPTS,
             price=terms.price,
-            lane=work.lane,
-            tags=work.tags,
-            **work.columns(),
+            **work.line(),
         )
 
 
-def load_append(*, claim_id: int, work: Work, price: Price) -> None:
+def load_append(*, claim_id: int, work: Work, terms: Terms) -> None:
     """The time a claim spent on loading weights; ``work`` is that of the image they were loaded for."""
-    columns = {**work.columns(), "image_id": None, "attempt_id": None}
+    columns = {**work.line(), "image_id": None, "attempt_id": None}
     if not LedgerTransaction.objects.filter(event_id=f"load:{claim_id}").exists():
         overhead_append(
             event_id=f"load:{claim_id}",
-            account=Account.MODEL_LOADS,
-            price=price,
-            lane=work.lane,
-            tags=work.tags,
+            account=Account.DEPLOYED if terms.deployed else Account.MODEL_LOADS,
+            price=terms.price,
             **columns,
         )
 
 
-def idle_append(*, pool_id: int, day: str, occurred_at: datetime, idle_us: int, price: Price) -> None:
-    overhead_append(
-        event_id=f"idle:{pool_id}:{day}",
-        account=Account.IDLE_TIME,
-        price=price,
-        occurred_at=occurred_at,
-        pool_id=pool_id,
-        gpu_us=idle_us,
+def idle_append(
+    *, pool_id: int, day: str, occurred_at: datetime, idle_us: int, reserved_us: int = 0, price: Price
+) -> None:
+    """The time of a pool's workers on which nothing was rendered.
+
+    Args:
+        idle_us: Of workers that waited for anybody.
+        reserved_us: Of those that deployed instances, which are on a bill, kept waiting for their services.
+    """
+    common: dict[str, Any] = {"price": price, "occurred_at": occurred_at, "pool_id": pool_id}
+    overhead_append(event_id=f"idle:{pool_id}:{day}", account=Account.IDLE_TIME, gpu_us=idle_us, **common)
+    if reserved_us:
+        overhead_append(event_id=f"reserved:{pool_id}:{day}", account=Account.DEPLOYED, gpu_us=reserved_us, **common)
+
+
+def deployment_append(
+    *, event_id: str, price: Price, parts: Sequence[tuple[Mapping[str, Any], Decimal, int]], **columns: Any
+) -> list[LedgerTransaction]:
+    """The parts of a cost of deployed instances: what each stands for, its amount and its microseconds.
+
+    Raises:
+        IntegrityError: The event was written before.
+    """
+    entries = LedgerTransaction.objects.bulk_create(
+        (
+            LedgerTransaction(
+                event_id=f"{event_id}:{number}",
+                kind=TransactionKind.DEPLOYMENT,
+                currency=price.currency,
+                rate_card_id=price.rate_card_id,
+                placement=price.placement,
+                gpu_us=instance_us,
+                **columns,
+                **whose,
+            )
+            for number, (whose, _, instance_us) in enumerate(parts)
+        ),
+        batch_size=ROWS_PER_STATEMENT,
     )
+    LedgerLine.objects.bulk_create(
+        (
+            LedgerLine(transaction=entry, account=account, amount=sign * amount)
+            for entry, (_, amount, _) in zip(entries, parts, strict=True)
+            for account, sign in ((Account.TEAM_SPEND, 1), (Account.DEPLOYED, -1))
+        ),
+        batch_size=ROWS_PER_STATEMENT,
+    )
+    return entries
 
 
 def overhead_append(*, event_id: str, account: str, price: Price, gpu_us: int, **columns: Any) -> None:

@@ -47,8 +47,34 @@ def price_of(row: RatePrice) -> Price:
         currency=row.card.currency,
         per_gpu_second=row.per_gpu_second,
         per_megapixel_step=row.per_megapixel_step,
+        per_instance_hour=row.per_instance_hour,
         placement=row.card.placement,
     )
+
+
+class InstancePrices:
+    """The prices of deployed instances on every card there was, in one statement."""
+
+    def __init__(self) -> None:
+        rows = RatePrice.objects.filter(lane=None, card__published_at__isnull=False).select_related("card")
+        self._rows = list(rows.order_by("-card__valid_from", models.F("pool_id").asc(nulls_last=True), "pk"))
+
+    def at(self, moment: datetime, pool_id: int | None) -> Price | None:
+        """Of the card that ``price_in_force`` takes, the more exact price first; None where that card has none."""
+        for row in self._rows:
+            if row.card.valid_from <= moment and row.pool_id in (pool_id, None):
+                return self.on_card(row.card_id, pool_id)
+        return None
+
+    def on_card(self, card_id: int, pool_id: int | None) -> Price | None:
+        for row in self._rows:
+            if row.card_id == card_id and row.pool_id in (pool_id, None) and row.per_instance_hour is not None:
+                return price_of(row)
+        return None
+
+    def changes(self, start: datetime, end: datetime) -> set[datetime]:
+        """The moments between both at which a card came into force."""
+        return {row.card.valid_from for row in self._rows if start < row.card.valid_from < end}
 
 
 def draft_publish(*, card: RateCard) -> None:
@@ -71,6 +97,7 @@ def rate_card_publish(
     valid_from: datetime,
     per_gpu_second: Decimal,
     per_megapixel_step: Decimal | None = None,
+    per_instance_hour: Decimal | None = None,
     pool: Pool | None = None,
     lane: int | None = None,
     placement: str = Placement.POOL,
@@ -78,7 +105,12 @@ def rate_card_publish(
     """A published card with one price."""
     card = RateCard.objects.create(name=name, currency=currency, valid_from=valid_from, placement=placement)
     RatePrice.objects.create(
-        card=card, pool=pool, lane=lane, per_gpu_second=per_gpu_second, per_megapixel_step=per_megapixel_step
+        card=card,
+        pool=pool,
+        lane=lane,
+        per_gpu_second=per_gpu_second,
+        per_megapixel_step=per_megapixel_step,
+        per_instance_hour=per_instance_hour,
     )
     draft_publish(card=card)
     return card

@@ -1,7 +1,7 @@
 """Sums of the book by any of its dimensions. The admin, the API and the command line print the same numbers.
 
-Charges come by the dimensions asked for. What is on no team's bill comes beside them, placed as the rate card said when it arose.
-Every report is a constant number of statements, whatever the number of lines.
+Charges and settled deployments come by the dimensions asked for. What is on no team's bill comes beside them, placed as the rate
+card said when it arose. Every report is a constant number of statements, whatever the number of lines.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from django.db.models import Count, F, Q, QuerySet, Sum
 from django.db.models.functions import TruncDate
 
 from billing.allocation import spread
-from billing.models import UNALLOCATED, Account, LedgerLine, Placement
+from billing.models import UNALLOCATED, Account, LedgerLine, Placement, TransactionKind
 from billing.pricing import rounded
 from common.database import ValueOfKey
 
@@ -26,6 +26,7 @@ DIMENSIONS: dict[str, str] = {
     "member": "transaction__user__username",
     "token": "transaction__token_id",
     "model": "transaction__checkpoint_name",
+    "service": "transaction__service",
     "pool": "transaction__pool__name",
     "lane": "transaction__lane",
     "job": "transaction__job_id",
@@ -34,9 +35,10 @@ DIMENSIONS: dict[str, str] = {
 }
 TAG = "tag:"
 """``tag:shot`` is the dimension of the values of the tag ``shot``."""
-TEXTS = ("project", "member", "model", "pool")
+TEXTS = ("project", "member", "model", "service", "pool")
 TREE = ("team", "project", "member", "model", "job", "image")
 """From the whole to its smallest part."""
+DEPLOYMENT = Q(transaction__kind=TransactionKind.DEPLOYMENT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +79,8 @@ def usage_by(
 ) -> list[dict[str, Any]]:
     """One row per combination of ``dimensions``, currency always apart.
 
-    Each row: the dimensions, ``currency``, ``images``, ``gpu_us``, ``amount``.
+    Each row: the dimensions, ``currency``, ``images`` and their ``gpu_us``, ``amount``, and what of it is for deployed
+    instances, ``deployment``. What no job used of those has no job, image, member and so on.
     """
     return list(usage_rows(dimensions, Period(start=start, end=end, team_ids=team_ids)))
 
@@ -98,7 +101,12 @@ def usage_rows(
     columns: dict[str, Any] = {key: column_of(name) for key, name in zip(keys, dimensions, strict=True)}
     rows = (
         lines.values(**columns, currency=F("transaction__currency"))
-        .annotate(images=Count("transaction_id"), gpu_us=Sum("transaction__gpu_us"), total=Sum("amount"))
+        .annotate(
+            images=Count("transaction_id", filter=~DEPLOYMENT),
+            gpu_us=Sum("transaction__gpu_us", filter=~DEPLOYMENT, default=0),
+            deployed=Sum("amount", filter=DEPLOYMENT, default=0),
+            total=Sum("amount"),
+        )
         .order_by(*(("currency", "-total") if dearest_first else ()), *keys, "currency")
     )
     for row in rows[offset : None if limit is None else offset + limit].iterator(chunk_size=2000):
@@ -109,6 +117,7 @@ def usage_rows(
             "gpu_us": row["gpu_us"],
             # Six places as everywhere: SQLite adds in floating point and hands out more digits than the book has.
             "amount": rounded(row["total"]),
+            "deployment": rounded(Decimal(row["deployed"])),
         }
 
 

@@ -5,8 +5,14 @@ from __future__ import annotations
 from celery import shared_task
 
 from billing.allocation import idle_settle
+from billing.deployments import deployments_settle
 
 
 @shared_task(name="billing.settle_idle")
 def settle_idle() -> None:
     idle_settle()
+
+
+@shared_task(name="billing.settle_deployments")
+def settle_deployments() -> None:
+    deployments_settle()

@@ -14,7 +14,22 @@ from typing import Any
 
 from django.core.files.storage import default_storage, storages
 from django.db import connection, transaction
-from django.db.models import BigIntegerField, Count, DecimalField, Exists, F, Max, OuterRef, Q, QuerySet, Subquery, Sum
+from django.db.models import (
+    BigIntegerField,
+    Case,
+    Count,
+    DecimalField,
+    Exists,
+    F,
+    Max,
+    OuterRef,
+    Q,
+    QuerySet,
+    Subquery,
+    Sum,
+    Value,
+    When,
+)
 from django.db.models.functions import Coalesce, Round
 from django.utils import timezone
 from django_otp.plugins.otp_totp.models import TOTPDevice
@@ -25,10 +40,12 @@ from assets.hashing import sha256_of
 from assets.intake import UNDERWAY
 from assets.models import Asset, AssetState, Upload, UploadPart, Wildcard
 from audit.sealing import broken_seals
+from billing.deployments import wrong_days
 from billing.models import (
     Account,
     BudgetNotice,
     BudgetPeriod,
+    DeploymentSpan,
     Hold,
     LedgerLine,
     LedgerTransaction,
@@ -79,6 +96,8 @@ APPEND_ONLY_TABLES = (
     "billing_ledgerline",
     "billing_ratecard",
     "billing_rateprice",
+    "billing_deploymentday",
+    "billing_deploymentspan",
     "audit_seal",
 )
 MONEY_PLACES = 6
@@ -187,7 +206,7 @@ def i3_images_say_what_the_ledger_says() -> Iterator[str]:
 
 def i3_sums_of_a_job_are_its_images() -> Iterator[str]:
     images = RenderImage.objects.filter(job=OuterRef("pk"), state=ImageState.DELIVERED).order_by().values("job")
-    lines = LedgerLine.objects.filter(account=Account.TEAM_SPEND, transaction__job_id=OuterRef("pk")).order_by()
+    lines = of_pictures(LedgerLine.objects.filter(transaction__job_id=OuterRef("pk")))
     booked = lines.values("transaction__job_id").annotate(total=Sum("amount")).values("total")
     jobs = RenderJob.objects.annotate(
         spent=money(images.annotate(total=Sum("cost_amount")).values("total")),
@@ -212,7 +231,7 @@ def i4_a_hold_is_open_exactly_while_its_job_is() -> Iterator[str]:
 
 
 def i4_a_hold_settles_what_its_job_was_charged() -> Iterator[str]:
-    booked = LedgerLine.objects.filter(account=Account.TEAM_SPEND, transaction__job_id=OuterRef("job_id")).order_by()
+    booked = of_pictures(LedgerLine.objects.filter(transaction__job_id=OuterRef("job_id")))
     holds = Hold.objects.annotate(
         booked=money(booked.values("transaction__job_id").annotate(total=Sum("amount")).values("total")),
         parts=Round(F("settled") + F("remaining") + F("released"), MONEY_PLACES),
@@ -226,17 +245,22 @@ def i4_a_hold_settles_what_its_job_was_charged() -> Iterator[str]:
         )
 
 
-def i4_a_budgets_account_is_the_sum_of_its_holds() -> Iterator[str]:
+def i4_a_budgets_account_is_the_sum_of_its_holds_and_deployments() -> Iterator[str]:
     through = Hold.periods.through.objects.filter(budgetperiod=OuterRef("pk")).order_by().values("budgetperiod")
+    deployed = BudgetPeriod.deployments.through.objects.filter(
+        budgetperiod=OuterRef("pk"), ledgertransaction__lines__account=Account.TEAM_SPEND
+    ).order_by()
+    by_account = deployed.values("budgetperiod").annotate(total=Sum("ledgertransaction__lines__amount"))
+    settled = money(through.annotate(total=Sum("hold__settled")).values("total"))
     accounts = BudgetPeriod.objects.annotate(
         n_held=money(through.annotate(total=Sum("hold__remaining")).values("total")),
-        n_spent=money(through.annotate(total=Sum("hold__settled")).values("total")),
+        n_spent=Round(settled + money(by_account.values("total")), MONEY_PLACES),
         said_held=Round("held", MONEY_PLACES),
         said_spent=Round("spent", MONEY_PLACES),
     )
     for account in accounts.exclude(n_held=F("said_held"), n_spent=F("said_spent")):
         said, has = f"{account.spent} spent, {account.held} held", f"{account.n_spent} and {account.n_held}"
-        yield f"I4 account {account.pk} of budget {account.budget_id} says {said}; its holds have {has}."
+        yield f"I4 account {account.pk} of budget {account.budget_id} says {said}; its holds and deployments have {has}."
 
 
 def i4_no_budget_is_exceeded() -> Iterator[str]:
@@ -525,6 +549,50 @@ def c9_no_consumer_has_more_than_its_window() -> Iterator[str]:
         yield f"C9 consumer {consumer} has {consumer.n} frames in a window of {consumer.window}."
 
 
+def c9_a_job_came_through_a_service_of_its_team() -> Iterator[str]:
+    for model, what in ((RenderJob, "job"), (ScriptCall, "script call")):
+        for pk in pks(model.objects.filter(service__isnull=False).exclude(service__team=F("team"))):
+            yield f"C9 {what} {pk} came through a service of another team."
+
+
+def j6_the_log_says_what_is_deployed() -> Iterator[str]:
+    """Or instances are billed that are not there, or the other way round."""
+    state = {name: OuterRef(name) for name in ("team", "edition")}
+    logged = DeploymentSpan.objects.filter(service_id=OuterRef("pk"), ended_at=None, **state)
+    deployed = Case(When(enabled=True, then=F("replicas")), default=Value(0))
+    services = EasService.objects.annotate(
+        deployed=deployed, logged=Subquery(logged.values("replicas")), at=Subquery(logged.values("pool"))
+    )
+    # A service of no pool is where any job goes; which that was when it changed last, the log knows.
+    same = Q(logged=F("deployed")) & (Q(pool=None) | Q(pool=F("at")))
+    for name in services.exclude(pk__in=services.filter(same).values("pk")).values_list("name", flat=True):
+        yield f"J6 the log does not say what is deployed for service {name}."
+    running = DeploymentSpan.objects.filter(ended_at=None, replicas__gt=0)
+    for name in running.exclude(service_id__in=EasService.objects.values("pk")).values_list("service", flat=True):
+        yield f"J6 by the log instances are deployed for {name}, which is no service."
+
+
+def j6_spans_of_a_service_follow_one_another() -> Iterator[str]:
+    """With exactly one successor for each that ended, and one that is open, there is neither gap nor overlap."""
+    following = DeploymentSpan.objects.filter(service_id=OuterRef("service_id"), started_at=OuterRef("ended_at"))
+    for span in DeploymentSpan.objects.filter(ended_at__isnull=False).exclude(Exists(following)):
+        yield f"J6 after span {span.pk} of {span.service}, which ended at {span.ended_at}, none follows."
+    before = DeploymentSpan.objects.filter(service_id=OuterRef("service_id"), ended_at=OuterRef("started_at"))
+    earlier = DeploymentSpan.objects.filter(service_id=OuterRef("service_id"), started_at__lt=OuterRef("started_at"))
+    for span in DeploymentSpan.objects.filter(Exists(earlier)).exclude(Exists(before)):
+        yield f"J6 span {span.pk} of {span.service} starts at {span.started_at}, where none ended."
+
+
+def j6_settled_days_are_what_log_and_ledger_say() -> Iterator[str]:
+    yield from (f"J6 {line}" for line in wrong_days())
+
+
+def of_pictures(lines: QuerySet[LedgerLine]) -> QuerySet[LedgerLine]:
+    """What is on a bill for pictures, without the instances they were made on."""
+    bill = lines.filter(account=Account.TEAM_SPEND).order_by()
+    return bill.exclude(transaction__kind=TransactionKind.DEPLOYMENT)
+
+
 def jobs_counted() -> QuerySet[Any]:
     """Jobs with the numbers of their images: ``n_delivered``, ``n_failed``, ``n_cancelled``, ``n_all``."""
     ended = {f"n_{state}": Count("images", filter=Q(images__state=state)) for state in IMAGE_TERMINAL}
@@ -610,7 +678,7 @@ ROW_CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
     r8_the_database_refuses_to_change_the_ledger,
     i4_a_hold_is_open_exactly_while_its_job_is,
     i4_a_hold_settles_what_its_job_was_charged,
-    i4_a_budgets_account_is_the_sum_of_its_holds,
+    i4_a_budgets_account_is_the_sum_of_its_holds_and_deployments,
     i4_no_budget_is_exceeded,
     m7_a_failed_attempt_on_the_ledger_is_in_the_usage,
     m9_a_notice_is_of_its_own_budget,
@@ -637,6 +705,10 @@ ROW_CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
     c9_an_answered_request_is_gone,
     c9_a_frame_is_with_a_consumer_of_its_queue_and_group,
     c9_no_consumer_has_more_than_its_window,
+    c9_a_job_came_through_a_service_of_its_team,
+    j6_the_log_says_what_is_deployed,
+    j6_spans_of_a_service_follow_one_another,
+    j6_settled_days_are_what_log_and_ledger_say,
 )
 OBJECT_CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
     i2_a_delivered_images_object_has_its_hash,

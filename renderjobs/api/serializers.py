@@ -10,6 +10,7 @@ from typing import Any
 
 from rest_framework import serializers
 
+from billing.deployments import ACCRUED, UNBILLED
 from billing.errors import budget_members
 from billing.estimates import Estimate
 from billing.holds import Free
@@ -283,6 +284,7 @@ def job_json(job: RenderJob, progress: JobProgress, *, base: str) -> dict[str, A
         "lane": Lane(job.lane).name.lower(),
         "priority": job.priority,
         "project": job.project.name if job.project else None,
+        "service": job.service.name if job.service else None,
         "tags": job.tags,
         "task_id": job.task_id or None,
         "images_total": job.images_total,
@@ -401,7 +403,8 @@ def money_text(amount: Decimal | None) -> str | None:
 def usage_json(row: dict[str, Any]) -> dict[str, Any]:
     """A report row with GPU time in seconds and money as text."""
     shown = {name: value for name, value in row.items() if name != "gpu_us"}
-    return {**shown, "gpu_seconds": seconds(row["gpu_us"]), "amount": f"{row['amount']:.6f}"}
+    shown |= {name: f"{row[name]:.6f}" for name in ("amount", "deployment") if name in row}
+    return {**shown, "gpu_seconds": seconds(row["gpu_us"])}
 
 
 def seconds(microseconds: int) -> float:
@@ -444,6 +447,7 @@ class JobSchema(serializers.Serializer):
     lane = serializers.ChoiceField(list(LANES))
     priority = serializers.IntegerField()
     project = serializers.CharField(allow_null=True)
+    service = serializers.CharField(allow_null=True, help_text="The EAS service it came through.")
     tags = serializers.DictField(child=serializers.CharField())
     task_id = serializers.CharField(allow_null=True)
     images_total = serializers.IntegerField()
@@ -610,6 +614,17 @@ class UsageRowSchema(serializers.Serializer):
     images = serializers.IntegerField()
     gpu_seconds = serializers.FloatField()
     amount = serializers.CharField()
+    deployment = serializers.CharField(help_text="What of the amount is for deployed instances.")
+    currency = serializers.CharField()
+
+
+class UnsettledRowSchema(serializers.Serializer):
+    cost = serializers.ChoiceField((ACCRUED, UNBILLED))
+    team = serializers.CharField()
+    service = serializers.CharField()
+    pool = serializers.CharField()
+    gpu_seconds = serializers.FloatField(help_text="Instances times time.")
+    amount = serializers.CharField()
     currency = serializers.CharField()
 
 
@@ -626,6 +641,9 @@ class UnallocatedRowSchema(serializers.Serializer):
 class UsageSchema(serializers.Serializer):
     results = UsageRowSchema(many=True)
     unallocated = UnallocatedRowSchema(many=True, help_text="On nobody's bill; what is placed beside the team.")
+    deployments = UnsettledRowSchema(
+        many=True, help_text="Of deployed instances, what is not on the bill yet, and what has no price."
+    )
     next = serializers.URLField(allow_null=True)
 
 

@@ -20,6 +20,7 @@ from rest_framework.views import APIView
 from accounts.authentication import Caller
 from accounts.models import Scope
 from audit.recording import record
+from billing.deployments import unsettled
 from billing.exports import csv_lines, report_lines
 from billing.reports import DIMENSIONS, Period, is_dimension, unallocated, usage_rows
 from common.errors import ConflictError, FieldError, InvalidRequestError
@@ -252,6 +253,7 @@ class UsageView(APIView):
             {
                 "results": [wire.usage_json(row) for row in rows[:limit]],
                 "unallocated": [wire.usage_json(row) for row in unallocated(period)],
+                "deployments": [wire.usage_json(row) for row in unsettled(period)],
                 "next": following,
             }
         )

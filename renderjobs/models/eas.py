@@ -10,11 +10,12 @@ from typing import Any
 from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
-from django.db import models
+from django.db import models, transaction
 from django.db.models import Q
 
 from accounts.models import ApiToken, Team, User
 from assets.models import AssetKind, Part
+from billing.deployment_clock import deployment_log
 from fleet.models import Pool
 from renderjobs.models.jobs import RenderJob
 
@@ -183,6 +184,12 @@ class EasService(models.Model):
     def __str__(self) -> str:
         return self.name
 
+    @transaction.atomic
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """What is deployed is logged with whatever changes it."""
+        super().save(*args, **kwargs)
+        deployment_follow(self)
+
     def clean(self) -> None:
         """Raises: ValidationError: Values that do not go together."""
         if self.edition == EasEdition.STANDARD and self.replicas != 1:
@@ -202,6 +209,21 @@ class EasService(models.Model):
         if self.edition != EasEdition.CLUSTER or folder is None:
             return Part.ALL
         return part if folder in self.public_folders else Part.OWN
+
+
+def deployment_follow(service: EasService) -> None:
+    """Log what the service's row says now; ``service`` may know less, after a save of some of its fields."""
+    row = EasService.objects.only("name", "edition", "enabled", "team", "pool", "replicas").get(pk=service.pk)
+    pool_id = row.pool_id or Pool.objects.order_by("-enabled", "pk").values_list("pk", flat=True).first()
+    deployment_log(
+        service_id=row.pk,
+        service=row.name,
+        team_id=row.team_id,
+        pool_id=pool_id,
+        edition=row.edition,
+        by_time=row.edition != EasEdition.SERVERLESS,
+        replicas=row.replicas if row.enabled else 0,
+    )
 
 
 class EasQueue(models.Model):

@@ -86,6 +86,14 @@ class RenderJob(models.Model):
     template_version = models.ForeignKey(
         "renderjobs.TemplateVersion", null=True, blank=True, on_delete=models.SET_NULL, related_name="jobs"
     )
+    service = models.ForeignKey(
+        "renderjobs.EasService",
+        null=True,
+        blank=True,
+        on_delete=models.PROTECT,
+        related_name="jobs",
+        help_text="The EAS service whose address or token was called.",
+    )
     script_call = models.ForeignKey(
         "renderjobs.ScriptCall", null=True, blank=True, on_delete=models.PROTECT, related_name="jobs"
     )

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import time
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
@@ -19,11 +20,13 @@ from django.utils import timezone
 
 from accounts.models import Role, User
 from accounts.services import member_ensure
+from billing.deployments import deployments_settle
 from billing.models import LedgerLine
 from billing.reports import TREE
 from tests.admin.pages import client_of, rendered_job
-from tests.billing.test_reports import a_month, book
-from tests.factories import a_caller, a_checkpoint
+from tests.billing.deployed import a_priced_platform, a_service, logged, rendered
+from tests.billing.test_reports import a_month, book, instances_of_ten_days
+from tests.factories import a_caller
 
 pytestmark = pytest.mark.django_db
 MONTH = f"{timezone.now():%Y-%m}"
@@ -121,6 +124,26 @@ def test_the_chart_has_a_bar_for_every_day_and_the_months_sum(root):
     assert 28 <= len(bars) <= 31 and sum(bars) == pytest.approx(float(booked()))
 
 
+def test_j6_instances_stand_apart_and_what_is_on_no_bill_yet_is_shown(root):
+    a_priced_platform()
+    service, caller, start = a_service(), a_caller(), datetime(2021, 5, 3, tzinfo=UTC)
+    job = rendered(service, caller, start + timedelta(hours=1), 900_000_000)
+    logged(service, (start, 1), (start + timedelta(hours=1), 0))
+    before = costs(root, month="2021-05")
+    assert [(row["name"], row["amount"]) for row in before.context["deployments"]] == [
+        ("Not settled yet", Decimal("3.6"))
+    ]
+    deployments_settle()
+    page = costs(root, month="2021-05", by="job")
+    total, rows = page.context["totals"]["USD"], {row["label"]: row["amount"] for row in page.context["rows"]}
+    assert total["amount"] == total["deployment"] == Decimal("3.6") and page.context["deployments"] == []
+    assert rows == {str(job.pk): Decimal("0.9"), "none: deployed instances": Decimal("2.7")}
+    assert "3.60 of it for deployed instances" in page.content.decode()
+    by_service = costs(root, month="2021-05", by="service").context["rows"][0]
+    part = costs(root, by_service["address"].replace("by=", "")).context
+    assert part["question"].of == {"service": "sd"} and part["totals"]["USD"]["images"] == 1
+
+
 def test_a_month_without_charges_says_so(root):
     assert "Nothing was charged." in costs(root, month="2020-01").content.decode()
 
@@ -154,12 +177,12 @@ def test_a_wrong_choice_is_named_and_answered_with_the_whole(root, asked):
 
 def test_m10_a_hundred_thousand_charges_take_the_statements_of_a_thousand(root):
     caller = a_caller()
-    a_checkpoint()
+    instances_of_ten_days()
     statements: dict[str, list[int]] = {}
     costs(root)
     for first, last in ((1, 1000), (1001, 100_000)):
         book(caller, first, last)
-        for by in ("team", "model", "job", "image"):
+        for by in ("team", "model", "service", "job", "image"):
             with CaptureQueriesContext(connection) as captured:
                 began = time.monotonic()
                 page = costs(root, by=by)

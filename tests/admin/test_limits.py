@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from decimal import Decimal
 
 import pytest
 from django.db import connection
@@ -41,13 +42,28 @@ def new_card(root: User, **changes: str):
 
 
 def test_a_rate_card_to_come_is_accepted(root):
-    assert new_card(root).status_code == 302 and RateCard.objects.get(name="v9").prices.count() == 1
+    assert new_card(root, **{"prices-0-per_instance_hour": "3.6"}).status_code == 302
+    assert RateCard.objects.get(name="v9").prices.get().per_instance_hour == Decimal("3.6")
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"prices-0-per_gpu_second": "-1"}, {"valid_from_0": "2021-01-01"}, {"currency": "usd"}, {"prices-TOTAL_FORMS": 0}],
-    ids=["negative price", "valid in the past", "no currency", "no price"],
+    [
+        {"prices-0-per_instance_hour": "-1"},
+        {"prices-0-per_instance_hour": "1", "prices-0-lane": "1"},
+        {"prices-0-per_gpu_second": "-1"},
+        {"valid_from_0": "2021-01-01"},
+        {"currency": "usd"},
+        {"prices-TOTAL_FORMS": 0},
+    ],
+    ids=[
+        "negative price of instances",
+        "price of instances in a lane",
+        "negative price",
+        "valid in the past",
+        "no currency",
+        "no price",
+    ],
 )
 def test_a_wrong_rate_card_is_refused(root, change):
     assert new_card(root, **change).status_code == 200 and not RateCard.objects.filter(name="v9").exists()

@@ -42,6 +42,7 @@ PAGES: dict[str, dict[str, set[str]]] = {
     },
     "billing_ledgertransaction": {"read": MONEY, "/costs": MONEY, "/costs.csv": MONEY},
     "billing_usagerecord": {"read": MONEY},
+    "billing_deploymentspan": {"read": MONEY},
     "billing_budget": {"read": MONEY, "add": LEADS, "change": LEADS},
     "billing_budgetnotice": {"read": MONEY},
     "billing_billingprofile": {

@@ -132,4 +132,7 @@ def test_bootstrap_makes_pool_and_price_once():
 
 def test_another_months_report_is_empty(charged, capsys):
     call_command("usage_report", "--month", "2020-01", "--format", "csv")
-    assert capsys.readouterr().out.strip() == "cost,team,project,member,model,images,gpu_seconds,amount,currency"
+    assert (
+        capsys.readouterr().out.strip()
+        == "cost,team,project,member,model,images,gpu_seconds,amount,currency,deployment"
+    )

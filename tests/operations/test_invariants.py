@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
@@ -26,7 +27,9 @@ from assets.models import Asset, Upload, UploadPart, Wildcard
 from assets.uploads import upload_append, upload_begin
 from audit.models import Seal
 from audit.sealing import seal_entries
-from billing.models import BudgetNotice, BudgetPeriod, Hold, LedgerTransaction, Quota
+from billing.deployments import deployments_settle
+from billing.models import BudgetNotice, BudgetPeriod, DeploymentSpan, Hold, LedgerTransaction, Quota
+from billing.ratecards import rate_card_publish
 from common.database import append_only_removal_sql, frozen_removal_sql
 from operations.invariants import OBJECT_CHECKS, ROW_CHECKS, one_moment, violations
 from renderjobs.claims import ClaimedBatch
@@ -54,6 +57,7 @@ from renderjobs.models import (
 )
 from renderjobs.submission import job_cancel
 from tests.billing.budgets import a_budget
+from tests.billing.deployed import a_service, logged
 from tests.factories import a_caller, a_job, a_schedule, an_eas_service
 from tests.renderjobs.test_delivery import begun, deliver, picture
 
@@ -94,8 +98,25 @@ def delivered_job() -> RenderJob:
     RenderJob.objects.update(schedule=schedule, scheduled_for=planned, script_call=call, script_cell=0)
     ScheduledRun.objects.create(schedule=schedule, planned_for=planned, outcome="submitted", job=job)
     a_watched_request(an_eas_service(team=job.team.name))
+    a_deployed_service(job)
     job.refresh_from_db()
     return job
+
+
+def a_deployed_service(job: RenderJob) -> None:
+    """One that ran for an hour of a settled day."""
+    rate_card_publish(
+        name="instances",
+        currency="USD",
+        valid_from=datetime(2021, 5, 1, tzinfo=UTC),
+        per_gpu_second=Decimal("0.001"),
+        per_instance_hour=Decimal("0.01"),
+    )
+    a_budget("organisation", limit="1", span="total")
+    start = datetime(2021, 5, 3, tzinfo=UTC)
+    logged(a_service("deployed", team=job.team.name), (start, 1), (start + timedelta(hours=1), 0))
+    deployments_settle()
+    RenderJob.objects.filter(pk=job.pk).update(service=EasService.objects.get(name="sd_async"))
 
 
 def a_watched_request(service: EasService) -> None:
@@ -151,7 +172,7 @@ def two_images_with_one_file(job: RenderJob) -> None:
 
 def charged_twice(job: RenderJob) -> None:
     in_sql("DROP INDEX one_charge_per_image")
-    entry = LedgerTransaction.objects.get()
+    entry = LedgerTransaction.objects.get(kind="charge")
     entry.pk, entry.event_id = None, "charge:again"
     entry.save(force_insert=True)
 
@@ -162,7 +183,7 @@ def an_old_object_of_nobody(job: RenderJob) -> None:
 
 
 def an_unknown_failure(job: RenderJob) -> None:
-    entry = LedgerTransaction.objects.get()
+    entry = LedgerTransaction.objects.get(kind="charge")
     entry.pk, entry.event_id, entry.kind, entry.attempt_id = None, "failed:1", "overhead", 10**9
     entry.save(force_insert=True)
 
@@ -209,7 +230,7 @@ BREAKAGES = {
     "M7 usage": an_unknown_failure,
     "M9 held": lambda job: RenderJob.objects.filter(pk=job.pk).update(state="held"),
     "M9 open": lambda job: JobApproval.objects.create(
-        job=job, budget=BudgetPeriod.objects.get().budget, asked_at=timezone.now()
+        job=job, budget=BudgetPeriod.objects.get(budget__scope="team").budget, asked_at=timezone.now()
     ),
     "M9 image": lambda job: image(job, "rendering").update(state="waiting", held=True),
     "M9 paused": lambda job: (
@@ -284,6 +305,17 @@ BREAKAGES = {
     "C9 group": lambda job: with_another_consumer(group="other"),
     "C9 window": beyond_its_window,
     "P2 picture": lambda job: Asset.objects.update(preview_key="previews/nowhere.webp"),
+    "C9 job": lambda job: RenderJob.objects.update(service=an_eas_service("theirs", team="team-b")),
+    "J6 replicas": lambda job: EasService.objects.update(replicas=2),
+    "J6 stopped": lambda job: EasService.objects.update(enabled=False),
+    "J6 gap": lambda job: DeploymentSpan.objects.filter(ended_at=None).update(started_at=timezone.now()),
+    "J6 no successor": lambda job: DeploymentSpan.objects.filter(ended_at=None).delete(),
+    "J6 clock": lambda job: unguarded(
+        "billing_deploymentday", "UPDATE billing_deploymentday SET billed_us = billed_us + 1"
+    ),
+    "J6 unsettled": lambda job: unguarded("billing_deploymentday", "DELETE FROM billing_deploymentday"),
+    "I4 instances": lambda job: BudgetPeriod.deployments.through.objects.all().delete(),
+    "R8 span": lambda job: in_sql(*frozen_removal_sql("billing_deploymentspan", connection.vendor, inserts=False)),
     "P4 file": lambda job: Asset.objects.update(size_bytes=2),
 }
 

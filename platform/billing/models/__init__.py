@@ -7,6 +7,7 @@ from billing.models.budgets import (
     BudgetThreshold,
     ThresholdAction,
 )
+from billing.models.deployments import DeploymentDay, DeploymentSpan
 from billing.models.holds import BillingProfile, Hold
 from billing.models.ledger import UNALLOCATED, Account, LedgerLine, LedgerTransaction, TransactionKind
 from billing.models.quotas import Measure, Quota
@@ -23,6 +24,8 @@ __all__ = [
     "BudgetScope",
     "BudgetSpan",
     "BudgetThreshold",
+    "DeploymentDay",
+    "DeploymentSpan",
     "Hold",
     "LedgerLine",
     "LedgerTransaction",

@@ -12,6 +12,7 @@ from django.db import models
 from django.db.models import Q
 
 from accounts.models import Project, Team, User
+from billing.models.ledger import LedgerTransaction
 from billing.models.money import MONEY
 
 
@@ -111,7 +112,13 @@ class BudgetPeriod(models.Model):
     spent = models.DecimalField(**MONEY, default=Decimal(0))
     held = models.DecimalField(**MONEY, default=Decimal(0))
     most = models.DecimalField(
-        **MONEY, null=True, help_text="What spent and held were limited to at the newest hold; empty without a limit."
+        **MONEY,
+        null=True,
+        help_text="What spent and held were limited to at the newest hold, or what deployed instances, which nobody can "
+        "refuse, have brought them to; empty without a limit.",
+    )
+    deployments: models.ManyToManyField = models.ManyToManyField(
+        LedgerTransaction, related_name="+", help_text="Of deployed instances, counted as spent."
     )
 
     class Meta:
@@ -127,11 +134,11 @@ class BudgetPeriod(models.Model):
 
 
 class BudgetNotice(models.Model):
-    """A threshold was passed: written once per period with the hold that passed it. Whoever tells people reads it here."""
+    """A threshold was passed: written once per period with what passed it. Whoever tells people reads it here."""
 
     period = models.ForeignKey(BudgetPeriod, on_delete=models.CASCADE, related_name="notices")
     threshold = models.ForeignKey(BudgetThreshold, on_delete=models.CASCADE, related_name="+")
-    job_id = models.UUIDField()
+    job_id = models.UUIDField(null=True, help_text="Empty when deployed instances passed it.")
     created_at = models.DateTimeField()
 
     class Meta:

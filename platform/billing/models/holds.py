@@ -25,6 +25,11 @@ class Hold(models.Model):
     pixel_steps = models.BigIntegerField(help_text="Of one image.")
     per_image = models.DecimalField(**MONEY, help_text="The most that one image may cost.")
     shows_cost = models.BooleanField(default=True, help_text="Whether the files say what they cost.")
+    deployed = models.BooleanField(
+        default=False,
+        db_default=False,
+        help_text="The bill of deployed instances pays for its images; nothing is held.",
+    )
     amount = models.DecimalField(**MONEY)
     settled = models.DecimalField(**MONEY, default=Decimal(0))
     remaining = models.DecimalField(**MONEY)

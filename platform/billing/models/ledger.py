@@ -16,6 +16,8 @@ class TransactionKind(models.TextChoices):
     REVERSAL = "reversal"
     OVERHEAD = "overhead"
     """The cards' time that no delivered image stands for."""
+    DEPLOYMENT = "deployment"
+    """A part of what the instances of a service cost on one day."""
 
 
 class Account(models.TextChoices):
@@ -31,6 +33,8 @@ class Account(models.TextChoices):
     """Workers that waited for work."""
     BEYOND_HOLD = "beyond_hold"
     """What delivered images cost beyond what was held for them."""
+    DEPLOYED = "deployed"
+    """The cards' time that deployments pay for: debits at the price of GPU time, credits by what is on the bill for them."""
 
 
 UNALLOCATED = (Account.FAILED_ATTEMPTS, Account.MODEL_LOADS, Account.IDLE_TIME, Account.BEYOND_HOLD)
@@ -40,7 +44,8 @@ UNALLOCATED = (Account.FAILED_ATTEMPTS, Account.MODEL_LOADS, Account.IDLE_TIME, 
 class LedgerTransaction(models.Model):
     """One business event. Its lines sum to zero; ``event_id`` makes writing it twice impossible.
 
-    A charge names everything; of an overhead is empty what it does not have: idle time has no job, a load no image.
+    A charge names everything; of others is empty what they do not have: idle time has no job, a load no image, a day's instances
+    no user where no job used them.
     """
 
     event_id = models.CharField(max_length=80, unique=True)
@@ -55,12 +60,15 @@ class LedgerTransaction(models.Model):
     token_id = models.BigIntegerField(null=True)
     pool = models.ForeignKey(Pool, on_delete=models.PROTECT, related_name="+")
     lane = models.SmallIntegerField(null=True, choices=Lane)
+    service = models.CharField(
+        max_length=128, blank=True, db_default="", help_text="Name of the EAS service it came through or is about."
+    )
     checkpoint_sha256 = models.CharField(max_length=64, blank=True)
     checkpoint_name = models.CharField(max_length=200, blank=True)
     job_id = models.UUIDField(null=True, db_index=True)
     image_id = models.BigIntegerField(null=True)
     attempt_id = models.BigIntegerField(null=True)
-    gpu_us = models.BigIntegerField(help_text="GPU time, microseconds.")
+    gpu_us = models.BigIntegerField(help_text="GPU time, or time of deployed instances; microseconds.")
     tags = models.JSONField(default=dict)
 
     class Meta:
@@ -71,6 +79,7 @@ class LedgerTransaction(models.Model):
             ),
             models.CheckConstraint(
                 condition=models.Q(kind="overhead")
+                | models.Q(kind="deployment", team__isnull=False, image_id=None) & ~models.Q(service="")
                 | models.Q(team__isnull=False, user__isnull=False, job_id__isnull=False, image_id__isnull=False),
                 name="a_charge_names_whose_it_is",
             ),

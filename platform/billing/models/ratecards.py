@@ -73,6 +73,15 @@ class RatePrice(models.Model):
         help_text="If it is given, images are charged by pixels and steps; what nobody is charged for, by the second.",
     )
 
+    per_instance_hour = models.DecimalField(
+        max_digits=18,
+        decimal_places=6,
+        null=True,
+        blank=True,
+        help_text="Of an instance that is deployed for an EAS service, whether it renders or not. Without it deployed "
+        "instances are not billed, and their pictures are charged like all others.",
+    )
+
     class Meta:
         ordering = ["card", "pk"]
         constraints = [
@@ -87,13 +96,21 @@ class RatePrice(models.Model):
                 condition=models.Q(per_megapixel_step=None) | models.Q(per_megapixel_step__gte=0),
                 name="a_step_price_is_not_negative",
             ),
+            models.CheckConstraint(
+                condition=models.Q(per_instance_hour=None) | models.Q(per_instance_hour__gte=0, lane=None),
+                name="instances_have_no_lane",
+                violation_error_message="The price of an instance is zero or more, and stands where no lane is named.",
+            ),
         ]
 
     def __str__(self) -> str:
         where = f"{self.pool or 'any pool'}, {self.get_lane_display() if self.lane is not None else 'any lane'}"
+        price = f"{self.per_gpu_second} {self.card.currency} per GPU-second"
         if self.per_megapixel_step is not None:
-            return f"{self.per_megapixel_step} {self.card.currency} per megapixel-step in {where}"
-        return f"{self.per_gpu_second} {self.card.currency} per GPU-second in {where}"
+            price = f"{self.per_megapixel_step} {self.card.currency} per megapixel-step"
+        if self.per_instance_hour is not None:
+            price += f", {self.per_instance_hour} per instance and hour"
+        return f"{price} in {where}"
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         self.card._refuse_if_published()

@@ -106,6 +106,7 @@ UNFOLD = {
                     _page("Holds", "lock_clock", "billing.hold"),
                     {**_page("Ledger", "receipt_long", "billing.ledgertransaction"), "active": _is_ledger},
                     _page("Usage", "timer", "billing.usagerecord"),
+                    _page("Deployments", "dns", "billing.deploymentspan"),
                     _page("Rate cards", "sell", "billing.ratecard"),
                     _page("Bills", "description", "billing.billingprofile"),
                 ],

@@ -35,5 +35,6 @@ CELERY_BEAT_SCHEDULE = {
     "resume intakes": {"task": "assets.resume", "schedule": 300.0, "options": {"expires": 300}},
     "seal the audit log": {"task": "audit.seal", "schedule": 60.0, "options": {"expires": 60}},
     "settle idle time": {"task": "billing.settle_idle", "schedule": 3600.0, "options": {"expires": 3600}},
+    "settle deployments": {"task": "billing.settle_deployments", "schedule": 3600.0, "options": {"expires": 3600}},
     "wake pools": {"task": "renderjobs.wake_pools", "schedule": 5.0, "options": {"expires": 5}},
 }

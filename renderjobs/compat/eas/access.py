@@ -67,13 +67,6 @@ def service_called(
     return service, replace(caller, through=service)
 
 
-def service_of(caller: Caller) -> EasService | None:
-    """The service whose settings hold for the caller's calls: that of the address, else the token's own."""
-    if isinstance(caller.through, EasService):
-        return caller.through  # the token's need not be read
-    return next((service for service in caller.services if isinstance(service, EasService)), None)
-
-
 def _signer(service: EasService, signature: str, signed: Signed, address: str) -> Caller | None:
     secret = token_text(service.token_nonce).encode()
     expected = base64.b64encode(hmac.new(secret, signed.text(), hashlib.sha1).digest())

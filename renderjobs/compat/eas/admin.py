@@ -11,6 +11,7 @@ from django.db.models import Model, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
+from django.utils.safestring import SafeString
 from unfold.decorators import action, display
 from unfold.widgets import (
     UnfoldAdminCheckboxSelectMultipleWidget,
@@ -24,6 +25,7 @@ from accounts.admin import TeamAdmin, TeamFilter
 from accounts.models import Team
 from common.errors import InvalidRequestError, PlatformError
 from renderjobs.compat.eas.calling import ways_of
+from renderjobs.compat.eas.deployments import month_shown
 from renderjobs.compat.eas.documents import MAX_DOCUMENT, document_text, script_unknown
 from renderjobs.compat.eas.paths import mounts_checked
 from renderjobs.compat.eas.services import (
@@ -60,7 +62,7 @@ FLAGS = (
 GIVEN = ("name", "edition", "team", "pool", "replicas", "mounts", *LIMITS, *FLAGS)
 NEVER_CHANGED = ("name", "edition", "team")
 """Callers know the service by them, and its queues and token belong to them."""
-SHOWN = ("token_prefix", "frames", "without_effect")
+SHOWN = ("token_prefix", "this_month", "frames", "without_effect")
 
 
 class LinesField(forms.CharField):
@@ -272,6 +274,10 @@ class ServicePage(TeamAdmin):
     @display(description="Token")
     def token_prefix(self, service: EasService) -> str:
         return f"{service.token.prefix}…"
+
+    @display(description="This month (UTC)")
+    def this_month(self, service: EasService) -> SafeString:
+        return month_shown(service)
 
     @display(description="Frames")
     def frames(self, service: EasService) -> str:

@@ -8,8 +8,8 @@ import time
 from django.http import HttpRequest
 
 from accounts.authentication import Caller
-from renderjobs.compat.eas.access import service_of
 from renderjobs.models import EasService
+from renderjobs.selectors import service_of
 
 logger = logging.getLogger(__name__)
 

@@ -66,7 +66,6 @@ class Taken:
             idempotency_key=f"eas-{self.frame_id}-{self.delivery}",
             source=Source.EAS,
             lane=Lane.STANDARD,
-            pool=self.service.pool,
         )
 
 

@@ -19,10 +19,11 @@ from accounts.services import member_ensure, token_issue, token_revoke
 from common.errors import ConflictError, FieldError, InvalidRequestError
 from fleet.models import Pool
 from renderjobs.compat.eas import documents, flags
-from renderjobs.compat.eas.access import service_of, token_text
+from renderjobs.compat.eas.access import token_text
 from renderjobs.compat.eas.paths import mounts_checked
 from renderjobs.compat.eas.wakeups import announce
 from renderjobs.models import EasEdition, EasQueue, EasService, QueueKind
+from renderjobs.selectors import service_of
 
 
 @transaction.atomic

@@ -54,7 +54,6 @@ async def _answer(request: HttpRequest, service: EasService, caller: Caller, pat
         idempotency_key=request.headers.get("Idempotency-Key", ""),
         source=Source.SDAPI,
         lane=Lane.INTERACTIVE,
-        pool=service.pool,
     )
     _running[service.pk] = _running.get(service.pk, 0) + 1
     try:

@@ -6,9 +6,9 @@ from django.conf import settings
 
 from accounts.authentication import Caller
 from common.errors import FieldError, InvalidRequestError
-from renderjobs.compat.eas.access import service_of
 from renderjobs.compat.eas.paths import folder_of
 from renderjobs.outputs import MAX_FOLDER, SavedUnder
+from renderjobs.selectors import service_of
 
 
 def saved_under(caller: Caller, save_dir: str) -> SavedUnder | None:

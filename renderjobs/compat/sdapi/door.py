@@ -11,9 +11,9 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 
 from accounts.authentication import Caller, Credential, address_of, caller_with, credential_of
 from accounts.models import Scope
-from renderjobs.compat.eas.access import service_of
 from renderjobs.compat.sdapi.errors import HandlerError, speaks_sdapi
 from renderjobs.compat.sdapi.inside import InsideRequest
+from renderjobs.selectors import service_of
 
 BASIC, BASIC_USER = "basic", "basic-user"
 

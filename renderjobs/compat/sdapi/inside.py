@@ -8,7 +8,6 @@ from __future__ import annotations
 from django.http import HttpRequest
 
 from accounts.authentication import Caller
-from fleet.models import Pool
 from renderjobs.choices import Lane
 from renderjobs.models.jobs import Source
 
@@ -25,7 +24,6 @@ class InsideRequest(HttpRequest):
         idempotency_key: str = "",
         source: str = Source.EAS,
         lane: int = Lane.INTERACTIVE,
-        pool: Pool | None = None,
     ):
         super().__init__()
         self.method, self.path, self.path_info = method, path, path
@@ -33,4 +31,4 @@ class InsideRequest(HttpRequest):
         self.META = {"QUERY_STRING": query, "CONTENT_LENGTH": str(len(body))}
         if idempotency_key:
             self.META["HTTP_IDEMPOTENCY_KEY"] = idempotency_key
-        self.caller, self.source, self.lane, self.pool = caller, source, lane, pool
+        self.caller, self.source, self.lane = caller, source, lane

@@ -14,12 +14,12 @@ from accounts.authentication import Caller
 from assets.models import Asset
 from assets.selectors import checkpoint_default, checkpoint_find
 from common.errors import InvalidRequestError
-from renderjobs.compat.eas.access import service_of
 from renderjobs.compat.sdapi import wire
 from renderjobs.compat.sdapi.control_units import OPTIONS as CONTROLNET_OPTIONS
 from renderjobs.compat.sdapi.errors import HandlerError, WireError
 from renderjobs.compat.sdapi.translate import to_request
 from renderjobs.models import OptionProfile
+from renderjobs.selectors import service_of
 
 CHECKPOINT = "sd_model_checkpoint"
 

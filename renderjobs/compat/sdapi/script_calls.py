@@ -60,6 +60,7 @@ from renderjobs.models import RenderImage, RenderJob, ScriptCall
 from renderjobs.models.jobs import Source
 from renderjobs.pinning import pinned
 from renderjobs.request import RenderRequest
+from renderjobs.selectors import service_of
 from renderjobs.submission import body_digest, job_cancel, job_submit
 
 FIELDS = {JobKind.TXT2IMG: wire.TXT2IMG, JobKind.IMG2IMG: wire.IMG2IMG}
@@ -77,7 +78,13 @@ class Progressed:
 
 
 def script_begin(
-    *, caller: Caller, body: Mapping[str, Any], tab: str, most_images: int, task_id: str = "", idempotency_key: str = ""
+    *,
+    caller: Caller,
+    body: Mapping[str, Any],
+    tab: str,
+    most_images: int,
+    task_id: str = "",
+    idempotency_key: str = "",
 ) -> ScriptCall:
     """Accept a call and begin its first step; the same task id or key names the same call again.
 
@@ -97,7 +104,7 @@ def script_begin(
         team=caller.team,
         user=caller.user,
         token=caller.token,
-        service=caller.through,
+        service=service_of(caller),
         tab=tab,
         script=plan.title,
         body_sha256=digest,

@@ -481,7 +481,6 @@ def submit(
             tags=tags,
             uploads=uploads,
             saved=saved,
-            pool=inside.pool if inside else None,
         )
     except UnknownNameError as error:
         raise unknown_name(error) from error
