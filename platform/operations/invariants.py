@@ -6,12 +6,14 @@ installation costs a few statements and one pass over the events; objects are re
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
+from django.core.exceptions import ValidationError
 from django.core.files.storage import default_storage, storages
 from django.db import connection, transaction
 from django.db.models import (
@@ -515,6 +517,24 @@ def c9_an_asynchronous_service_has_both_queues() -> Iterator[str]:
         yield f"C9 service {service.name} has {service.n} of its {len(QueueKind.values)} queues."
 
 
+def c9_a_service_is_as_its_edition_demands() -> Iterator[str]:
+    for service in EasService.objects.order_by("pk"):
+        try:
+            service.clean_fields(
+                exclude=("team", "user", "token", "token_nonce", "pool")
+            )  # keys are the database's business
+            service.clean()
+            json.loads(service.document or "{}")
+        except (ValidationError, ValueError) as error:
+            yield f"C9 service {service.name} cannot be so: {error}"
+
+
+def c9_a_script_came_through_a_service_of_its_team() -> Iterator[str]:
+    """Or what it sees of the models would be another team's choice."""
+    for pk in pks(ScriptCall.objects.filter(service__isnull=False).exclude(service__team=F("team"))):
+        yield f"C9 script {pk} came through a service of another team."
+
+
 def c9_no_index_is_beyond_its_queue() -> Iterator[str]:
     """Or it would be given out a second time."""
     for queue in EasQueue.objects.annotate(newest=Max("frames__index")).filter(newest__gt=F("last_index")):
@@ -700,6 +720,8 @@ ROW_CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
     c6_wildcards_have_lines,
     c9_a_services_token_is_its_teams,
     c9_an_asynchronous_service_has_both_queues,
+    c9_a_service_is_as_its_edition_demands,
+    c9_a_script_came_through_a_service_of_its_team,
     c9_no_index_is_beyond_its_queue,
     c9_a_frame_is_a_request_or_a_result,
     c9_an_answered_request_is_gone,

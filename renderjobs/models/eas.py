@@ -148,7 +148,8 @@ class EasService(models.Model):
         default=list,
         blank=True,
         validators=[require_public_folders],
-        help_text="Of a cluster: kinds whose public models its callers see. LoRAs beside their own, others in place of them.",
+        help_text="Of a cluster: kinds whose public models its callers see, LoRAs beside their own, others in place of them. "
+        "GFPGAN and extensions are kept for its document.",
     )
     hidden_tabs = models.JSONField(
         default=list, blank=True, validators=[require_tabs], help_text="Tabs that pages over the web API leave out."

@@ -146,7 +146,7 @@ class ServicePage(TeamAdmin):
     actions_detail = ("calling", "document")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        return super().get_queryset(request).select_related("token", "pool", "team")
+        return super().get_queryset(request).select_related("token", "pool", "team").defer("document")
 
     def get_fields(self, request: HttpRequest, obj: Model | None = None) -> tuple[str, ...]:
         return GIVEN if obj is None else (*GIVEN, "enabled", *SHOWN)

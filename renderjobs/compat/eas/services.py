@@ -10,7 +10,7 @@ from typing import Any
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
-from django.db import transaction
+from django.db import IntegrityError, transaction
 from django.db.models import Count
 
 from accounts.authentication import Caller
@@ -52,7 +52,11 @@ def service_create(
     _check(service)
     service.user = member_ensure(team_name=team.name, user_name=f"eas-{name}"[:150], service_account=True).user
     text = _give_token(service)
-    service.save()
+    try:
+        with transaction.atomic():
+            service.save()
+    except IntegrityError as error:  # two were made at once
+        raise ConflictError(f"There is a service named {name!r} already.", field="name") from error
     if service.is_asynchronous:
         queues_ensure(service)
     return service, text

@@ -31,10 +31,11 @@ def default_options() -> dict[str, Any]:
 
 
 def installed_options(caller: Caller) -> dict[str, Any]:
-    """The defaults, with the checkpoint that requests get which name none."""
-    checkpoint = checkpoint_default(caller)
+    """The defaults, with the checkpoint that requests get which name none, and the tabs that the caller's service hides."""
+    checkpoint, service = checkpoint_default(caller), service_of(caller)
     title, sha256 = (checkpoint.title, checkpoint.sha256) if checkpoint else (None, None)
-    return {**default_options(), "sd_model_checkpoint": title, "sd_checkpoint_hash": sha256}
+    hidden = {"hidden_tabs": service.hidden_tabs} if service else {}
+    return {**default_options(), **hidden, "sd_model_checkpoint": title, "sd_checkpoint_hash": sha256}
 
 
 def profile_of(caller: Caller) -> dict[str, Any]:
@@ -44,11 +45,9 @@ def profile_of(caller: Caller) -> dict[str, Any]:
 
 
 def options_of(caller: Caller) -> dict[str, Any]:
-    """As the caller reads them back. Tabs that a service hides stay hidden, whatever else a caller hides."""
+    """As the caller reads them back."""
     profile, checkpoint = _usable_profile(caller)
     options = {**installed_options(caller), **profile}
-    if service := service_of(caller):
-        options["hidden_tabs"] = list(dict.fromkeys([*service.hidden_tabs, *options["hidden_tabs"]]))
     return {**options, "sd_checkpoint_hash": checkpoint.sha256} if checkpoint else options
 
 

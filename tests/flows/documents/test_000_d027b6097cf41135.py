@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from PIL import Image
 
 from tests.flows.documents.conftest import Documented, body_of
@@ -360,3 +362,127 @@ def test_10_a_control_picture_is_named_by_its_address(documented: Documented):
     answer = documented.request("/sdapi/v1/txt2img", body_of(CONTROLNET, {DATASET: documented.pictures}))
     assert_paths(documented, answer, "txt2img")
     assert len(answer["parameters"]["image_mask_url"].split(",")) == 2
+
+
+DEPLOYED_STANDARD = """
+{
+    "metadata": {
+        "instance": 1,
+        "name": "sd_v32",
+        "enable_webservice": true
+    },
+    "containers": [
+        {
+            "image": "eas-registry-vpc.<region>.cr.aliyuncs.com/pai-eas/stable-diffusion-webui:4.2",
+            "script": "./webui.sh --listen --port 8000 --skip-version-check --no-hashing --no-download-sd-model --skip-prepare-environment --api --filebrowser --data-dir=/code/stable-diffusion-webui/data",
+            "port": 8000
+        }
+    ],
+    "cloud": {
+        "computing": {
+            "instance_type": "ml.gu7i.c16m60.1-gu30",
+            "instances": null
+        },
+        "networking": {
+            "vpc_id": "vpc-t4nmd6nebhlwwexk2****",
+            "vswitch_id": "vsw-t4nfue2s10q2i0ae3****",
+            "security_group_id": "sg-t4n85ksesuiq3wez****"
+        }
+    },
+    "storage": [
+        {
+            "oss": {
+                "path": "oss://examplebucket/data-oss",
+                "readOnly": false
+            },
+            "properties": {
+                "resource_type": "model"
+            },
+            "mount_path": "/code/stable-diffusion-webui/data"
+        },
+        {
+            "nfs": {
+                "path": "/",
+                "server": "726434****-aws0.ap-southeast-1.nas.aliyuncs.com"
+            },
+            "properties": {
+                "resource_type": "model"
+            },
+            "mount_path": "/code/stable-diffusion-webui/data"
+        }
+    ]
+}
+"""  # noqa: E501
+DEPLOYED_API = """
+{
+    "metadata": {
+        "name": "sd_async",
+        "instance": 1,
+        "rpc.worker_threads": 1,
+        "type": "Async"
+    },
+    "cloud": {
+        "computing": {
+            "instance_type": "ml.gu7i.c16m60.1-gu30",
+            "instances": null
+        },
+        "networking": {
+            "vpc_id": "vpc-bp1t2wukzskw9139n****",
+            "vswitch_id": "vsw-bp12utkudylvp4c70****",
+            "security_group_id": "sg-bp11nqxfd0iq6v5g****"
+        }
+    },
+    "queue": {
+        "cpu": 1,
+        "max_delivery": 1,
+        "memory": 4000,
+        "resource": ""
+    },
+    "storage": [
+        {
+            "oss": {
+                "path": "oss://examplebucket/aohai-singapore/",
+                "readOnly": false
+            },
+            "properties": {
+                "resource_type": "model"
+            },
+            "mount_path": "/code/stable-diffusion-webui/data"
+        },
+        {
+            "nfs": {
+                "path": "/",
+                "server": "0c9624****-fgh60.cn-hangzhou.nas.aliyuncs.com"
+            },
+            "properties": {
+                "resource_type": "model"
+            },
+            "mount_path": "/code/stable-diffusion-webui/data"
+        }
+    ],
+    "containers": [
+        {
+            "image": "eas-registry-vpc.<region>.cr.aliyuncs.com/pai-eas/stable-diffusion-webui:4.2",
+            "script": "./webui.sh --listen --port 8000 --skip-version-check --no-hashing --no-download-sd-model --skip-prepare-environment --api-log --time-log --nowebui --data-dir=/code/stable-diffusion-webui/data",
+            "port": 8000
+        }
+    ]
+}
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize("printed", [DEPLOYED_STANDARD, DEPLOYED_API], ids=["Standard", "API"])
+def test_11_a_printed_service_document_is_a_service_that_draws(documented: Documented, printed: str, tmp_path: Path):
+    file = tmp_path / "service.json"
+    file.write_text(printed)
+    name = f"of_the_document_{json.loads(printed)['metadata']['name']}"
+    made = documented.platform.manage("create_service", name, "--team", "studio", "--document", str(file))
+    address, header = f"{documented.url}/api/predict/{name}", {"Authorization": made.split()[-1]}
+    body = {"prompt": "girls", "steps": 5, "alwayson_scripts": {"save_dir": f"{MOUNT}/outputs"}}
+    answer = requests.post(f"{address}/sdapi/v1/txt2img", json=body, headers=header, timeout=60)
+    assert answer.status_code == 200, answer.text
+    if printed is DEPLOYED_API:
+        assert answer.text == "1"
+        query = {"_timeout_": "30s"}
+        answer = requests.get(f"{address}/sink", params=query, headers=header, timeout=60)
+    assert answer.json()["parameters"]["image_url"].startswith(f"{MOUNT}/outputs/txt2img-images/")
