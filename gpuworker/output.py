@@ -60,9 +60,8 @@ def cost_of(image: ClaimedImage, gpu_us: int) -> dict[str, str]:
         return {}
     price = image.terms.price
     paid, _ = image.terms.charge(gpu_us)
-    return {
-        COST: f"GPU seconds: {gpu_us / 1e6:.6f}, Amount: {paid:.6f} {price.currency}, Rate card: {price.rate_card_name}"
-    }
+    text = f"GPU seconds: {gpu_us / 1e6:.6f}, Amount: {paid:.6f} {price.currency}, Rate card: {price.rate_card_name}"
+    return {COST: f"{text}, Paid by: deployed instances" if image.terms.deployed else text}
 
 
 def key_stem(image: ClaimedImage) -> str:

@@ -34,7 +34,6 @@ BUDGETS_SHOWN = 50
 CHOICES = ("project", "member", "model", "job", "service", "pool", "lane")
 """What one can choose a part by, beside the team and tags."""
 LEVELS = (*TREE, "service", "pool", "lane", "day")
-NOBODYS_JOB = "none: deployed instances"
 UNSETTLED_NAMES = {ACCRUED: "Not settled yet", UNBILLED: "Not billed: no price for instances"}
 FORMS = {"csv": "text/csv; charset=utf-8", "json": "application/json"}
 
@@ -186,7 +185,7 @@ def _row(question: Question, row: dict[str, Any], total: Decimal) -> dict[str, A
         **row,
         "name": value,
         # Of what no job used there is no job, image or member, but a service.
-        "label": value or (NOBODYS_JOB if row["deployment"] else "none"),
+        "label": value or (f"no {question.by}: deployed instances" if row["deployment"] else "none"),
         "gpu_hours": gpu_hours(row),
         "share": float(100 * row["amount"] / total) if total else 0.0,
         "address": question.address(by=None, **{question.by: value}) if opens else "",

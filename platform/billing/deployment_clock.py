@@ -62,7 +62,7 @@ def deployment_log(
     """Write what a service is from now on; the same again changes nothing. The caller has the service's row locked.
 
     Args:
-        by_time: Whether the edition pays for its instances.
+        by_time: Whether its edition is billed by instances, not by pictures alone.
         replicas: 0 for a stopped service.
     """
     state = {

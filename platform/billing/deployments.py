@@ -109,6 +109,8 @@ def _settle(day: ServiceDay) -> bool:
             ]
             _count_in_budgets(day, booked)
     except IntegrityError:
+        if not DeploymentDay.objects.filter(service_id=day.service_id, day=day.day).exists():
+            raise  # or the next day would be settled and this one never
         return False  # another worker of the chores was faster
     return True
 
@@ -212,14 +214,16 @@ def unsettled(period: Period) -> list[dict[str, Any]]:
         team, service = names[day.service_id]
         for (pool_id, _), (price, us) in () if key in settled else day.billed.items():
             _add(rows, (ACCRUED, team, service, pools[pool_id], price.currency), us, price.of_instances(us))
-        if day.unbilled_us:
-            _add(rows, (UNBILLED, team, service, pools.get(day.pool_id, ""), ""), day.unbilled_us, Decimal(0))
+        if unbilled_us := settled.get(key, day.unbilled_us):
+            _add(rows, (UNBILLED, team, service, pools.get(day.pool_id, ""), ""), unbilled_us, Decimal(0))
     return [rows[key] for key in sorted(rows)]
 
 
-def _settled(period: Period, service_ids: set[int]) -> set[tuple[int, date]]:
+def _settled(period: Period, service_ids: set[int]) -> dict[tuple[int, date], int]:
+    """(service, day) → what of it was not billed."""
     days = DeploymentDay.objects.filter(day__gte=period.start.date(), day__lte=period.end.date())
-    return set(days.filter(service_id__in=service_ids).values_list("service_id", "day"))
+    rows = days.filter(service_id__in=service_ids).values_list("service_id", "day", "unbilled_us")
+    return {(service_id, day): unbilled_us for service_id, day, unbilled_us in rows}
 
 
 def _add(rows: dict[tuple[Any, ...], dict[str, Any]], key: tuple[Any, ...], us: int, amount: Decimal) -> None:

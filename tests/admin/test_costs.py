@@ -137,7 +137,7 @@ def test_j6_instances_stand_apart_and_what_is_on_no_bill_yet_is_shown(root):
     page = costs(root, month="2021-05", by="job")
     total, rows = page.context["totals"]["USD"], {row["label"]: row["amount"] for row in page.context["rows"]}
     assert total["amount"] == total["deployment"] == Decimal("3.6") and page.context["deployments"] == []
-    assert rows == {str(job.pk): Decimal("0.9"), "none: deployed instances": Decimal("2.7")}
+    assert rows == {str(job.pk): Decimal("0.9"), "no job: deployed instances": Decimal("2.7")}
     assert "3.60 of it for deployed instances" in page.content.decode()
     by_service = costs(root, month="2021-05", by="service").context["rows"][0]
     part = costs(root, by_service["address"].replace("by=", "")).context

@@ -320,7 +320,8 @@ def test_the_usage_of_the_team_is_the_ledgers(api, caller):
     deliver(begun())
     (row,) = api.get("/api/v1/usage?group_by=member,model").json()["results"]
     assert row == {
-        "member": "ada", "model": "mini", "images": 1, "gpu_seconds": 2.0, "amount": "0.002000", "currency": "USD"
+        "member": "ada", "model": "mini", "images": 1, "gpu_seconds": 2.0, "amount": "0.002000", "deployment": "0.000000",
+        "currency": "USD",
     }  # fmt: skip
     assert client_of(a_caller("team-b", "eve")).get("/api/v1/usage").json()["results"] == []
     assert len(api.get("/api/v1/usage?group_by=team,team").json()["results"]) == 1

@@ -28,7 +28,7 @@ from assets.uploads import upload_append, upload_begin
 from audit.models import Seal
 from audit.sealing import seal_entries
 from billing.deployments import deployments_settle
-from billing.models import BudgetNotice, BudgetPeriod, DeploymentSpan, Hold, LedgerTransaction, Quota
+from billing.models import Budget, BudgetNotice, BudgetPeriod, DeploymentSpan, Hold, LedgerTransaction, Quota
 from billing.ratecards import rate_card_publish
 from common.database import append_only_removal_sql, frozen_removal_sql
 from operations.invariants import OBJECT_CHECKS, ROW_CHECKS, one_moment, violations
@@ -230,7 +230,7 @@ BREAKAGES = {
     "M7 usage": an_unknown_failure,
     "M9 held": lambda job: RenderJob.objects.filter(pk=job.pk).update(state="held"),
     "M9 open": lambda job: JobApproval.objects.create(
-        job=job, budget=BudgetPeriod.objects.get(budget__scope="team").budget, asked_at=timezone.now()
+        job=job, budget=Budget.objects.get(scope="team"), asked_at=timezone.now()
     ),
     "M9 image": lambda job: image(job, "rendering").update(state="waiting", held=True),
     "M9 paused": lambda job: (

@@ -59,7 +59,7 @@ class Migration(migrations.Migration):
                 (
                     "by_time",
                     models.BooleanField(
-                        help_text="Whether an edition pays for its instances; otherwise for its pictures alone."
+                        help_text="Whether its edition is billed by instances; else by pictures alone."
                     ),
                 ),
                 (
@@ -71,6 +71,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 "ordering": ["service_id", "started_at"],
+                "verbose_name": "deployment",
             },
         ),
         migrations.RemoveConstraint(

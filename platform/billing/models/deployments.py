@@ -27,9 +27,7 @@ class DeploymentSpan(models.Model):
     team = models.ForeignKey(Team, on_delete=models.PROTECT, related_name="+")
     pool = models.ForeignKey(Pool, null=True, on_delete=models.PROTECT, related_name="+")
     edition = models.CharField(max_length=16)
-    by_time = models.BooleanField(
-        help_text="Whether an edition pays for its instances; otherwise for its pictures alone."
-    )
+    by_time = models.BooleanField(help_text="Whether its edition is billed by instances; else by pictures alone.")
     replicas = models.PositiveIntegerField(help_text="Deployed instances; 0 while the service is stopped.")
     started_at = models.DateTimeField()
     ended_at = models.DateTimeField(null=True, db_index=True)

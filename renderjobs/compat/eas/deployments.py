@@ -21,7 +21,7 @@ def month_shown(service: EasService) -> SafeString:
     month = f"{database_now().astimezone(UTC):%Y-%m}"
     costs = f"{reverse('admin:billing_costs')}?{urlencode({'month': month, 'service': service.name, 'by': 'job'})}"
     lines = format_html_join("", "<p>{}</p>", ((line,) for line in month_lines(service, month)))
-    return format_html('{}<p><a href="{}">By job</a></p>', lines, costs)
+    return format_html('{}<p class="rk-pages"><a href="{}">By job</a></p>', lines, costs)
 
 
 def month_lines(service: EasService, month: str) -> list[str]:
