@@ -33,6 +33,7 @@ from accounts.admin import TeamAdmin, TeamFilter, is_superuser, teams_as
 from accounts.authentication import Caller
 from accounts.models import Role
 from common.errors import InvalidRequestError, PlatformError
+from common.exporting import ListExport
 from renderjobs.api.serializers import seconds
 from renderjobs.approvals import job_approve, job_decline
 from renderjobs.choices import ImageState, JobKind, JobState
@@ -88,7 +89,12 @@ class WorkAdmin(TeamAdmin):
 
 
 @admin.register(RenderJob)
-class JobPage(WorkAdmin):
+class JobPage(ListExport, WorkAdmin):
+    export_columns = (
+        "id", "state", "kind", "source", "team__name", "project__name", "user__username", "pool__name", "checkpoint__name",
+        "lane", "priority", "task_id", "images_total", "images_delivered", "images_failed", "images_cancelled", "gpu_us",
+        "cost_amount", "currency", "error_code", "error_message", "created_at", "started_at", "finished_at",
+    )  # fmt: skip
     may_add = may_change = may_delete = False
     list_display = (
         "short_id", "state_label", "team", "user", "progress", "delivered", "cost", "checkpoint", "created_at",

@@ -21,8 +21,11 @@ from unfold.decorators import action, display
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget, UnfoldAdminTextInputWidget
 
+from accounts.imports import MemberRows, ProjectRows
 from accounts.models import ApiToken, Membership, Project, Role, Scope, Team, User
 from accounts.services import token_issue, token_revoke
+from common.exporting import ListExport
+from common.importing import BOTH, ListImport
 
 
 def teams_as(request: HttpRequest, *roles: str) -> frozenset[int]:
@@ -209,8 +212,11 @@ class ProjectInline(PartInline):
 
 
 @admin.register(Team)
-class TeamPage(TeamAdmin):
+class TeamPage(ListImport, ListExport, TeamAdmin):
     team_path = "pk"
+    import_export_change_list_template = BOTH
+    import_rows = (MemberRows, ProjectRows)
+    export_columns = ("id", "name", "title", "members_total", "projects_total", "created_at")
     list_display = ("name", "title", "members_total", "projects_total", "created_at")
     search_fields = ("name", "title")
     fields = ("name", "title")
@@ -250,7 +256,11 @@ admin.site.unregister(Group)  # roles in teams take the place of groups
 
 
 @admin.register(User)
-class UserPage(DjangoUserAdmin, PlatformAdmin):
+class UserPage(ListExport, DjangoUserAdmin, PlatformAdmin):
+    export_columns = (
+        "id", "username", "first_name", "last_name", "email", "is_active", "is_staff", "is_superuser", "is_finance",
+        "is_service_account", "date_joined", "last_login",
+    )  # fmt: skip
     form = UserForm
     add_form = UserCreationForm
     change_password_form = AdminPasswordChangeForm

@@ -30,6 +30,7 @@ from assets.services import asset_make_default, asset_restore, asset_retire
 from assets.tasks import process
 from assets.uses import uses_of
 from common.errors import InvalidRequestError, PlatformError
+from common.exporting import ListExport
 
 logger = logging.getLogger(__name__)
 UNDERWAY = (AssetState.RECEIVED, AssetState.HASHED, AssetState.SCANNED, AssetState.RECOGNISED)
@@ -127,7 +128,12 @@ class UploadForm(AccessForm):
 
 
 @admin.register(Asset)
-class AssetPage(PlatformAdmin):
+class AssetPage(ListExport, PlatformAdmin):
+    export_columns = (
+        "id", "kind", "name", "alias", "state", "reason", "family", "base_model", "sha256", "original_sha256", "short_hash",
+        "size_bytes", "is_default", "access", "licence", "source_page", "trigger_words", "uploaded_by__username", "created_at",
+        "approved_at",
+    )  # fmt: skip
     may_delete = False  # jobs name the files they were made with; retiring hides one from new requests
     list_display = (
         "thumbnail",
