@@ -70,7 +70,7 @@ class CardForm(AccessForm):
 
     class Meta:
         model = Asset
-        fields = (*AccessForm.Meta.fields, *CARD_FIELDS)
+        fields = (*AccessForm.Meta.fields, "pools", *CARD_FIELDS)
 
     def clean_preview(self) -> bytes | None:
         picture = self.cleaned_data["preview"]
@@ -145,20 +145,24 @@ class AssetPage(ListExport, PlatformAdmin):
         "size",
         "default",
         "access",
+        "runs_in",
         "base_model",
         "reason",
         "created_at",
     )
     list_display_links = ("name",)
-    list_filter = ("kind", "state", "access", "family")
+    list_filter = ("kind", "state", "access", "pools", "family")
     list_select_related = ("upload",)
     search_fields = ("name", "sha256", "trigger_words", "base_model")
-    autocomplete_fields = ("teams", "users")
+    autocomplete_fields = ("teams", "users", "pools")
     actions = ("make_default", "retire", "restore", "check_again")
     facts = (
-        "picture", "kind", "name", "state_label", "reason", "family", "sha256", "size", "default",
+        "picture", "kind", "name", "state_label", "reason", "family", "hash_shown", "size", "default",
         "uploaded_by", "created_at", "approved_at",
     )  # fmt: skip
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        return super().get_queryset(request).prefetch_related("pools")
 
     def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
         return super().get_form(request, obj, change=change, form=CardForm if obj else UploadForm, **kwargs)
@@ -268,6 +272,10 @@ class AssetPage(ListExport, PlatformAdmin):
     def thumbnail(self, asset: Asset) -> SafeString | str:
         return _image(asset, "rk-thumbnail")
 
+    @display(description="SHA-256")
+    def hash_shown(self, asset: Asset) -> SafeString:
+        return format_html('<span class="rk-long">{}</span>', asset.sha256 or "-")
+
     @display(description="Picture")
     def picture(self, asset: Asset) -> SafeString | str:
         return _image(asset, "rk-picture") or "none"
@@ -281,6 +289,10 @@ class AssetPage(ListExport, PlatformAdmin):
         if upload := getattr(asset, "upload", None):
             return f"{100 * upload.received_bytes // upload.size_bytes} % of {filesizeformat(upload.size_bytes)}"
         return filesizeformat(asset.size_bytes)
+
+    @display(description="Runs in")
+    def runs_in(self, asset: Asset) -> str:
+        return ", ".join(pool.name for pool in asset.pools.all()) or "any pool"
 
     @display(description="Default", boolean=True, ordering="is_default")
     def default(self, asset: Asset) -> bool:

@@ -47,6 +47,7 @@ class ModelSchema(CardSchema):
     short_hash = serializers.CharField()
     size_bytes = serializers.IntegerField()
     is_default = serializers.BooleanField()
+    pools = serializers.ListField(child=serializers.CharField(), help_text="Where it may run; empty: anywhere.")
     approved_at = serializers.DateTimeField()
     preview = serializers.CharField(
         allow_null=True, help_text="A signed address that needs no header and expires in an hour."
@@ -162,7 +163,7 @@ def caller_with(request: Request, scope: str) -> Caller:
 
 
 def models_of(caller: Caller) -> AssetQuerySet:
-    return Asset.objects.visible_to(user=caller.user, team=caller.team)
+    return Asset.objects.visible_to(user=caller.user, team=caller.team).prefetch_related("pools")
 
 
 def model_get(caller: Caller, model_id: int) -> Asset:
@@ -247,6 +248,7 @@ def shown(request: Request, asset: Asset) -> dict[str, Any]:
         "short_hash": asset.short_hash,
         "size_bytes": asset.size_bytes,
         "is_default": asset.is_default,
+        "pools": [pool.name for pool in asset.pools.all()],
         "approved_at": asset.approved_at,
         **asset.card.values(),
         "preview": preview_url(asset, base=base_of(request)),
