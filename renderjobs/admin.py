@@ -32,6 +32,7 @@ from unfold.widgets import (
 from accounts.admin import TeamAdmin, TeamFilter, is_superuser, teams_as
 from accounts.authentication import Caller
 from accounts.models import Role
+from audit.reading import reading_note
 from common.errors import InvalidRequestError, PlatformError
 from common.exporting import ListExport
 from renderjobs.api.serializers import seconds
@@ -65,6 +66,7 @@ from renderjobs.selectors import images_of, job_progress
 from renderjobs.submission import job_cancel, job_repeat
 
 IMAGES_PER_PAGE = 48
+LOOKED = "looked at the pictures"
 EVENTS_SHOWN = 50
 RUNS_SHOWN = 20
 RUN_ROW = '<tr><td>{}</td><td>{}</td><td>{}</td><td class="rk-figure">{}</td></tr>'
@@ -122,6 +124,8 @@ class JobPage(ListExport, WorkAdmin):
     ) -> HttpResponse:
         job = self.get_object(request, object_id)
         details = job_details(request, job) if job else {}
+        if job and self.may_visit(request):
+            _note_reading(request, job)
         return super().change_view(request, object_id, form_url, {**details, **(extra_context or {})})
 
     def get_urls(self) -> list[URLPattern]:
@@ -135,6 +139,7 @@ class JobPage(ListExport, WorkAdmin):
         image = job and RenderImage.objects.filter(job=job, index=index).first()
         if job is None or image is None:
             raise Http404
+        _note_reading(request, job)
         context = {
             **self.admin_site.each_context(request),
             "title": f"Image {index} of {self.short_id(job)}",
@@ -239,6 +244,11 @@ class JobPage(ListExport, WorkAdmin):
     @display(description="Request")
     def request_text(self, job: RenderJob) -> SafeString:
         return _as_json(job.request)
+
+
+def _note_reading(request: HttpRequest, job: RenderJob) -> None:
+    if job.images_delivered:
+        reading_note(reader=request.user, obj=job, owner_id=job.user_id, what=LOOKED)  # type: ignore[arg-type]
 
 
 def _as_json(request: dict[str, Any]) -> SafeString:

@@ -22,7 +22,8 @@ from django.utils import timezone
 
 from assets.models import Asset, Upload, UploadPart, Wildcard
 from assets.uploads import upload_append, upload_begin
-from audit.models import Seal
+from audit.models import Reading, Seal
+from audit.reading import reading_note
 from audit.sealing import seal_entries
 from billing.models import BudgetNotice, BudgetPeriod, Hold, LedgerTransaction, Quota
 from common.database import append_only_removal_sql, frozen_removal_sql
@@ -126,6 +127,11 @@ def test_a_sound_installation_has_no_violation(delivered_job):
     assert list(violations()) == []
 
 
+def a_reading_without_its_entry(job: RenderJob) -> None:
+    reading_note(reader=a_caller("team-b", "bob").user, obj=job, owner_id=None, what="looked at the pictures")
+    Reading.objects.update(entry_id=0)
+
+
 def in_sql(*statements: str) -> None:
     """Change what the models would not allow, as only somebody with the database's keys could."""
     with transaction.atomic(), connection.cursor() as cursor:
@@ -209,6 +215,7 @@ BREAKAGES = {
     ),
     "M9 notice": a_notice_of_another_budget,
     "P14 entry": lambda job: (seal_entries(), LogEntry.objects.filter(pk=Seal.objects.first().entry_id).delete()),
+    "P14 reading": a_reading_without_its_entry,
     "M12 token": lambda job: Quota.objects.update(team=a_caller("team-b", "bob").team),
     "I6 attempt": lambda job: Attempt.objects.filter(ended_at=None).update(fence=99),
     "I7 ended claim": lambda job: Claim.objects.update(ended_at=timezone.now()),
