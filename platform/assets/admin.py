@@ -9,7 +9,7 @@ from typing import Any
 from django import forms
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
-from django.db.models import Model, QuerySet
+from django.db.models import Model, OuterRef, QuerySet, Subquery
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.template.defaultfilters import filesizeformat
@@ -23,9 +23,10 @@ from unfold.widgets import UnfoldAdminFileFieldWidget, UnfoldBooleanSwitchWidget
 from accounts.admin import PlatformAdmin
 from assets.cards import FIELDS as CARD_FIELDS
 from assets.cards import card_of
-from assets.intake import asset_process, asset_receive, clean_stem, config_text
+from assets.intake import SETTLED, asset_process, asset_receive, clean_stem, config_text
 from assets.models import Access, Asset, AssetState
 from assets.previews import MAX_PREVIEW_BYTES, preview_checked, preview_set, preview_url
+from assets.selectors import same_bytes
 from assets.services import asset_make_default, asset_restore, asset_retire
 from assets.tasks import process
 from assets.uses import uses_of
@@ -147,6 +148,7 @@ class AssetPage(ListExport, PlatformAdmin):
         "access",
         "runs_in",
         "base_model",
+        "same_bytes_as",
         "reason",
         "created_at",
     )
@@ -157,12 +159,16 @@ class AssetPage(ListExport, PlatformAdmin):
     autocomplete_fields = ("teams", "users", "pools")
     actions = ("make_default", "retire", "restore", "check_again")
     facts = (
-        "picture", "kind", "name", "state_label", "reason", "family", "hash_shown", "size", "default",
+        "picture", "kind", "name", "state_label", "reason", "family", "hash_shown", "same_bytes_as", "size", "default",
         "uploaded_by", "created_at", "approved_at",
     )  # fmt: skip
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        return super().get_queryset(request).prefetch_related("pools")
+        there = Asset.objects.filter(kind=OuterRef("kind"), sha256=OuterRef("sha256"), state__in=SETTLED).exclude(
+            sha256=""
+        )
+        same = there.exclude(name=OuterRef("name")).order_by("approved_at").values("name")[:1]
+        return super().get_queryset(request).annotate(same_as=Subquery(same)).prefetch_related("pools")
 
     def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
         return super().get_form(request, obj, change=change, form=CardForm if obj else UploadForm, **kwargs)
@@ -218,7 +224,9 @@ class AssetPage(ListExport, PlatformAdmin):
 
     def _tell(self, request: HttpRequest, asset: Asset) -> None:
         if asset.state == AssetState.APPROVED:
-            self.message_user(request, f"{asset} is approved and can be used now.", messages.SUCCESS)
+            same = same_bytes(Asset.objects.filter(sha256=asset.sha256, state__in=SETTLED)).get(asset.pk)
+            also = f" The same file is here as {', '.join(same)} already." if same else ""
+            self.message_user(request, f"{asset} is approved and can be used now.{also}", messages.SUCCESS)
         else:
             self.message_user(request, f"{asset.name} is {asset.state}: {asset.reason}", messages.ERROR)
 
@@ -289,6 +297,10 @@ class AssetPage(ListExport, PlatformAdmin):
         if upload := getattr(asset, "upload", None):
             return f"{100 * upload.received_bytes // upload.size_bytes} % of {filesizeformat(upload.size_bytes)}"
         return filesizeformat(asset.size_bytes)
+
+    @display(description="Same bytes as")
+    def same_bytes_as(self, asset: Any) -> str:
+        return asset.same_as or ""
 
     @display(description="Runs in")
     def runs_in(self, asset: Asset) -> str:
