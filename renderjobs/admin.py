@@ -32,8 +32,10 @@ from unfold.widgets import (
 from accounts.admin import TeamAdmin, TeamFilter, is_superuser, teams_as
 from accounts.authentication import Caller
 from accounts.models import Role
+from audit.reading import reading_note
 from billing.deployments import share_of
 from common.errors import InvalidRequestError, PlatformError
+from common.exporting import ListExport
 from renderjobs.api.serializers import seconds
 from renderjobs.approvals import job_approve, job_decline
 from renderjobs.choices import ImageState, JobKind, JobState
@@ -65,6 +67,7 @@ from renderjobs.selectors import images_of, job_progress
 from renderjobs.submission import job_cancel, job_repeat
 
 IMAGES_PER_PAGE = 48
+LOOKED = "looked at the pictures"
 EVENTS_SHOWN = 50
 RUNS_SHOWN = 20
 RUN_ROW = '<tr><td>{}</td><td>{}</td><td>{}</td><td class="rk-figure">{}</td></tr>'
@@ -89,7 +92,12 @@ class WorkAdmin(TeamAdmin):
 
 
 @admin.register(RenderJob)
-class JobPage(WorkAdmin):
+class JobPage(ListExport, WorkAdmin):
+    export_columns = (
+        "id", "state", "kind", "source", "team__name", "project__name", "user__username", "pool__name", "checkpoint__name",
+        "lane", "priority", "task_id", "images_total", "images_delivered", "images_failed", "images_cancelled", "gpu_us",
+        "cost_amount", "currency", "error_code", "error_message", "created_at", "started_at", "finished_at",
+    )  # fmt: skip
     may_add = may_change = may_delete = False
     list_display = (
         "short_id", "state_label", "team", "user", "progress", "delivered", "cost", "checkpoint", "created_at",
@@ -117,6 +125,8 @@ class JobPage(WorkAdmin):
     ) -> HttpResponse:
         job = self.get_object(request, object_id)
         details = job_details(request, job) if job else {}
+        if job and self.may_visit(request):
+            _note_reading(request, job)
         return super().change_view(request, object_id, form_url, {**details, **(extra_context or {})})
 
     def get_urls(self) -> list[URLPattern]:
@@ -130,6 +140,7 @@ class JobPage(WorkAdmin):
         image = job and RenderImage.objects.filter(job=job, index=index).first()
         if job is None or image is None:
             raise Http404
+        _note_reading(request, job)
         context = {
             **self.admin_site.each_context(request),
             "title": f"Image {index} of {self.short_id(job)}",
@@ -239,6 +250,11 @@ class JobPage(WorkAdmin):
     @display(description="Request")
     def request_text(self, job: RenderJob) -> SafeString:
         return _as_json(job.request)
+
+
+def _note_reading(request: HttpRequest, job: RenderJob) -> None:
+    if job.images_delivered:
+        reading_note(reader=request.user, obj=job, owner_id=job.user_id, what=LOOKED)  # type: ignore[arg-type]
 
 
 def _as_json(request: dict[str, Any]) -> SafeString:

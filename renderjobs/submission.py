@@ -26,7 +26,7 @@ from billing.ratecards import price_in_force
 from billing.subjects import Subject
 from common.database import insert_rows, now_plus
 from common.errors import ConflictError, FieldError, ForbiddenError, InvalidRequestError
-from fleet.services import pool_for_new_jobs
+from fleet.services import pools_for_new_jobs
 from renderjobs.choices import IMAGE_HELD, JOB_OPEN, AttemptOutcome, ImageState, JobState, Lane
 from renderjobs.claims import claim_close
 from renderjobs.dispatch import wake_on_commit
@@ -46,6 +46,7 @@ from renderjobs.models import (
 from renderjobs.models.jobs import WAITED_FOR
 from renderjobs.outputs import SavedUnder
 from renderjobs.pinning import Pinned, pinned
+from renderjobs.placing import pool_for
 from renderjobs.request import RenderRequest
 from renderjobs.rollup import job_settle
 from renderjobs.selectors import service_of
@@ -114,7 +115,7 @@ def job_submit(
         ceiling: The most that may have to be held for it; None for any amount.
         saved: The folder its pictures go to; None: one of the job's own.
     Raises:
-        InvalidRequestError: Checkpoint, project or tags cannot be used; nothing is stored.
+        InvalidRequestError: Checkpoint, project or tags cannot be used, or no pool may run all its models; nothing is stored.
         ConflictError: The key was used before with another body, the task id by another member of the team, or it might
             cost more than the ceiling.
         UnavailableError: No pool, or no price for it.
@@ -220,7 +221,7 @@ def _accepted(
     """Everything that can be refused without asking what others have taken; reads only."""
     pins = pinned(caller, request)
     service = service_of(caller)
-    pool = pool_for_new_jobs(service.pool if service else None)
+    pool = pool_for(pins.assets.values(), pools_for_new_jobs(service.pool if service else None))
     price = price_in_force(pool_id=pool.pk, lane=lane)
     job = RenderJob(
         kind=request.kind,

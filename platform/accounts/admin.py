@@ -22,12 +22,15 @@ from unfold.decorators import action, display
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget, UnfoldAdminTextInputWidget
 
+from accounts.imports import MemberRows, ProjectRows
 from accounts.models import ApiToken, Membership, Project, Role, Scope, Team, User
 from accounts.second_factor import second_factor_remove
 from accounts.services import networks_read, token_issue, token_revoke
 from accounts.sessions import sessions_end
 from accounts.throttling import sign_in_unlock
 from common.errors import InvalidRequestError
+from common.exporting import ListExport
+from common.importing import BOTH, ListImport
 
 
 def teams_as(request: HttpRequest, *roles: str) -> frozenset[int]:
@@ -214,8 +217,11 @@ class ProjectInline(PartInline):
 
 
 @admin.register(Team)
-class TeamPage(TeamAdmin):
+class TeamPage(ListImport, ListExport, TeamAdmin):
     team_path = "pk"
+    import_export_change_list_template = BOTH
+    import_rows = (MemberRows, ProjectRows)
+    export_columns = ("id", "name", "title", "members_total", "projects_total", "created_at")
     list_display = ("name", "title", "members_total", "projects_total", "created_at")
     search_fields = ("name", "title")
     fields = ("name", "title")
@@ -256,7 +262,11 @@ admin.site.unregister(TOTPDevice)  # its pages show keys; a person's own page an
 
 
 @admin.register(User)
-class UserPage(DjangoUserAdmin, PlatformAdmin):
+class UserPage(ListExport, DjangoUserAdmin, PlatformAdmin):
+    export_columns = (
+        "id", "username", "first_name", "last_name", "email", "is_active", "is_staff", "is_superuser", "is_finance",
+        "is_service_account", "date_joined", "last_login",
+    )  # fmt: skip
     form = UserForm
     add_form = UserCreationForm
     change_password_form = AdminPasswordChangeForm

@@ -9,7 +9,7 @@ from typing import Any
 from django import forms
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
-from django.db.models import Model, QuerySet
+from django.db.models import Model, OuterRef, QuerySet, Subquery
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.template.defaultfilters import filesizeformat
@@ -23,13 +23,15 @@ from unfold.widgets import UnfoldAdminFileFieldWidget, UnfoldBooleanSwitchWidget
 from accounts.admin import PlatformAdmin
 from assets.cards import FIELDS as CARD_FIELDS
 from assets.cards import card_of
-from assets.intake import asset_process, asset_receive, clean_stem, config_text
+from assets.intake import SETTLED, asset_process, asset_receive, clean_stem, config_text
 from assets.models import Access, Asset, AssetState
 from assets.previews import MAX_PREVIEW_BYTES, preview_checked, preview_set, preview_url
+from assets.selectors import same_bytes
 from assets.services import asset_make_default, asset_restore, asset_retire
 from assets.tasks import process
 from assets.uses import uses_of
 from common.errors import InvalidRequestError, PlatformError
+from common.exporting import ListExport
 
 logger = logging.getLogger(__name__)
 UNDERWAY = (AssetState.RECEIVED, AssetState.HASHED, AssetState.SCANNED, AssetState.RECOGNISED)
@@ -69,7 +71,7 @@ class CardForm(AccessForm):
 
     class Meta:
         model = Asset
-        fields = (*AccessForm.Meta.fields, *CARD_FIELDS)
+        fields = (*AccessForm.Meta.fields, "pools", *CARD_FIELDS)
 
     def clean_preview(self) -> bytes | None:
         picture = self.cleaned_data["preview"]
@@ -127,7 +129,12 @@ class UploadForm(AccessForm):
 
 
 @admin.register(Asset)
-class AssetPage(PlatformAdmin):
+class AssetPage(ListExport, PlatformAdmin):
+    export_columns = (
+        "id", "kind", "name", "alias", "state", "reason", "family", "base_model", "sha256", "original_sha256", "short_hash",
+        "size_bytes", "is_default", "access", "licence", "source_page", "trigger_words", "uploaded_by__username", "created_at",
+        "approved_at",
+    )  # fmt: skip
     may_delete = False  # jobs name the files they were made with; retiring hides one from new requests
     list_display = (
         "thumbnail",
@@ -139,20 +146,29 @@ class AssetPage(PlatformAdmin):
         "size",
         "default",
         "access",
+        "runs_in",
         "base_model",
+        "same_bytes_as",
         "reason",
         "created_at",
     )
     list_display_links = ("name",)
-    list_filter = ("kind", "state", "access", "family")
+    list_filter = ("kind", "state", "access", "pools", "family")
     list_select_related = ("upload",)
     search_fields = ("name", "sha256", "trigger_words", "base_model")
-    autocomplete_fields = ("teams", "users")
+    autocomplete_fields = ("teams", "users", "pools")
     actions = ("make_default", "retire", "restore", "check_again")
     facts = (
-        "picture", "kind", "name", "state_label", "reason", "family", "sha256", "size", "default",
+        "picture", "kind", "name", "state_label", "reason", "family", "hash_shown", "same_bytes_as", "size", "default",
         "uploaded_by", "created_at", "approved_at",
     )  # fmt: skip
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        there = Asset.objects.filter(kind=OuterRef("kind"), sha256=OuterRef("sha256"), state__in=SETTLED).exclude(
+            sha256=""
+        )
+        same = there.exclude(name=OuterRef("name")).order_by("approved_at").values("name")[:1]
+        return super().get_queryset(request).annotate(same_as=Subquery(same)).prefetch_related("pools")
 
     def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
         return super().get_form(request, obj, change=change, form=CardForm if obj else UploadForm, **kwargs)
@@ -208,7 +224,9 @@ class AssetPage(PlatformAdmin):
 
     def _tell(self, request: HttpRequest, asset: Asset) -> None:
         if asset.state == AssetState.APPROVED:
-            self.message_user(request, f"{asset} is approved and can be used now.", messages.SUCCESS)
+            same = same_bytes(Asset.objects.filter(sha256=asset.sha256, state__in=SETTLED)).get(asset.pk)
+            also = f" The same file is here as {', '.join(same)} already." if same else ""
+            self.message_user(request, f"{asset} is approved and can be used now.{also}", messages.SUCCESS)
         else:
             self.message_user(request, f"{asset.name} is {asset.state}: {asset.reason}", messages.ERROR)
 
@@ -262,6 +280,10 @@ class AssetPage(PlatformAdmin):
     def thumbnail(self, asset: Asset) -> SafeString | str:
         return _image(asset, "rk-thumbnail")
 
+    @display(description="SHA-256")
+    def hash_shown(self, asset: Asset) -> SafeString:
+        return format_html('<span class="rk-long">{}</span>', asset.sha256 or "-")
+
     @display(description="Picture")
     def picture(self, asset: Asset) -> SafeString | str:
         return _image(asset, "rk-picture") or "none"
@@ -275,6 +297,14 @@ class AssetPage(PlatformAdmin):
         if upload := getattr(asset, "upload", None):
             return f"{100 * upload.received_bytes // upload.size_bytes} % of {filesizeformat(upload.size_bytes)}"
         return filesizeformat(asset.size_bytes)
+
+    @display(description="Same bytes as")
+    def same_bytes_as(self, asset: Any) -> str:
+        return asset.same_as or ""
+
+    @display(description="Runs in")
+    def runs_in(self, asset: Asset) -> str:
+        return ", ".join(pool.name for pool in asset.pools.all()) or "any pool"
 
     @display(description="Default", boolean=True, ordering="is_default")
     def default(self, asset: Asset) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlencode
 
@@ -17,6 +18,7 @@ from accounts.models import Role, Scope
 from assets.cards import FIELDS
 from assets.models import Access, Asset, AssetKind, AssetQuerySet
 from assets.previews import preview_from_text, preview_url
+from assets.selectors import same_bytes
 from assets.services import asset_describe
 from assets.uses import uses_of
 from common.errors import FieldError, ForbiddenError, InvalidRequestError, NotFoundError
@@ -47,6 +49,10 @@ class ModelSchema(CardSchema):
     short_hash = serializers.CharField()
     size_bytes = serializers.IntegerField()
     is_default = serializers.BooleanField()
+    same_bytes_as = serializers.ListField(
+        child=serializers.CharField(), help_text="Other names under which the same file is here."
+    )
+    pools = serializers.ListField(child=serializers.CharField(), help_text="Where it may run; empty: anywhere.")
     approved_at = serializers.DateTimeField()
     preview = serializers.CharField(
         allow_null=True, help_text="A signed address that needs no header and expires in an hour."
@@ -108,14 +114,16 @@ class ModelsView(APIView):
         rows = list(asked(models_of(caller), request)[: limit + 1])
         query = {**request.query_params.dict(), "before": str(rows[limit - 1].pk)} if len(rows) > limit else None
         following = f"{base_of(request)}{request.path}?{urlencode(query)}" if query else None
-        return Response({"results": [shown(request, asset) for asset in rows[:limit]], "next": following})
+        same = same_bytes(models_of(caller).filter(sha256__in={asset.sha256 for asset in rows}))
+        return Response({"results": [shown(request, asset, same) for asset in rows[:limit]], "next": following})
 
 
 class ModelView(APIView):
     @extend_schema(operation_id="models_get", responses={200: ModelSchema, **UNKNOWN})
     def get(self, request: Request, model_id: int) -> Response:
         """One model."""
-        return Response(shown(request, model_get(caller_with(request, Scope.MODELS_READ), model_id)))
+        caller = caller_with(request, Scope.MODELS_READ)
+        return Response(shown_alone(request, caller, model_get(caller, model_id)))
 
     @extend_schema(
         operation_id="models_describe",
@@ -128,7 +136,7 @@ class ModelView(APIView):
         asset = model_get(caller, model_id)
         require_may_describe(caller, asset)
         said, preview = changes_of(request.data)
-        return Response(shown(request, asset_describe(asset=asset, said=said, preview=preview)))
+        return Response(shown_alone(request, caller, asset_describe(asset=asset, said=said, preview=preview)))
 
 
 class ModelUsesView(APIView):
@@ -162,7 +170,7 @@ def caller_with(request: Request, scope: str) -> Caller:
 
 
 def models_of(caller: Caller) -> AssetQuerySet:
-    return Asset.objects.visible_to(user=caller.user, team=caller.team)
+    return Asset.objects.visible_to(user=caller.user, team=caller.team).prefetch_related("pools")
 
 
 def model_get(caller: Caller, model_id: int) -> Asset:
@@ -235,7 +243,12 @@ def base_of(request: Request) -> str:
     return f"{request._request.scheme}://{request.get_host()}"
 
 
-def shown(request: Request, asset: Asset) -> dict[str, Any]:
+def shown_alone(request: Request, caller: Caller, asset: Asset) -> dict[str, Any]:
+    return shown(request, asset, same_bytes(models_of(caller).filter(sha256=asset.sha256)))
+
+
+def shown(request: Request, asset: Asset, same: Mapping[int, list[str]]) -> dict[str, Any]:
+    """Args: same: What ``same_bytes`` says of it and others."""
     return {
         "id": asset.pk,
         "kind": asset.kind,
@@ -247,6 +260,8 @@ def shown(request: Request, asset: Asset) -> dict[str, Any]:
         "short_hash": asset.short_hash,
         "size_bytes": asset.size_bytes,
         "is_default": asset.is_default,
+        "same_bytes_as": same.get(asset.pk, []),
+        "pools": [pool.name for pool in asset.pools.all()],
         "approved_at": asset.approved_at,
         **asset.card.values(),
         "preview": preview_url(asset, base=base_of(request)),

@@ -33,7 +33,7 @@ from assets.hashing import CHUNK_BYTES, HashedStream, sha256_of
 from assets.listing import alias, embedding_facts, embeddings_inside, listed_hash, shown_metadata
 from assets.models import Access, Asset, AssetKind, AssetQuerySet, AssetState, Upload
 from assets.previews import preview_from_text, preview_remove, preview_set
-from assets.recognition import recognised
+from assets.recognition import recognised, refuse_quantised
 from assets.scanning import UnsafeFileError, header_read
 from common.database import now_plus
 from common.errors import FieldError, InvalidRequestError
@@ -229,6 +229,7 @@ def _examine(asset: Asset, progress: Callable[[int], Any]) -> None:
         if not asset.original_sha256:
             asset.listed_hash = listed_hash(asset.kind, file, sha256=asset.sha256, metadata=header.metadata)
         _step(asset, AssetState.SCANNED, listed_hash=asset.listed_hash)
+    refuse_quantised(asset.kind, header)
     found = recognised(asset.kind, header.shapes)
     other_name, metadata = alias(asset.kind, header.metadata), shown_metadata(asset.kind, header.metadata)
     if asset.kind == AssetKind.CHECKPOINT:

@@ -17,6 +17,7 @@ from django.db.models.functions import Now
 
 from accounts.models import Team, User
 from assets.cards import FIELDS, LIMITS, MAX_WEIGHT, Card, is_address
+from fleet.models import Pool
 from gpuworker.contract import Weights
 
 
@@ -99,6 +100,9 @@ class Asset(models.Model):
     access = models.CharField(max_length=8, choices=Access, default=Access.PUBLIC)
     teams: models.ManyToManyField = models.ManyToManyField(Team, blank=True, related_name="assets")
     users: models.ManyToManyField = models.ManyToManyField(User, blank=True, related_name="assets")
+    pools: models.ManyToManyField = models.ManyToManyField(
+        Pool, blank=True, related_name="+", help_text="Where it may run; none: anywhere."
+    )
     uploaded_by = models.ForeignKey(User, null=True, blank=True, on_delete=models.SET_NULL, related_name="uploads")
     created_at = models.DateTimeField(auto_now_add=True)
     approved_at = models.DateTimeField(null=True, blank=True)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from assets.models import AssetKind
-from assets.scanning import UnsafeFileError
+from assets.scanning import Header, UnsafeFileError
 from gpuworker.contract.families import RENDERABLE_CONTROL, Recognition, recognise
 from gpuworker.contract.layouts import Shapes
+from gpuworker.contract.quantised import quantised_tensor
 
 RENDERABLE_CHANNELS = (4, 8, 9, 16)
 """Input channels of a denoiser that draws from text, edits pictures, or paints into them; of Stable Diffusion 3 and Flux."""
+NEVER_QUANTISED = (AssetKind.CHECKPOINT, AssetKind.VAE, AssetKind.CONTROLNET)
+"""Kinds whose networks are filled with the file's numbers as they stand."""
 FAMILY_OF_KIND = {
     AssetKind.VAE: "vae",
     AssetKind.LORA: "lora",
@@ -37,6 +40,16 @@ def recognised(kind: str, shapes: Shapes) -> Recognition:
             f"A control network of the sort {found.make} is recognised, but this version uses ControlNets only."
         )
     return found
+
+
+def refuse_quantised(kind: str, header: Header) -> None:
+    """Raises: UnsafeFileError: The weights are not the numbers they would be taken for."""
+    found = quantised_tensor(header.shapes, header.types) if kind in NEVER_QUANTISED else None
+    if found:
+        raise UnsafeFileError(
+            f"The weights are quantised, which this version cannot load: {found[:200]}. "
+            "Files in fp32, fp16, bf16 and plain fp8 are accepted."
+        )
 
 
 def _require_renderable(found: Recognition) -> None:

@@ -41,6 +41,8 @@ class Header:
 
     shapes: dict[str, tuple[int, ...]]
     metadata: dict[str, str]
+    types: dict[str, str]
+    """Of each tensor, as safetensors names them."""
 
 
 def header_read(file: IO[bytes], *, size_bytes: int) -> Header:
@@ -66,7 +68,8 @@ def header_read(file: IO[bytes], *, size_bytes: int) -> Header:
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise UnsafeFileError("The safetensors metadata is not a map of texts.")
-    return Header(_tensors(header, data_bytes=size_bytes - 8 - length), metadata)
+    shapes = _tensors(header, data_bytes=size_bytes - 8 - length)
+    return Header(shapes, metadata, {name: header[name]["dtype"] for name in shapes})
 
 
 def _foreign(beginning: bytes, size_bytes: int) -> str:

@@ -31,6 +31,21 @@ def newest_of(caller: Caller, kind: str) -> list[Asset]:
     return list(newest.values())
 
 
+def same_bytes(rows: AssetQuerySet) -> dict[int, list[str]]:
+    """Of some assets those that have the very bytes of another one, by key, with the names of the others among all of ``rows``."""
+    by_bytes: dict[tuple[str, str], dict[int, str]] = {}
+    for pk, kind, name, sha256 in (
+        rows.exclude(sha256="").order_by("name", "pk").values_list("pk", "kind", "name", "sha256")
+    ):
+        by_bytes.setdefault((kind, sha256), {})[pk] = name
+    return {
+        pk: sorted(set(names.values()) - {names[pk]})
+        for names in by_bytes.values()
+        if len(set(names.values())) > 1
+        for pk in names
+    }
+
+
 def asset_find(caller: Caller, kind: str, name: str) -> Asset | None:
     """By stem, file name, title with hash, alias, short hash or sha-256; the newest upload wins."""
     wanted = name.strip()

@@ -13,6 +13,7 @@ from django.contrib.auth.signals import user_logged_in, user_logged_out, user_lo
 from django.db.models import Model
 from django.db.models.signals import post_save, pre_save
 from django.http import HttpRequest
+from import_export.signals import post_export, post_import
 
 from accounts.models import User
 from accounts.signals import account_event
@@ -34,6 +35,8 @@ def connect() -> None:
     post_save.connect(_action_of_the_admin, sender=AdminAction, dispatch_uid="audit admin")
     user_logged_in.connect(_signed_in, dispatch_uid="audit in")
     user_logged_out.connect(_signed_out, dispatch_uid="audit out")
+    post_export.connect(_list_exported, dispatch_uid="audit export")
+    post_import.connect(_list_imported, dispatch_uid="audit import")
     user_login_failed.connect(_refused, dispatch_uid="audit refused")
     account_event.connect(_of_an_account, dispatch_uid="audit account")
 
@@ -69,6 +72,21 @@ def _signed_out(sender: Any, request: HttpRequest | None, user: User | None, **_
 
 def _of_an_account(sender: Any, user: User, did: str, **_: Any) -> None:
     record(user, did)
+
+
+def _list_exported(sender: Any, model: type[Model], **_: Any) -> None:
+    _about_list(f"took the list of {model._meta.verbose_name_plural} away")
+
+
+def _list_imported(sender: Any, model: type[Model], **_: Any) -> None:
+    """Each row's change has an entry of its own."""
+    _about_list(f"imported a file on the page of {model._meta.verbose_name_plural}")
+
+
+def _about_list(what: str) -> None:
+    request = acting.get()
+    if request is not None and isinstance(request.user, User):
+        record(request.user, what, question=request.GET.urlencode()[:500])
 
 
 def _refused(sender: Any, credentials: dict[str, Any], request: HttpRequest | None = None, **_: Any) -> None:

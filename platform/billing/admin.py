@@ -14,9 +14,11 @@ from django.utils import timezone
 from unfold.admin import TabularInline
 from unfold.decorators import action, display
 
-from accounts.admin import PartInline, PlatformAdmin, TeamAdmin, TeamFilter, UserNameField, is_superuser, teams_as
+from accounts.admin import PartInline, PlatformAdmin, TeamAdmin, TeamFilter, is_superuser, teams_as
 from accounts.models import ApiToken, Role
 from billing import costs
+from billing.forms import BudgetForm, QuotaForm, a_currency
+from billing.imports import BudgetRows, QuotaRows
 from billing.models import (
     Account,
     BillingProfile,
@@ -36,6 +38,8 @@ from billing.models import (
 )
 from billing.ratecards import draft_publish
 from common.errors import PlatformError
+from common.exporting import ListExport
+from common.importing import BOTH, ListImport
 
 
 class ReadOnlyInline(TabularInline):
@@ -118,12 +122,6 @@ class RateCardForm(forms.ModelForm):
         return valid_from
 
 
-def a_currency(text: str) -> str:
-    if not (len(text) == 3 and text.isascii() and text.isalpha() and text.isupper()):
-        raise forms.ValidationError(f"{text!r} is no currency; three capital letters such as USD are accepted.")
-    return text
-
-
 @admin.register(RateCard)
 class RateCardPage(PlatformAdmin):
     """A card is a draft until it is published; after that nothing changes it, for what it charged must stay explainable."""
@@ -174,8 +172,12 @@ class MoneyAdmin(TeamAdmin):
 
 
 @admin.register(LedgerTransaction)
-class LedgerPage(MoneyAdmin):
+class LedgerPage(ListExport, MoneyAdmin):
     may_add = may_change = may_delete = False
+    export_columns = (
+        "id", "event_id", "kind", "occurred_at", "team__name", "project__name", "user__username", "pool__name", "lane",
+        "job_id", "image_id", "checkpoint_name", "checkpoint_sha256", "gpu_us", "amount", "currency",
+    )  # fmt: skip
     list_display = (
         "occurred_at",
         "kind",
@@ -244,8 +246,12 @@ class DeploymentPage(MoneyAdmin):
 
 
 @admin.register(UsageRecord)
-class UsagePage(MoneyAdmin):
+class UsagePage(ListExport, MoneyAdmin):
     may_add = may_change = may_delete = False
+    export_columns = (
+        "id", "ended_at", "team__name", "project__name", "user__username", "pool__name", "job_id", "image_id", "checkpoint_name",
+        "outcome", "gpu_us", "charged",
+    )  # fmt: skip
     list_display = ("ended_at", "team", "user", "checkpoint_name", "pool", "outcome", "gpu_seconds", "charged")
     list_filter = (TeamFilter, "charged", "outcome")
     list_select_related = ("team", "user", "pool")
@@ -255,28 +261,6 @@ class UsagePage(MoneyAdmin):
     @display(description="GPU seconds", ordering="gpu_us")
     def gpu_seconds(self, record: UsageRecord) -> str:
         return f"{record.gpu_us / 1_000_000:.3f}"
-
-
-class BudgetForm(forms.ModelForm):
-    user = UserNameField(required=False)
-
-    class Meta:
-        model = Budget
-        fields = (
-            "name", "scope", "team", "project", "user", "tag_key", "tag_value", "span", "limit", "currency", "enabled",
-        )  # fmt: skip
-
-    def clean_currency(self) -> str:
-        return a_currency(self.cleaned_data["currency"])
-
-    def clean(self) -> dict[str, Any]:
-        cleaned = super().clean() or self.cleaned_data
-        team, project, user = (cleaned.get(name) for name in ("team", "project", "user"))
-        if project and project.team != team:
-            self.add_error("project", "The project is not the team's.")
-        if user and (team is None or user.role_in(team) is None):
-            self.add_error("user", "This user is not a member of the team.")
-        return cleaned
 
 
 class ThresholdForm(forms.ModelForm):
@@ -309,11 +293,17 @@ class AccountInline(ReadOnlyInline):
 
 
 @admin.register(Budget)
-class BudgetPage(MoneyAdmin):
+class BudgetPage(ListImport, ListExport, MoneyAdmin):
     """What a budget is about stays as it is, for its accounts are of that; its limit can be changed."""
 
     may_delete = False  # switching it off ends its use, and its accounts stay explainable
     form = BudgetForm
+    import_export_change_list_template = BOTH
+    import_rows = (BudgetRows,)
+    export_columns = (
+        "id", "name", "scope", "team__name", "project__name", "user__username", "tag_key", "tag_value", "span", "limit",
+        "currency", "enabled", "created_at",
+    )  # fmt: skip
     list_display = ("name", "scope", "team", "project", "user", "tag", "span", "limit", "currency", "enabled")
     list_filter = (TeamFilter, "scope", "enabled")
     list_select_related = ("team", "project", "user")
@@ -354,28 +344,15 @@ class HoldPage(PlatformAdmin):
     ordering = ("-pk",)
 
 
-class QuotaForm(forms.ModelForm):
-    user = UserNameField(required=False)
-
-    class Meta:
-        model = Quota
-        fields = ("team", "user", "token", "measure", "limit", "enabled")
-
-    def clean(self) -> dict[str, Any]:
-        cleaned = super().clean() or self.cleaned_data
-        token = cleaned.get("token")
-        for name in ("team", "user"):
-            if token and cleaned.get(name) and getattr(token, name) != cleaned[name]:
-                self.add_error(name, f"The token is not this {name}'s, so nothing would be counted.")
-        return cleaned
-
-
 @admin.register(Quota)
-class QuotaPage(MoneyAdmin):
+class QuotaPage(ListImport, ListExport, MoneyAdmin):
     """Set by who runs the platform, read by those whom it limits."""
 
     writers = ()
     form = QuotaForm
+    import_export_change_list_template = BOTH
+    import_rows = (QuotaRows,)
+    export_columns = ("id", "measure", "team__name", "user__username", "token__prefix", "limit", "enabled")
     list_display = ("measure", "team", "user", "token", "limit", "enabled")
     list_filter = ("measure", "enabled")
     list_select_related = ("team", "user", "token__team", "token__user")

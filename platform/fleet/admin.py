@@ -11,6 +11,8 @@ from django.db.models import BooleanField, Case, QuerySet, Value, When
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.template.defaultfilters import filesizeformat
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
 from unfold.decorators import action, display
 
 from accounts.admin import PlatformAdmin
@@ -41,7 +43,7 @@ class WorkerPage(PlatformAdmin):
     list_select_related = ("pool",)
     search_fields = ("name", "device")
     fields = readonly_fields = (
-        "name", "pool", "device", "card", "status", "quarantine_shown", "loaded", "loaded_checkpoint_sha256", "card_memory",
+        "name", "pool", "device", "card", "status", "quarantine_shown", "loaded", "loaded_hash", "card_memory",
         "machine_memory", "started_at", "last_seen_at", "stopped_at",
     )  # fmt: skip
     actions = ("drain", "resume", "quarantine", "release")
@@ -119,6 +121,10 @@ class WorkerPage(PlatformAdmin):
     @display(description="Checkpoint")
     def loaded(self, worker: Any) -> str:
         return worker.checkpoint_name or worker.loaded_checkpoint_sha256[:10] or "none"
+
+    @display(description="Its SHA-256")
+    def loaded_hash(self, worker: Worker) -> SafeString:
+        return format_html('<span class="rk-long">{}</span>', worker.loaded_checkpoint_sha256 or "-")
 
     @display(description="Images")
     def images(self, worker: Any) -> int:

@@ -18,17 +18,16 @@ from common.errors import ConflictError, FieldError, InvalidRequestError, Unavai
 from fleet.models import Pool, Worker, WorkerDay
 
 
-def pool_for_new_jobs(wanted: Pool | None = None) -> Pool:
-    """The wanted pool while it is enabled, else the first that is.
+def pools_for_new_jobs(wanted: Pool | None = None) -> list[Pool]:
+    """Those that are enabled, the best first; the wanted one alone while it is among them.
 
     Raises:
         UnavailableError: No pool is enabled.
     """
-    enabled = Pool.objects.filter(enabled=True).order_by("pk")
-    pool = (enabled.filter(pk=wanted.pk).first() if wanted else None) or enabled.first()
-    if pool is None:
+    enabled = list(Pool.objects.filter(enabled=True).order_by("pk"))
+    if not enabled:
         raise UnavailableError("No pool is enabled, so nothing could render this job.")
-    return pool
+    return [pool for pool in enabled if wanted and pool.pk == wanted.pk] or enabled
 
 
 def worker_register(*, name: str, pool: Pool, device: str, card: str = "") -> Worker:

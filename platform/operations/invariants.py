@@ -13,6 +13,7 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
+from auditlog.models import LogEntry
 from django.core.exceptions import ValidationError
 from django.core.files.storage import default_storage, storages
 from django.db import connection, transaction
@@ -41,6 +42,7 @@ from accounts.services import networks_read
 from assets.hashing import sha256_of
 from assets.intake import UNDERWAY
 from assets.models import Asset, AssetState, Upload, UploadPart, Wildcard
+from audit.models import Reading
 from audit.sealing import broken_seals
 from billing.deployments import wrong_days
 from billing.models import (
@@ -684,10 +686,17 @@ def p14_the_audit_log_is_what_was_sealed() -> Iterator[str]:
     yield from (f"P14 {line}" for line in broken_seals())
 
 
+def p14_what_was_read_has_its_entry() -> Iterator[str]:
+    missing = Reading.objects.filter(entry_id__isnull=False)
+    for pk in pks(missing.filter(~Exists(LogEntry.objects.filter(pk=OuterRef("entry_id"))))):
+        yield f"P14 the entry of reading {pk} is gone from the audit log."
+
+
 ROW_CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
     p14_the_audit_log_is_what_was_sealed,
     p13_a_person_has_one_second_factor_and_codes_only_with_it,
     p12_the_networks_of_a_token_are_some,
+    p14_what_was_read_has_its_entry,
     i1_counters_of_a_job_are_its_images,
     i1_a_job_is_open_exactly_while_an_image_is,
     i2_no_two_images_share_a_file,

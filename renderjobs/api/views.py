@@ -19,6 +19,7 @@ from rest_framework.views import APIView
 
 from accounts.authentication import Caller
 from accounts.models import Scope
+from audit.reading import reading_note
 from audit.recording import record
 from billing.deployments import unsettled
 from billing.exports import csv_lines, report_lines
@@ -190,6 +191,7 @@ class JobImagesView(APIView):
         job = job_get(caller_with(request, Scope.JOBS_READ), job_id)
         limit, after = page_size(request), whole_number(request, "after", -1, minimum=-1, maximum=2**31 - 1)
         images = list(images_of(job, after=after).prefetch_related("attachments")[: limit + 1])
+        note_reading(request, job)
         rows = [wire.image_json(image, job, base=base_of(request)) for image in images[:limit]]
         following = next_page(request, after=rows[-1]["index"]) if len(images) > limit else None
         return Response({"results": rows, "next": following})
@@ -221,6 +223,7 @@ class JobGridView(APIView):
         job = job_get(caller_with(request, Scope.JOBS_READ), job_id)
         if job.finished_at is None or not job.images_delivered:
             raise ConflictError("The contact sheet is made when the job has ended with at least one delivered image.")
+        note_reading(request, job)
         (width, height), url = grid_size(job), file_url(grid_ensure(job), base=base_of(request))
         return Response({"url": url, "images": job.images_delivered, "width": width, "height": height})
 
@@ -285,6 +288,11 @@ def usage_wanted(request: Request) -> tuple[list[str], Period]:
     month = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     start, end = moment(request, "from") or month, moment(request, "to") or now
     return dimensions, Period(start=start, end=end, team_ids=[caller.team.pk])
+
+
+def note_reading(request: Request, job: RenderJob) -> None:
+    if job.images_delivered:
+        reading_note(reader=request.user, obj=job, owner_id=job.user_id, what="was given the pictures")
 
 
 def caller_with(request: Request, scope: str) -> Caller:

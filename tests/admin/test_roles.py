@@ -27,8 +27,8 @@ NOBODY: set[str] = set()
 
 PAGES: dict[str, dict[str, set[str]]] = {
     "renderjobs_renderjob": {
-        "read": TEAM, "/image": TEAM, "cancel": WORKERS, "pause": WORKERS, "resume": WORKERS, "render_again": WORKERS,
-        "approve": LEADS, "decline": LEADS,
+        "read": TEAM, "/image": TEAM, "/export": TEAM, "cancel": WORKERS, "pause": WORKERS, "resume": WORKERS,
+        "render_again": WORKERS, "approve": LEADS, "decline": LEADS,
     },
     "renderjobs_batchtemplate": {
         "read": TEAM, "add": LEADS, "change": LEADS, "delete": LEADS, "delete_selected": LEADS, "/submit": WORKERS,
@@ -40,32 +40,34 @@ PAGES: dict[str, dict[str, set[str]]] = {
         "read": LEADS, "add": ROOT, "change": ROOT, "renew_token": LEADS, "stop": ROOT, "start": ROOT,
         "/import": ROOT, "/calling": LEADS, "/document": LEADS,
     },
-    "billing_ledgertransaction": {"read": MONEY, "/costs": MONEY, "/costs.csv": MONEY},
-    "billing_usagerecord": {"read": MONEY},
+    "billing_ledgertransaction": {"read": MONEY, "/export": MONEY, "/costs": MONEY, "/costs.csv": MONEY},
+    "billing_usagerecord": {"read": MONEY, "/export": MONEY},
     "billing_deploymentspan": {"read": MONEY},
-    "billing_budget": {"read": MONEY, "add": LEADS, "change": LEADS},
+    "billing_budget": {"read": MONEY, "/export": MONEY, "/import": ROOT, "add": LEADS, "change": LEADS},
     "billing_budgetnotice": {"read": MONEY},
     "billing_billingprofile": {
         "read": MONEY, "add": LEADS, "change": LEADS, "delete": LEADS, "delete_selected": LEADS,
     },
-    "billing_quota": {"read": MONEY, "add": ROOT, "change": ROOT, "delete": ROOT, "delete_selected": ROOT},
+    "billing_quota": {
+        "read": MONEY, "add": ROOT, "change": ROOT, "delete": ROOT, "delete_selected": ROOT, "/export": MONEY, "/import": ROOT,
+    },
     "billing_hold": {"read": {"root", "finance"}},
     "billing_ratecard": {
         "read": {"root", "finance"}, "add": ROOT, "change": ROOT, "delete": ROOT, "delete_selected": ROOT, "publish": ROOT,
     },
     "accounts_team": {
-        "read": LEADS, "add": ROOT, "change": LEADS, "delete": ROOT, "delete_selected": ROOT,
+        "read": LEADS, "add": ROOT, "change": LEADS, "delete": ROOT, "delete_selected": ROOT, "/export": LEADS, "/import": ROOT,
     },
     "accounts_apitoken": {
         "read": LEADS, "add": LEADS, "delete": ROOT, "delete_selected": ROOT, "revoke": LEADS,
     },
     "auditlog_logentry": {"read": ROOT, "/audit.csv": ROOT},
     "accounts_user": {
-        "read": ROOT, "add": ROOT, "change": ROOT, "delete": ROOT, "delete_selected": ROOT, "/password": ROOT,
+        "read": ROOT, "add": ROOT, "change": ROOT, "delete": ROOT, "delete_selected": ROOT, "/password": ROOT, "/export": ROOT,
         "end_sessions": ROOT, "reset_second_factor": ROOT, "unlock": ROOT,
     },
     "assets_asset": {
-        "read": ROOT, "add": ROOT, "change": ROOT,
+        "read": ROOT, "add": ROOT, "change": ROOT, "/export": ROOT,
         "make_default": ROOT, "retire": ROOT, "restore": ROOT, "check_again": ROOT,
     },
     "fleet_pool": {"read": ROOT, "add": ROOT, "change": ROOT},
@@ -73,6 +75,8 @@ PAGES: dict[str, dict[str, set[str]]] = {
 }  # fmt: skip
 OF_A_TEAM = {name for name, rights in PAGES.items() if rights["read"] & TEAM_ROLES}
 PAGE_OF_ADMIN = {"changelist", "add", "history", "delete", "change"}
+OF_FILES = {"export", "import", "process_import"}
+"""Of django-import-export; the last one only takes what the one before has shown."""
 
 
 @pytest.fixture
@@ -123,7 +127,11 @@ def pages_of_its_own(name: str, pk: object) -> dict[str, str]:
         "auditlog_logentry": {"audit.csv": ("audit_export", [])},
         "billing_ledgertransaction": {"costs": ("billing_costs", []), "costs.csv": ("billing_costs_file", ["csv"])},
     }
-    return {more: reverse(f"admin:{address}", args=args) for more, (address, args) in found.get(name, {}).items()}
+    addresses = {more: reverse(f"admin:{address}", args=args) for more, (address, args) in found.get(name, {}).items()}
+    for more in ("export", "import"):
+        if f"{name}_{more}" in admin_addresses():
+            addresses[more] = page(name, more)
+    return addresses
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -146,7 +154,7 @@ def test_the_table_knows_every_address_of_the_admin():
     ``search`` is unfold's over the names of pages; its search over rows stays off. The pages of the second factor are everybody's
     own (``tests/accounts/test_second_factor.py``).
     """
-    of_models = {f"{name}_{kind}" for name in PAGES for kind in PAGE_OF_ADMIN}
+    of_models = {f"{name}_{kind}" for name in PAGES for kind in PAGE_OF_ADMIN | OF_FILES}
     of_django = {"index", "login", "logout", "password_change", "password_change_done", "autocomplete", "jsi18n",
                  "view_on_site", "app_list", "search", None}  # fmt: skip
     of_oneself = {"login_code", "login_enrolment", "second_factor", "second_factor_new"}

@@ -25,7 +25,8 @@ from django_otp.plugins.otp_totp.models import TOTPDevice
 from accounts.models import ApiToken, RecoveryCode
 from assets.models import Asset, Upload, UploadPart, Wildcard
 from assets.uploads import upload_append, upload_begin
-from audit.models import Seal
+from audit.models import Reading, Seal
+from audit.reading import reading_note
 from audit.sealing import seal_entries
 from billing.deployments import deployments_settle
 from billing.models import Budget, BudgetNotice, BudgetPeriod, DeploymentSpan, Hold, LedgerTransaction, Quota
@@ -149,6 +150,11 @@ def test_a_sound_installation_has_no_violation(delivered_job):
     assert list(violations()) == []
 
 
+def a_reading_without_its_entry(job: RenderJob) -> None:
+    reading_note(reader=a_caller("team-b", "bob").user, obj=job, owner_id=None, what="looked at the pictures")
+    Reading.objects.update(entry_id=0)
+
+
 def in_sql(*statements: str) -> None:
     """Change what the models would not allow, as only somebody with the database's keys could."""
     with transaction.atomic(), connection.cursor() as cursor:
@@ -239,6 +245,7 @@ BREAKAGES = {
     ),
     "M9 notice": a_notice_of_another_budget,
     "P14 entry": lambda job: (seal_entries(), LogEntry.objects.filter(pk=Seal.objects.first().entry_id).delete()),
+    "P14 reading": a_reading_without_its_entry,
     "M12 token": lambda job: Quota.objects.update(team=a_caller("team-b", "bob").team),
     "I6 attempt": lambda job: Attempt.objects.filter(ended_at=None).update(fence=99),
     "I7 ended claim": lambda job: Claim.objects.update(ended_at=timezone.now()),

@@ -8,7 +8,7 @@ AUDITLOG_INCLUDE_TRACKING_MODELS = (
     "accounts.Membership",
     "accounts.Project",
     {"model": "accounts.ApiToken", "exclude_fields": ["digest", "last_used_at"]},
-    {"model": "assets.Asset", "m2m_fields": ["teams", "users"]},
+    {"model": "assets.Asset", "m2m_fields": ["teams", "users", "pools"]},
     "fleet.Pool",
     "billing.RateCard",
     "billing.RatePrice",

@@ -16,8 +16,9 @@ from tqdm import tqdm
 from accounts.models import Team, User
 from assets.folders import Directory, folder_merge
 from assets.hashing import sha256_of
-from assets.intake import asset_process, asset_receive
+from assets.intake import SETTLED, asset_process, asset_receive
 from assets.models import Access, Asset, AssetKind, AssetState
+from assets.selectors import same_bytes
 from assets.sidecars import sidecars_of
 from assets.styles import styles_import
 from assets.wildcards import wildcards_import
@@ -56,6 +57,8 @@ class Command(BaseCommand):
         if asset.state != AssetState.APPROVED:
             raise CommandError(f"{asset.name} {asset.sha256} {asset.state}: {asset.reason}")
         self.stdout.write(f"{asset.name} {asset.sha256} {asset.state}")
+        for name in same_bytes(Asset.objects.filter(sha256=asset.sha256, state__in=SETTLED)).get(asset.pk, ()):
+            self.stderr.write(f"The same file is here as {name} already.")
 
     def take_texts(self, path: Path, options: dict[str, Any]) -> None:
         team = one(Team, name=slugify(options["team"])) if options["team"] else None
