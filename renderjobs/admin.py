@@ -39,6 +39,7 @@ from renderjobs.choices import ImageState, JobKind, JobState
 from renderjobs.compat.eas import admin as eas_admin  # noqa: F401  registers its page
 from renderjobs.expansion import recipe_from
 from renderjobs.files import base_of, file_url
+from renderjobs.gallery_pages import GalleryPages
 from renderjobs.models import (
     BatchSchedule,
     BatchTemplate,
@@ -88,7 +89,7 @@ class WorkAdmin(TeamAdmin):
 
 
 @admin.register(RenderJob)
-class JobPage(WorkAdmin):
+class JobPage(GalleryPages, WorkAdmin):
     may_add = may_change = may_delete = False
     list_display = (
         "short_id", "state_label", "team", "user", "progress", "delivered", "cost", "checkpoint", "created_at",
@@ -122,7 +123,7 @@ class JobPage(WorkAdmin):
         image = path(
             "<uuid:job_id>/images/<int:index>/", self.admin_site.admin_view(self.image), name="renderjobs_image"
         )
-        return [image, *super().get_urls()]
+        return [image, *self.gallery_urls(), *super().get_urls()]
 
     def image(self, request: HttpRequest, job_id: uuid.UUID, index: int) -> HttpResponse:
         job = self.get_object(request, str(job_id)) if self.may_visit(request) else None

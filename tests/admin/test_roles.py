@@ -27,8 +27,8 @@ NOBODY: set[str] = set()
 
 PAGES: dict[str, dict[str, set[str]]] = {
     "renderjobs_renderjob": {
-        "read": TEAM, "/image": TEAM, "cancel": WORKERS, "pause": WORKERS, "resume": WORKERS, "render_again": WORKERS,
-        "approve": LEADS, "decline": LEADS,
+        "read": TEAM, "/image": TEAM, "/gallery": TEAM, "cancel": WORKERS, "pause": WORKERS, "resume": WORKERS,
+        "render_again": WORKERS, "approve": LEADS, "decline": LEADS,
     },
     "renderjobs_batchtemplate": {
         "read": TEAM, "add": LEADS, "change": LEADS, "delete": LEADS, "delete_selected": LEADS, "/submit": WORKERS,
@@ -108,7 +108,10 @@ def may(client: Client, name: str, pk: object) -> set[str]:
 def pages_of_its_own(name: str, pk: object) -> dict[str, str]:
     """Addresses beside Django's five, by what they are for."""
     found: dict[str, dict[str, tuple[str, list[object]]]] = {
-        "renderjobs_renderjob": {"image": ("renderjobs_image", [pk, 0])},
+        "renderjobs_renderjob": {
+            "image": ("renderjobs_image", [pk, 0]),
+            "gallery": ("renderjobs_gallery", []),
+        },
         "renderjobs_batchtemplate": {"submit": ("renderjobs_batchtemplate_submit", [pk])},
         "accounts_user": {"password": ("auth_user_password_change", [pk])},
         "auditlog_logentry": {"audit.csv": ("audit_export", [])},
@@ -147,6 +150,11 @@ def test_the_table_knows_every_address_of_the_admin():
         "billing_costs",
         "billing_costs_file",
         "renderjobs_image",
+        "renderjobs_gallery",
+        # The next three are about one picture: tests/admin/test_gallery.py asks every role for them.
+        "renderjobs_thumbnail",
+        "renderjobs_compare",
+        "renderjobs_review",
         "audit_export",
     }
     assert set(admin_addresses()) - of_models - of_django - of_oneself == ours
