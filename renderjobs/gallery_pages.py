@@ -60,7 +60,6 @@ class GalleryPages:
         context = {
             **self.admin_site.each_context(request),
             "title": "Gallery",
-            "opts": self.opts,
             "choice": choice,
             "refusal": refusal,
             "may_review": self._may_review_any(request),
@@ -79,7 +78,6 @@ class GalleryPages:
         context = {
             **self.admin_site.each_context(request),
             "title": "Compare",
-            "opts": self.opts,
             **compared([found[pk] for pk in asked], base_of(request)),
         }
         return render(request, "renderjobs/compare.html", context)

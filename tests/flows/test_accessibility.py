@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
@@ -168,6 +169,44 @@ def test_u2_the_keyboard_reaches_what_a_page_is_for(chromium, platform, signed_i
     )
     assert seen
     page.context.close()
+
+
+def test_u3_the_gallery_goes_on_as_it_is_scrolled_and_is_reviewed_by_keys(chromium, platform, signed_in):
+    job = Client(platform).submit(prompt="a blue ring", n_iter=70, steps=1)["id"]
+    assert Client(platform).wait(job)["state"] == "succeeded"
+    page = chromium.new_context(base_url=platform.address, storage_state=signed_in).new_page()
+    page.goto(f"{PAGES['gallery']}?text=blue")
+    tiles = page.locator(".rk-tile")
+    expect(tiles).to_have_count(60)
+    expect(tiles.first.locator("img")).to_have_js_property("naturalWidth", 64)  # small pictures are never enlarged
+    page.mouse.wheel(0, 100_000)
+    expect(tiles).to_have_count(70)
+    page.evaluate("scrollTo(0, 0)")
+    tiles.first.locator("a").focus()
+    for key in ("4", "r", "c", "ArrowRight", "a", "c"):
+        page.keyboard.press(key)
+    expect(tiles.nth(0)).to_have_attribute("data-verdict", "rejected")
+    expect(tiles.nth(1)).to_have_attribute("data-verdict", "approved")
+    expect(tiles.nth(0).locator("[data-rating]")).to_have_value("4")
+    page.goto(f"{PAGES['gallery']}?stars=4&verdict=rejected")
+    expect(tiles).to_have_count(1)
+    page.go_back()
+    for place in (0, 1):
+        tiles.nth(place).locator("[name=image]").check()
+    page.click("#compare button")
+    expect(page.locator(".rk-compared img")).to_have_count(2)
+    page.context.close()
+
+
+def test_p13_the_qr_code_is_one_that_a_phone_reads(chromium, platform, signed_in, tmp_path):
+    for scheme in ("light", "dark"):
+        context = chromium.new_context(base_url=platform.address, storage_state=signed_in, color_scheme=scheme)
+        page = context.new_page()
+        page.goto(PAGES["second factor"])
+        page.locator(".rk-qr").screenshot(path=tmp_path / "qr.png")
+        text, _, _ = cv2.QRCodeDetector().detectAndDecode(cv2.imread(str(tmp_path / "qr.png")))
+        assert text.startswith("otpauth://totp/Renderkiln%3Aroot?secret=" + page.inner_text("code")), scheme
+        context.close()
 
 
 def test_u2_a_person_signs_in_and_cancels_a_job_without_a_mouse(chromium, platform):
