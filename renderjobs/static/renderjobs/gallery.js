@@ -12,7 +12,7 @@ document.addEventListener("DOMContentLoaded", () => {
   list.addEventListener("keydown", pressed);
   list.addEventListener("click", clicked);
   list.addEventListener("change", changed);
-  countMarks();
+  window.addEventListener("pageshow", countMarks); // by then the browser has put back the marks of a page it returns to
 });
 
 // --- endless ---------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 // Gives a name to controls that the theme leaves without one: those in the cells of a table of forms take their column's, and the
 // search field of a choice of many takes the choice's. Rows that are added later are named as they come. And lets the keyboard into
-// tables that are wider than their frame.
+// tables that are wider than their frame, and to the field where a page begins.
 "use strict";
 
 document.addEventListener("DOMContentLoaded", () => {
@@ -10,6 +10,11 @@ document.addEventListener("DOMContentLoaded", () => {
   for (const form of document.querySelectorAll('form[id$="_form"]')) {
     new MutationObserver(nameControls).observe(form, { childList: true, subtree: true });
   }
+});
+
+// The page is hidden until its scripts are at work, so the browser finds nothing that it could give the focus to.
+document.addEventListener("alpine:initialized", () => {
+  if (document.activeElement === document.body) document.querySelector("[autofocus]")?.focus();
 });
 
 function nameControls() {
