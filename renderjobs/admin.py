@@ -42,6 +42,7 @@ from renderjobs.choices import ImageState, JobKind, JobState
 from renderjobs.compat.eas import admin as eas_admin  # noqa: F401  registers its page
 from renderjobs.expansion import recipe_from
 from renderjobs.files import base_of, file_url
+from renderjobs.gallery_pages import GalleryPages
 from renderjobs.models import (
     BatchSchedule,
     BatchTemplate,
@@ -92,7 +93,7 @@ class WorkAdmin(TeamAdmin):
 
 
 @admin.register(RenderJob)
-class JobPage(ListExport, WorkAdmin):
+class JobPage(GalleryPages, ListExport, WorkAdmin):
     export_columns = (
         "id", "state", "kind", "source", "team__name", "project__name", "user__username", "pool__name", "checkpoint__name",
         "lane", "priority", "task_id", "images_total", "images_delivered", "images_failed", "images_cancelled", "gpu_us",
@@ -133,7 +134,7 @@ class JobPage(ListExport, WorkAdmin):
         image = path(
             "<uuid:job_id>/images/<int:index>/", self.admin_site.admin_view(self.image), name="renderjobs_image"
         )
-        return [image, *super().get_urls()]
+        return [image, *self.gallery_urls(), *super().get_urls()]
 
     def image(self, request: HttpRequest, job_id: uuid.UUID, index: int) -> HttpResponse:
         job = self.get_object(request, str(job_id)) if self.may_visit(request) else None

@@ -204,4 +204,4 @@ def qr_code(text: str) -> SafeString:
     """An SVG made here; nothing is asked of anybody else."""
     import segno
 
-    return mark_safe(segno.make(text, error="m").svg_inline(scale=5, border=4, dark="#000", light="#fff"))  # noqa: S308 our own drawing
+    return mark_safe(segno.make(text, error="m").svg_inline(omitsize=True, border=4, dark="#000", light="#fff"))  # noqa: S308 our own drawing

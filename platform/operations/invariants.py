@@ -82,6 +82,7 @@ from renderjobs.models import (
     EasQueue,
     EasService,
     ImageAttachment,
+    ImageReview,
     ImportedPicture,
     InputFile,
     JobApproval,
@@ -682,6 +683,11 @@ def p12_the_networks_of_a_token_are_some() -> Iterator[str]:
             yield f"P12 token {pk}: {error.errors[0].message}"
 
 
+def u3_a_review_is_of_a_picture() -> Iterator[str]:
+    for pk in pks(ImageReview.objects.exclude(image__state=ImageState.DELIVERED)):
+        yield f"U3 image {pk} is reviewed and has no picture."
+
+
 def p14_the_audit_log_is_what_was_sealed() -> Iterator[str]:
     yield from (f"P14 {line}" for line in broken_seals())
 
@@ -697,6 +703,7 @@ ROW_CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
     p13_a_person_has_one_second_factor_and_codes_only_with_it,
     p12_the_networks_of_a_token_are_some,
     p14_what_was_read_has_its_entry,
+    u3_a_review_is_of_a_picture,
     i1_counters_of_a_job_are_its_images,
     i1_a_job_is_open_exactly_while_an_image_is,
     i2_no_two_images_share_a_file,

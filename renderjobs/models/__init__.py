@@ -13,6 +13,7 @@ from renderjobs.models.imports import ImportedPicture
 from renderjobs.models.inputs import ImageAttachment, InputFile
 from renderjobs.models.jobs import IdempotencyRecord, JobEvent, RenderJob
 from renderjobs.models.profiles import OptionProfile
+from renderjobs.models.reviews import ImageReview
 from renderjobs.models.schedules import BatchSchedule, BatchTemplate, ScheduledRun, TemplateVersion
 from renderjobs.models.scripts import ScriptCall
 
@@ -29,6 +30,7 @@ __all__ = [
     "EasService",
     "IdempotencyRecord",
     "ImageAttachment",
+    "ImageReview",
     "ImportedPicture",
     "InputFile",
     "JobApproval",

@@ -8,6 +8,7 @@ import pytest
 from auditlog.models import LogEntry
 from axes.models import AccessAttempt
 from django.conf import settings as now_set
+from django.contrib.sessions.models import Session
 from django.core.exceptions import ImproperlyConfigured
 from django.test import Client
 from django.test.utils import override_settings
@@ -17,6 +18,7 @@ from django.utils import timezone
 from accounts.models import Membership, Role, Team, User
 from accounts.services import member_ensure
 from accounts.sessions import sessions_end
+from accounts.tasks import forget_sessions
 from accounts.throttling import LIMITS
 from config import env
 from tests.accounts.people import PASSWORD, a_person, is_in, sign_in
@@ -187,6 +189,16 @@ def test_a_person_who_changes_the_own_password_stays_and_the_other_devices_do_no
     form = {"old_password": PASSWORD, "new_password1": new, "new_password2": new}
     assert browser.post(reverse("admin:password_change"), form).status_code == 302
     assert is_in(browser) and not is_in(other)
+
+
+def test_sessions_that_have_run_out_are_removed_and_others_are_not():
+    a_person()
+    browser, left = Client(), Client()
+    for one in (browser, left):
+        sign_in(one)
+    Session.objects.filter(pk=left.session.session_key).update(expire_date=timezone.now())
+    forget_sessions()
+    assert Session.objects.count() == 1 and is_in(browser)
 
 
 # --- where the admin is -----------------------------------------------------------------------------------------------

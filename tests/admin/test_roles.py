@@ -27,7 +27,8 @@ NOBODY: set[str] = set()
 
 PAGES: dict[str, dict[str, set[str]]] = {
     "renderjobs_renderjob": {
-        "read": TEAM, "/image": TEAM, "/export": TEAM, "cancel": WORKERS, "pause": WORKERS, "resume": WORKERS,
+        "read": TEAM, "/image": TEAM, "/gallery": TEAM, "/export": TEAM, "cancel": WORKERS, "pause": WORKERS,
+        "resume": WORKERS,
         "render_again": WORKERS, "approve": LEADS, "decline": LEADS,
     },
     "renderjobs_batchtemplate": {
@@ -116,7 +117,10 @@ def may(client: Client, name: str, pk: object) -> set[str]:
 def pages_of_its_own(name: str, pk: object) -> dict[str, str]:
     """Addresses beside Django's five, by what they are for."""
     found: dict[str, dict[str, tuple[str, list[object]]]] = {
-        "renderjobs_renderjob": {"image": ("renderjobs_image", [pk, 0])},
+        "renderjobs_renderjob": {
+            "image": ("renderjobs_image", [pk, 0]),
+            "gallery": ("renderjobs_gallery", []),
+        },
         "renderjobs_batchtemplate": {"submit": ("renderjobs_batchtemplate_submit", [pk])},
         "renderjobs_easservice": {
             "import": ("renderjobs_easservice_import_document", []),
@@ -167,6 +171,11 @@ def test_the_table_knows_every_address_of_the_admin():
         "renderjobs_easservice_import_document",
         "renderjobs_easservice_calling",
         "renderjobs_easservice_document",
+        "renderjobs_gallery",
+        # The next three are about one picture: tests/admin/test_gallery.py asks every role for them.
+        "renderjobs_thumbnail",
+        "renderjobs_compare",
+        "renderjobs_review",
         "audit_export",
     }
     assert set(admin_addresses()) - of_models - of_django - of_oneself == ours

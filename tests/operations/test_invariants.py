@@ -45,6 +45,7 @@ from renderjobs.models import (
     EasQueue,
     EasService,
     ImageAttachment,
+    ImageReview,
     ImportedPicture,
     InputFile,
     JobApproval,
@@ -206,6 +207,9 @@ def two_second_factors(job: RenderJob) -> None:
 BREAKAGES = {
     "P13 two second factors": two_second_factors,
     "P13 codes without a second factor": lambda job: RecoveryCode.objects.create(user=job.user, digest="0" * 64),
+    "U3 a review of no picture": lambda job: ImageReview.objects.create(
+        image=image(job, "rendering").get(), rating=3, user=job.user
+    ),
     "P12 a network that is none": lambda job: ApiToken.objects.update(networks=["10.1.2.3/8"]),
     "I1 counters": lambda job: RenderJob.objects.filter(pk=job.pk).update(images_delivered=2),
     "I1 total": lambda job: RenderJob.objects.filter(pk=job.pk).update(images_total=3),

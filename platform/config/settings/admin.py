@@ -16,16 +16,16 @@ def _may_see(model: str, request: HttpRequest) -> bool:
     return site.get_model_admin(apps.get_model(model)).has_view_permission(request)
 
 
-def _stylesheet(request: HttpRequest) -> str:
+def _static(name: str, request: HttpRequest) -> str:
     from django.templatetags.static import static
 
-    return static("operations/admin.css")
+    return static(f"operations/{name}")
 
 
-def _is_ledger(request: HttpRequest) -> bool:
-    """The costs lie below the ledger's address and have an entry of their own."""
-    ledger = str(reverse_lazy("admin:billing_ledgertransaction_changelist"))
-    return request.path.startswith(ledger) and not request.path.startswith(f"{ledger}costs")
+def _is_below(page: str, but: str, request: HttpRequest) -> bool:
+    """Whether a page lies below another's address, and not below the part of it that has an entry of its own."""
+    address = str(reverse_lazy(page))
+    return request.path.startswith(address) and not request.path.startswith(f"{address}{but}")
 
 
 def _page(title: str, icon: str, model: str) -> dict[str, Any]:
@@ -44,9 +44,11 @@ UNFOLD = {
     "SITE_HEADER": "Renderkiln",
     "SITE_SUBHEADER": "Pictures, metered",
     "SITE_SYMBOL": "local_fire_department",
+    "SITE_FAVICONS": [{"rel": "icon", "type": "image/svg+xml", "href": partial(_static, "favicon.svg")}],
     "SITE_URL": None,
     "SHOW_HISTORY": False,
-    "STYLES": [_stylesheet],
+    "STYLES": [partial(_static, "admin.css")],
+    "SCRIPTS": [partial(_static, "accessibility.js")],
     "ACCOUNT": {
         "navigation": [
             {"title": "Change password", "link": reverse_lazy("admin:password_change")},
@@ -78,7 +80,16 @@ UNFOLD = {
                 "title": "Work",
                 "items": [
                     {"title": "Dashboard", "icon": "dashboard", "link": reverse_lazy("admin:index")},
-                    _page("Jobs", "photo_library", "renderjobs.renderjob"),
+                    {
+                        **_page("Jobs", "list_alt", "renderjobs.renderjob"),
+                        "active": partial(_is_below, "admin:renderjobs_renderjob_changelist", "gallery"),
+                    },
+                    {
+                        "title": "Gallery",
+                        "icon": "photo_library",
+                        "link": reverse_lazy("admin:renderjobs_gallery"),
+                        "permission": partial(_may_see, "renderjobs.renderjob"),
+                    },
                     _page("Templates", "bookmark", "renderjobs.batchtemplate"),
                     _page("Schedules", "schedule", "renderjobs.batchschedule"),
                 ],
@@ -104,7 +115,10 @@ UNFOLD = {
                     _page("Budgets", "savings", "billing.budget"),
                     _page("Quotas", "speed", "billing.quota"),
                     _page("Holds", "lock_clock", "billing.hold"),
-                    {**_page("Ledger", "receipt_long", "billing.ledgertransaction"), "active": _is_ledger},
+                    {
+                        **_page("Ledger", "receipt_long", "billing.ledgertransaction"),
+                        "active": partial(_is_below, "admin:billing_ledgertransaction_changelist", "costs"),
+                    },
                     _page("Usage", "timer", "billing.usagerecord"),
                     _page("Deployments", "dns", "billing.deploymentspan"),
                     _page("Rate cards", "sell", "billing.ratecard"),

@@ -20,5 +20,6 @@ AUDITLOG_INCLUDE_TRACKING_MODELS = (
     "renderjobs.TemplateVersion",
     {"model": "renderjobs.BatchSchedule", "exclude_fields": ["periodic_task", "handled_until"]},
     "renderjobs.JobApproval",
+    {"model": "renderjobs.ImageReview", "exclude_fields": ["changed_at"]},
     "renderjobs.EasService",
 )

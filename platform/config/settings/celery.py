@@ -34,6 +34,7 @@ CELERY_BEAT_SCHEDULE = {
     "advance scripts": {"task": "renderjobs.advance_scripts", "schedule": 5.0, "options": {"expires": 5}},
     "resume intakes": {"task": "assets.resume", "schedule": 300.0, "options": {"expires": 300}},
     "seal the audit log": {"task": "audit.seal", "schedule": 60.0, "options": {"expires": 60}},
+    "forget sessions": {"task": "accounts.forget_sessions", "schedule": 86_400.0, "options": {"expires": 86_400}},
     "settle idle time": {"task": "billing.settle_idle", "schedule": 3600.0, "options": {"expires": 3600}},
     "settle deployments": {"task": "billing.settle_deployments", "schedule": 3600.0, "options": {"expires": 3600}},
     "wake pools": {"task": "renderjobs.wake_pools", "schedule": 5.0, "options": {"expires": 5}},

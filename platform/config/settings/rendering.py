@@ -25,6 +25,10 @@ STALL_SECONDS = 300
 """Without a finished step, a loaded file or a delivered image for this long, the lease is no longer renewed."""
 SHUTDOWN_GRACE_SECONDS = 10
 """What runs at SIGTERM may finish within this; then its leases are given back."""
+THUMBNAIL_CACHE_BYTES = 2 * 1024**3
+"""Small pictures of the gallery on a web server's disk; about 10 KB each."""
+THUMBNAIL_SECONDS = 30 * 86_400
+"""One that nobody looked at for so long is removed."""
 WORKER_POLL_SECONDS = 5
 WORKER_DEAD_AFTER_SECONDS = 30
 MAX_ATTEMPTS = 3
