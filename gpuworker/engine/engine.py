@@ -23,6 +23,7 @@ from gpuworker.contract import (
     RenderSpec,
     Stopped,
 )
+from gpuworker.contract.texts import TextSpec, Written
 from gpuworker.engine.drawing import Drawing, Drawn
 from gpuworker.engine.errors import EngineError, InvalidSpecError, OutOfMemoryError
 from gpuworker.engine.execution_plan import plan_passes
@@ -37,6 +38,7 @@ from gpuworker.engine.models.flow import flow_family
 from gpuworker.engine.models.shelf import ModelShelf
 from gpuworker.engine.models.tiling import tiled
 from gpuworker.engine.prompts.encoder import PromptEncoder
+from gpuworker.engine.prompts.writer import write_prompts
 from gpuworker.engine.sampling.denoise import Watch
 from gpuworker.renderer import PreviewCallback, StepCallback
 
@@ -109,6 +111,22 @@ class DiffusersRenderer:
                 yield from self._each(spec, on_step, should_stop, self._enlarged)
             case DetectRecipe():
                 yield from self._each(spec, on_step, should_stop, self._mapped)
+
+    def write(self, spec: TextSpec, *, on_step: StepCallback, should_stop: Callable[[], bool]) -> Written | None:
+        """The prompts a language model makes of a short one; None when stopped.
+
+        Raises:
+            CheckpointError: The file is no language model this engine knows.
+            InvalidSpecError: The prompt is too long for the model.
+            OutOfMemoryError: The model or its answers did not fit.
+        """
+        self.load_us, recipe = 0, spec.recipe
+        clock = _Clock(self.device)
+        generator = self._guarded(partial(self.shelf.text_generator, spec, recipe.model), 1, "language models")
+        self.load_us = clock.lap_us()
+        writing = partial(write_prompts, generator, recipe, on_step=on_step, should_stop=should_stop)
+        prompts = self._guarded(writing, recipe.count, "prompts")
+        return None if prompts is None else Written(prompts, clock.lap_us())
 
     # --- pictures that are drawn -------------------------------------------------------------------------------------
 
@@ -218,7 +236,7 @@ class DiffusersRenderer:
 
     # --- memory ------------------------------------------------------------------------------------------------------
 
-    def _guarded(self, work: Callable[[], Result], images: int) -> Result:
+    def _guarded(self, work: Callable[[], Result], count: int, what: str = "images") -> Result:
         """Translate a full memory into our error, after the frames that hold the tensors are gone (R9)."""
         try:
             return work()
@@ -227,7 +245,7 @@ class DiffusersRenderer:
                 raise
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        raise OutOfMemoryError(f"A pass of {images} images did not fit into the memory of {self.device}.")
+        raise OutOfMemoryError(f"A pass of {count} {what} did not fit into the memory of {self.device}.")
 
 
 class _Clock:
