@@ -9,13 +9,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 from django.core.files.storage import default_storage
-from django.db import InterfaceError, OperationalError, close_old_connections
 
 from fleet.models import Worker
 from gpuworker.contract import Failed, ImageOutcome, Picture, Rendered, RenderSpec, Stopped
@@ -24,7 +23,9 @@ from gpuworker.engine.errors import EngineError, OutOfMemoryError
 from gpuworker.heartbeat import Heartbeat, Lease
 from gpuworker.model_files import MissingFileError, WrongHashError, files_kept
 from gpuworker.output import picture_store
+from gpuworker.prompt_writing import PromptWriter
 from gpuworker.renderer import Renderer
+from gpuworker.retrying import retried
 from renderjobs.claims import (
     ClaimedBatch,
     ClaimedImage,
@@ -35,11 +36,11 @@ from renderjobs.claims import (
 )
 from renderjobs.delivery import StoredPicture, image_deliver, image_fail, image_waste, load_record
 from renderjobs.previews import preview_put
+from renderjobs.prompt_expansions import expansion_release
 
 logger = logging.getLogger(__name__)
 DELIVERY_THREADS = 4
 MAX_ON_THE_WAY = 64
-DELIVERY_TRIES = 5
 LOAD_WORTH_US = 10_000
 """Less than this was no loading: the weights were found where they were left."""
 
@@ -54,6 +55,7 @@ class Runner:
         self.renderer = renderer
         self.heartbeat = heartbeat
         self.draining = draining
+        self.prompts = PromptWriter(worker=worker, renderer=renderer, heartbeat=heartbeat)
         self._deliveries = ThreadPoolExecutor(DELIVERY_THREADS, thread_name_prefix="deliver")
         self._on_the_way = threading.BoundedSemaphore(MAX_ON_THE_WAY)
         self._limits: dict[str, int] = {}
@@ -65,6 +67,8 @@ class Runner:
         """Render until nothing waits and every delivery has ended, the process drains or the worker was told to."""
         futures: list[Future[None]] = []
         while not self.draining.is_set() and not self._told_to_drain():
+            # Somebody waits at the screen, and one takes seconds; then pictures have their turn again.
+            wrote = self.prompts.write_next()
             batch = microbatch_claim(worker_id=self.worker.pk, pool_id=self.worker.pool_id)
             if batch is not None and batch.suspect:
                 # If it kills this process, no other picture may be on its way.
@@ -77,7 +81,7 @@ class Runner:
                 # A delivery may put its image back for another try, so look again when all have ended.
                 wait(futures)
                 futures = []
-            else:
+            elif not wrote:
                 break
         wait(futures)
 
@@ -106,6 +110,7 @@ class Runner:
         for lease in self.heartbeat.kept():
             lease.stop = True
             self.heartbeat.drop(lease.claim_id)
+            expansion_release(claim_id=lease.claim_id)
             lease_release(claim_id=lease.claim_id, cause="the worker stops")
 
     def _told_to_drain(self) -> bool:
@@ -239,23 +244,3 @@ class Runner:
 
 def _preview_store(image_id: int, picture: Picture) -> None:
     preview_put(image_id, png_of(picture, {}))
-
-
-def retried(
-    work: Callable[[], Any], *, errors: tuple[type[Exception], ...] = (OperationalError, InterfaceError)
-) -> Any:
-    """Run ``work`` again, a few times with growing pauses, after an error that may pass."""
-    for attempt in pauses():
-        try:
-            return work()
-        except errors:
-            if attempt is None:
-                raise
-            time.sleep(attempt)
-            close_old_connections()
-    raise AssertionError("unreachable")
-
-
-def pauses() -> Iterable[float | None]:
-    """0.2, 0.4, 0.8 … seconds, then None for the last try."""
-    return [*(0.2 * 2**exponent for exponent in range(DELIVERY_TRIES - 1)), None]

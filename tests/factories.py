@@ -16,6 +16,7 @@ from assets.models import Asset, AssetKind, AssetState
 from billing.models import RateCard, RatePrice
 from billing.ratecards import draft_publish
 from fleet.models import Pool
+from gpuworker.contract.texts import Habits
 from renderjobs.compat.eas.services import service_create
 from renderjobs.models import BatchSchedule, BatchTemplate, EasService, RenderJob
 from renderjobs.models.jobs import Source
@@ -78,6 +79,12 @@ def a_checkpoint(name: str = "mini", **changes: Any) -> Asset:
         "is_default": not Asset.objects.filter(is_default=True).exists(),
     }
     return Asset.objects.create(**{**values, **changes})
+
+
+def a_text_generator_row(name: str = "writer", **changes: Any) -> Asset:
+    """An approved, public language model's row; its file exists only when the test writes one."""
+    values = {"kind": AssetKind.TEXT_GENERATOR, "family": "bloom", "metadata": Habits().to_json(), "is_default": False}
+    return a_checkpoint(name, **{**values, **changes})
 
 
 def a_request(**changes: Any) -> RenderRequest:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 
 from gpuworker.contract import Attachment, Failed, ImageOutcome, Picture, Recipe, Rendered, RenderSpec, Stopped
 from gpuworker.contract.outcome import CONTROL_MAP
+from gpuworker.contract.texts import TextSpec, Written
+from gpuworker.engine.errors import InvalidSpecError
 from gpuworker.renderer import PreviewCallback, StepCallback
 
 POISON_SEED = 666
@@ -54,3 +56,15 @@ class PatternRenderer:
             units = recipe.control if isinstance(recipe, Recipe) else ()
             maps = tuple(Attachment(CONTROL_MAP, picture) for unit in units if unit.save_detected_map)
             yield Rendered(position, picture, gpu_us=share_us, attachments=maps)
+
+    def write(self, spec: TextSpec, *, on_step: StepCallback, should_stop: Callable[[], bool]) -> Written | None:
+        recipe = spec.recipe
+        if should_stop():
+            return None
+        if "please fail" in recipe.prompt:
+            raise InvalidSpecError("The prompt asked for a failure.", field="prompt", value=recipe.prompt)
+        if recipe.seed == POISON_SEED:
+            os.kill(os.getpid(), 9)
+        time.sleep(self.step_seconds)
+        on_step(1, 1)
+        return Written(tuple(f"{recipe.prompt}, {recipe.seed + index}" for index in range(recipe.count)), gpu_us=1000)

@@ -1,8 +1,8 @@
 """A folder of a model becomes one safetensors file, so that everything after the intake knows files only.
 
-Of diffusers' layout each part's tensors get the part's name in front (``unet.``, ``vae.`` …); that of transformers has one part, whose
-tensors keep their names. The texts beside them (``unet/config.json``, ``tokenizer.json`` …) lie in the file's metadata under their
-places in the folder. The same folder gives the same bytes. No tensor is looked at, and no code that came along is taken over.
+Of diffusers' layout each part's tensors get the part's name in front (``unet.``, ``vae.`` …); that of transformers has one part,
+whose tensors keep their names. The texts beside them (``unet/config.json``, ``tokenizer.json`` …) lie in the file's metadata under
+their places in the folder. The same folder gives the same bytes. No tensor is looked at, and no code that came along is taken over.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from renderjobs.models.imports import ImportedPicture
 from renderjobs.models.inputs import ImageAttachment, InputFile
 from renderjobs.models.jobs import IdempotencyRecord, JobEvent, RenderJob
 from renderjobs.models.profiles import OptionProfile
+from renderjobs.models.prompts import PromptExpansion
 from renderjobs.models.schedules import BatchSchedule, BatchTemplate, ScheduledRun, TemplateVersion
 from renderjobs.models.scripts import ScriptCall
 
@@ -34,6 +35,7 @@ __all__ = [
     "JobApproval",
     "JobEvent",
     "OptionProfile",
+    "PromptExpansion",
     "QueueKind",
     "RenderImage",
     "RenderJob",

@@ -1,4 +1,4 @@
-"""Tiny companions for tests, of the real classes: a Bloom with random weights and a tokenizer, saved as their publishers save theirs."""
+"""Tiny companions for tests, of the real classes, saved as publishers save theirs: language models and a safety checker."""
 
 from __future__ import annotations
 

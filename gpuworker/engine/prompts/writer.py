@@ -6,6 +6,7 @@ What decides the next token is drawn on the CPU, so that a seed gives one draw o
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from transformers import (
@@ -51,7 +52,7 @@ def write_prompts(
     device = generator.model.device
     draws = [torch.Generator("cpu").manual_seed(recipe.seed + index) for index in range(recipe.count)]
     weighed = _weighing(recipe.habits)
-    tokens = torch.tensor([asked] * recipe.count, device=device)
+    tokens: Any = torch.tensor([asked] * recipe.count, device=device)
     given, memory = tokens, None
     ended = [False] * recipe.count
     for step in range(new_tokens):
