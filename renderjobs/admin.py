@@ -50,6 +50,7 @@ from renderjobs.models import (
 )
 from renderjobs.models.jobs import Source
 from renderjobs.pausing import job_pause, job_resume
+from renderjobs.prompt_admin import prompt_chosen
 from renderjobs.saved_batches import template_check, template_save, template_submit
 from renderjobs.schedules import (
     CRON_FIELDS,
@@ -428,6 +429,8 @@ class TemplatePage(WorkAdmin):
         if version is None:
             raise Http404
         form = SubmitForm(version, request.POST or None)
+        if "prompt" in form.fields and not form.fields["prompt"].disabled:
+            form.fields["prompt"].initial = prompt_chosen(request, template.team_id) or form.fields["prompt"].initial
         if request.method == "POST" and form.is_valid():
             try:
                 job = self._submitted(request, template, form)

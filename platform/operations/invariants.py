@@ -41,6 +41,7 @@ from renderjobs.choices import (
     JOB_OPEN,
     JOB_TERMINAL,
     AttemptOutcome,
+    ExpansionState,
     ImageState,
     JobState,
     RunOutcome,
@@ -62,6 +63,7 @@ from renderjobs.models import (
     JobApproval,
     JobEvent,
     OptionProfile,
+    PromptExpansion,
     QueueKind,
     RenderImage,
     RenderJob,
@@ -298,6 +300,20 @@ def i7_a_held_image_has_one_open_claim() -> Iterator[str]:
     idle = Claim.objects.filter(ended_at=None).exclude(Exists(held.filter(claim=OuterRef("pk"))))
     for pk in pks(idle):
         yield f"I7 claim {pk} is open and holds nothing."
+
+
+def i7_a_prompt_is_written_under_a_claim_of_its_own() -> Iterator[str]:
+    images = RenderImage.objects.filter(claim=OuterRef("claim"))
+    for expansion in PromptExpansion.objects.filter(Exists(images)):
+        yield f"I7 prompt {expansion.pk} and pictures are under one claim, {expansion.claim_id}."
+
+
+def i7_written_prompts_are_as_many_as_were_asked_for() -> Iterator[str]:
+    # Counted here: databases count the items of a list each in their own way.
+    rows = PromptExpansion.objects.values_list("pk", "state", "count", "prompts")
+    for pk, state, count, prompts in rows.iterator():
+        if len(prompts) != (count if state == ExpansionState.WRITTEN else 0):
+            yield f"I7 prompt {pk} is {state} and has {len(prompts)} texts; {count} were asked for."
 
 
 def i9_sequences_of_events_have_no_gaps() -> Iterator[str]:
@@ -589,6 +605,8 @@ ROW_CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
     m12_a_quota_of_a_token_names_the_tokens_own_team_and_user,
     i6_a_held_image_has_one_running_attempt,
     i7_a_held_image_has_one_open_claim,
+    i7_a_prompt_is_written_under_a_claim_of_its_own,
+    i7_written_prompts_are_as_many_as_were_asked_for,
     i9_sequences_of_events_have_no_gaps,
     i9_events_tell_every_move,
     i10_attempts_end_with_their_images,

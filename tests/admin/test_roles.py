@@ -36,6 +36,7 @@ PAGES: dict[str, dict[str, set[str]]] = {
     "renderjobs_batchschedule": {
         "read": TEAM, "add": LEADS, "change": LEADS, "delete": LEADS, "delete_selected": LEADS,
     },
+    "renderjobs_promptexpansion": {"read": TEAM, "add": WORKERS, "/use": NOBODY},  # leads on to a template's form
     "renderjobs_easservice": {"read": LEADS, "add": ROOT, "change": ROOT, "renew_token": LEADS},
     "billing_ledgertransaction": {"read": MONEY, "/costs": MONEY, "/costs.csv": MONEY},
     "billing_usagerecord": {"read": MONEY},
@@ -107,6 +108,7 @@ def pages_of_its_own(name: str, pk: object) -> dict[str, str]:
     found: dict[str, dict[str, tuple[str, list[object]]]] = {
         "renderjobs_renderjob": {"image": ("renderjobs_image", [pk, 0])},
         "renderjobs_batchtemplate": {"submit": ("renderjobs_batchtemplate_submit", [pk])},
+        "renderjobs_promptexpansion": {"use": ("renderjobs_prompt_use", [pk])},
         "accounts_user": {"password": ("auth_user_password_change", [pk])},
         "auditlog_logentry": {"audit.csv": ("audit_export", [])},
         "billing_ledgertransaction": {"costs": ("billing_costs", []), "costs.csv": ("billing_costs_file", ["csv"])},
@@ -142,6 +144,7 @@ def test_the_table_knows_every_address_of_the_admin():
         "billing_costs",
         "billing_costs_file",
         "renderjobs_image",
+        "renderjobs_prompt_use",
         "audit_export",
     }
     assert set(admin_addresses()) - of_models - of_django == ours

@@ -50,7 +50,11 @@ def test_a_prompt_is_accepted_followed_and_read():
     assert (shown["seed"], shown["count"], shown["prompts"], shown["error"]) == (7, 1, [], None)
     write()
     written = client.get(shown["links"]["self"]).json()
-    assert (written["state"], written["prompts"], written["gpu_seconds"]) == ("written", ["a red circle, sharp focus"], 1.5)
+    assert (written["state"], written["prompts"], written["gpu_seconds"]) == (
+        "written",
+        ["a red circle, sharp focus"],
+        1.5,
+    )
 
 
 def test_a_model_is_chosen_by_its_name():

@@ -75,6 +75,7 @@ UNFOLD = {
                     _page("Jobs", "photo_library", "renderjobs.renderjob"),
                     _page("Templates", "bookmark", "renderjobs.batchtemplate"),
                     _page("Schedules", "schedule", "renderjobs.batchschedule"),
+                    _page("Prompts", "edit_note", "renderjobs.promptexpansion"),
                 ],
             },
             {
