@@ -33,6 +33,7 @@ from accounts.admin import TeamAdmin, TeamFilter, is_superuser, teams_as
 from accounts.authentication import Caller
 from accounts.models import Role
 from common.errors import InvalidRequestError, PlatformError
+from renderjobs import safety_admin  # noqa: F401  registers its page
 from renderjobs.api.serializers import seconds
 from renderjobs.approvals import job_approve, job_decline
 from renderjobs.choices import ImageState, JobKind, JobState

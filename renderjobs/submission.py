@@ -27,6 +27,7 @@ from common.database import insert_rows, now_plus
 from common.errors import ConflictError, FieldError, ForbiddenError, InvalidRequestError
 from fleet.models import Pool
 from fleet.services import pool_for_new_jobs
+from gpuworker.contract.safety import OFF
 from renderjobs.choices import IMAGE_HELD, JOB_OPEN, AttemptOutcome, ImageState, JobState, Lane
 from renderjobs.claims import claim_close
 from renderjobs.dispatch import wake_on_commit
@@ -48,6 +49,7 @@ from renderjobs.outputs import SavedUnder
 from renderjobs.pinning import Pinned, pinned
 from renderjobs.request import RenderRequest
 from renderjobs.rollup import job_settle
+from renderjobs.safety import with_safety
 from renderjobs.transitions import counted, images_move, job_created, jobs_locked
 from renderjobs.work import pixel_steps
 
@@ -103,6 +105,7 @@ def job_submit(
     ceiling: Decimal | None = None,
     saved: SavedUnder | None = None,
     pool: Pool | None = None,
+    safety: str = OFF,
 ) -> Submitted:
     """Accept a job: the job, its images and the idempotency record in one transaction, the wake-up after it.
 
@@ -114,15 +117,17 @@ def job_submit(
         ceiling: The most that may have to be held for it; None for any amount.
         saved: The folder its pictures go to; None: one of the job's own.
         pool: Where it goes while that pool is enabled.
+        safety: What its door demands of the safety filter; a team's policy may demand more.
     Raises:
         InvalidRequestError: Checkpoint, project or tags cannot be used; nothing is stored.
         ConflictError: The key was used before with another body, the task id by another member of the team, or it might
             cost more than the ceiling.
         UnavailableError: No pool, or no price for it.
+        SafetyFilterMissingError: Its pictures must be looked at, and nothing is installed that could.
         BudgetExceededError, QuotaExceededError: It does not fit; nothing is stored.
     """
     _require_may_submit(caller)
-    digest = body_digest(body)
+    request, digest = with_safety(request, team=caller.team, demanded=safety), body_digest(body)
     if earlier := _earlier(caller, idempotency_key, task_id, digest):
         return Submitted(earlier, replayed=True)
     accepted = _accepted(caller, request, source=source, lane=lane, project=project, tags=tags or {}, pool=pool)
@@ -198,6 +203,7 @@ def job_estimate(
         PlatformError: As ``job_submit`` before it asks for money.
     """
     _require_may_submit(caller)
+    request = with_safety(request, team=caller.team)
     accepted = _accepted(caller, request, source="", lane=lane, project=project, tags=tags or {})
     return accepted.estimate, free_budgets(subject=accepted.subject, currency=accepted.job.currency)
 

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TypeVar
 
 import torch
+from PIL import Image
 
 from gpuworker.contract import (
     DetectRecipe,
@@ -23,6 +24,7 @@ from gpuworker.contract import (
     RenderSpec,
     Stopped,
 )
+from gpuworker.contract.safety import PASSED, SENTENCES, VERDICT_OF_MODE
 from gpuworker.contract.texts import TextSpec, Written
 from gpuworker.engine.drawing import Drawing, Drawn
 from gpuworker.engine.errors import EngineError, InvalidSpecError, OutOfMemoryError
@@ -32,6 +34,7 @@ from gpuworker.engine.images.controlnet.units import control_map
 from gpuworker.engine.images.extras import render_extras
 from gpuworker.engine.images.latents import PictureEncoder
 from gpuworker.engine.images.pictures import open_picture
+from gpuworker.engine.images.safety import censored, censored_along
 from gpuworker.engine.images.upscale import StopSeen, upscaler_of
 from gpuworker.engine.images.vae import FlatPictureError, decode
 from gpuworker.engine.models.flow import flow_family
@@ -135,6 +138,8 @@ class DiffusersRenderer:
         drawing = self._drawing(spec, recipes[0], watch)
         clock, drawn = _Clock(self.device), None
         try:
+            if check := recipes[0].safety:
+                self._guarded(partial(self.shelf.safety_checker, spec, check.weights), 1, "safety checkers")
             self._guarded(drawing.load, len(recipes))
             self.load_us = clock.lap_us()
             drawn = self._guarded(drawing.draw, len(recipes))
@@ -170,6 +175,9 @@ class DiffusersRenderer:
                     finish=drawing.finish_of(position),
                 )
             picture, attachments = drawing.finished(position, pixels.numpy())
+            verdict = self._verdict(drawing, position, picture)
+            if verdict in SENTENCES:
+                picture, attachments = censored(picture, verdict), censored_along(attachments, verdict)
         except StopSeen:
             return Stopped(position, gpu_us=share_us + clock.lap_us())
         except FlatPictureError as error:
@@ -184,8 +192,18 @@ class DiffusersRenderer:
             picture,
             gpu_us=share_us + clock.lap_us(),
             attachments=tuple(attachments),
-            warnings=drawing.warnings_of(position),
+            warnings=(*drawing.warnings_of(position), *filter(None, [SENTENCES.get(verdict)])),
+            verdict=verdict,
         )
+
+    def _verdict(self, drawing: Drawing | FlowDrawing, position: int, picture: Picture) -> str:
+        """Of the safety filter; empty where the recipe asks for none."""
+        check = drawing.recipes[position].safety
+        if check is None:
+            return ""
+        checker = self.shelf.safety_checker(drawing.spec, check.weights)
+        seen = Image.frombytes(picture.mode, (picture.width, picture.height), picture.pixels)
+        return VERDICT_OF_MODE[check.mode] if checker.catches(seen) else PASSED
 
     # --- pictures made from pictures ---------------------------------------------------------------------------------
 

@@ -33,6 +33,8 @@ from billing.models import (
     TransactionKind,
     UsageRecord,
 )
+from common.database import ValueOfKey
+from gpuworker.contract.safety import VERDICT_OF_MODE
 from renderjobs.choices import (
     IMAGE_ARROWS,
     IMAGE_HELD,
@@ -43,6 +45,7 @@ from renderjobs.choices import (
     AttemptOutcome,
     ExpansionState,
     ImageState,
+    JobKind,
     JobState,
     RunOutcome,
 )
@@ -449,6 +452,13 @@ def i2_inputs_and_attachments_have_their_objects() -> Iterator[str]:
                 yield f"I2 the object of {what} {pk} is {'missing' if found is None else 'not what was stored'}: {key}."
 
 
+def p15_a_picture_that_must_be_looked_at_was() -> Iterator[str]:
+    demanding = RenderJob.objects.alias(mode=ValueOfKey("request", "safety")).filter(mode__in=VERDICT_OF_MODE)
+    unseen = RenderImage.objects.filter(state=ImageState.DELIVERED, safety_verdict="")
+    for image in unseen.filter(job__in=demanding.filter(kind__in=(JobKind.TXT2IMG, JobKind.IMG2IMG))):
+        yield f"P15 image {image.pk} is delivered, and the safety filter has not looked at it."
+
+
 def p4_a_jobs_lock_names_only_files_that_are_there() -> Iterator[str]:
     """Of open jobs: what they pinned can still be loaded."""
     usable = (AssetState.APPROVED, AssetState.RETIRED)
@@ -613,6 +623,7 @@ ROW_CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
     p4_the_default_checkpoint_is_usable,
     p4_a_jobs_lock_names_only_files_that_are_there,
     p2_parts_of_an_upload_follow_one_another,
+    p15_a_picture_that_must_be_looked_at_was,
     j12_a_scheduled_run_is_the_job_of_its_time,
     j20_versions_of_a_template_are_counted_from_one,
     c3_an_ended_script_has_no_open_job,

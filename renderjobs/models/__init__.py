@@ -14,6 +14,7 @@ from renderjobs.models.inputs import ImageAttachment, InputFile
 from renderjobs.models.jobs import IdempotencyRecord, JobEvent, RenderJob
 from renderjobs.models.profiles import OptionProfile
 from renderjobs.models.prompts import PromptExpansion
+from renderjobs.models.safety import SafetyPolicy
 from renderjobs.models.schedules import BatchSchedule, BatchTemplate, ScheduledRun, TemplateVersion
 from renderjobs.models.scripts import ScriptCall
 
@@ -39,6 +40,7 @@ __all__ = [
     "QueueKind",
     "RenderImage",
     "RenderJob",
+    "SafetyPolicy",
     "ScheduledRun",
     "ScriptCall",
     "TemplateVersion",

@@ -37,6 +37,9 @@ PAGES: dict[str, dict[str, set[str]]] = {
         "read": TEAM, "add": LEADS, "change": LEADS, "delete": LEADS, "delete_selected": LEADS,
     },
     "renderjobs_promptexpansion": {"read": TEAM, "add": WORKERS, "/use": NOBODY},  # leads on to a template's form
+    "renderjobs_safetypolicy": {
+        "read": TEAM, "add": ROOT, "change": ROOT, "delete": ROOT, "delete_selected": ROOT,
+    },
     "renderjobs_easservice": {"read": LEADS, "add": ROOT, "change": ROOT, "renew_token": LEADS},
     "billing_ledgertransaction": {"read": MONEY, "/costs": MONEY, "/costs.csv": MONEY},
     "billing_usagerecord": {"read": MONEY},

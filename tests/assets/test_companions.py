@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 from django.core.management import CommandError, call_command
+from PIL import Image
 from safetensors.torch import load_file
 
 from assets.intake import asset_process, asset_receive
 from assets.models import Asset
 from gpuworker.contract.texts import BEAUTIFUL_PROMPT, BEAUTIFUL_PROMPT_2, Habits
 from gpuworker.engine.models.text_generators import load_text_generator
-from tests.engine.companions import a_text_generator
+from tests.engine.companions import a_safety_checker, a_text_generator
 
 pytestmark = pytest.mark.django_db
 
@@ -125,3 +126,38 @@ def test_an_instruction_goes_with_a_text_generator_only(folder):
         call_command("import_asset", str(folder), kind="safety_filter", instruction="{prompt}")
     with pytest.raises(CommandError, match=r"holds \{prompt\}"):
         taken_in(folder, instruction="no place for it")
+
+
+# --- safety filters --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def watchful(tmp_path) -> Path:
+    black, white = (Image.new("RGB", (32, 32), colour) for colour in ("black", "white"))
+    return a_safety_checker(tmp_path / "watchful", caught=black, let_through=white)
+
+
+def test_a_safety_checker_is_taken_in_by_its_folder(watchful):
+    call_command("import_asset", str(watchful), kind="safety_filter", verbosity=0)
+    asset = Asset.objects.get(kind="safety_filter")
+    assert (asset.state, asset.family, asset.name, asset.metadata) == ("approved", "safety_checker", "watchful", {})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "clip"}'), "describes no vision model"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "they lack concept_embeds"),
+        (lambda folder: change(folder / "config.json", auto_map={}), "names code of its own"),
+    ],
+    ids=["no vision model", "no weights", "code"],
+)
+def test_a_folder_that_is_no_safety_checker_is_refused_with_the_reason(watchful, spoil, reason):
+    spoil(watchful)
+    with pytest.raises(CommandError, match=reason):
+        call_command("import_asset", str(watchful), kind="safety_filter")
+
+
+def test_a_safety_checker_writes_no_prompts(watchful):
+    with pytest.raises(CommandError, match="'clip'; accepted are bloom, gpt2"):
+        taken_in(watchful)

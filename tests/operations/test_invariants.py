@@ -224,6 +224,7 @@ BREAKAGES = {
         outcome="delivered", image=image(job, "delivered").get(), fence=99
     ),
     "I19": an_old_object_of_nobody,
+    "P15 unseen": lambda job: RenderJob.objects.filter(pk=job.pk).update(request={**job.request, "safety": "blur"}),
     "P4 hash": lambda job: Asset.objects.update(sha256=""),
     "P4 retired": lambda job: Asset.objects.update(state="retired", is_default=False, size_bytes=2),
     "R8 card": lambda job: in_sql(*frozen_removal_sql("billing_rateprice", connection.vendor, inserts=True)),

@@ -20,6 +20,7 @@ from gpuworker.engine.models.controlnets import ControlNetwork, load_controlnet,
 from gpuworker.engine.models.flow import FlowModel, load_flow
 from gpuworker.engine.models.loader import Checkpoint, load_checkpoint, load_vae
 from gpuworker.engine.models.networks import ActiveNetwork, NetworkMerger, load_network
+from gpuworker.engine.models.safety_checkers import SafetyChecker, load_safety_checker
 from gpuworker.engine.models.text_generators import TextGenerator, load_text_generator
 from gpuworker.engine.models.upscalers import UpscalerNetwork, load_upscaler
 from gpuworker.engine.prompts.embeddings import Embedding, read_embeddings
@@ -106,6 +107,10 @@ class ModelShelf:
     def upscaler(self, spec: RenderSpec, weights: Weights) -> UpscalerNetwork:
         """Full precision on any device, as A1111 runs them."""
         return self.model("upscaler", spec, weights, lambda path: load_upscaler(path, device=self.device))
+
+    def safety_checker(self, spec: RenderSpec, weights: Weights) -> SafetyChecker:
+        """Raises: CheckpointError: The file is no safety checker."""
+        return self.model("safety checker", spec, weights, lambda path: load_safety_checker(path, device=self.device))
 
     def text_generator(self, spec: TextSpec, weights: Weights) -> TextGenerator:
         """Raises: CheckpointError: The file is no language model the engine knows."""

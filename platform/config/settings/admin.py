@@ -85,6 +85,7 @@ UNFOLD = {
                     _page("Pools", "memory", "fleet.pool"),
                     _page("Workers", "developer_board", "fleet.worker"),
                     _page("EAS services", "dynamic_form", "renderjobs.easservice"),
+                    _page("Safety filter", "shield", "renderjobs.safetypolicy"),
                 ],
             },
             {

@@ -21,4 +21,5 @@ AUDITLOG_INCLUDE_TRACKING_MODELS = (
     {"model": "renderjobs.BatchSchedule", "exclude_fields": ["periodic_task", "handled_until"]},
     "renderjobs.JobApproval",
     "renderjobs.EasService",
+    "renderjobs.SafetyPolicy",
 )
