@@ -34,6 +34,9 @@ class PromptWriter:
             self._end(claimed, lease)
         except LeaseLost:
             logger.info("Prompt %s is not ours any more", claimed.expansion_id)
+        except Exception:
+            # It stays under the lease; when that passes, it is tried again.
+            logger.exception("What became of prompt %s could not be kept", claimed.expansion_id)
         finally:
             self.heartbeat.drop(claimed.claim_id)
         return True

@@ -68,7 +68,7 @@ def load_safety_checker(path: Path, *, device: torch.device) -> SafetyChecker:
     """Raises: CheckpointError: The file is damaged or no safety checker."""
     tensors = read_separately(path)
     try:
-        config = CLIPConfig.from_dict(json.loads(read_metadata(path)[CONFIG]))
+        config: Any = CLIPConfig.from_dict(json.loads(read_metadata(path)[CONFIG]))
         side = int(config.vision_config.image_size)
         model: Any = StableDiffusionSafetyChecker(config)
     except Exception as error:  # transformers checks configurations by errors of many kinds

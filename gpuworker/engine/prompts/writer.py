@@ -92,4 +92,6 @@ def _drawn(chances: torch.Tensor, draws: list[torch.Generator]) -> torch.Tensor:
 def _text(generator: TextGenerator, tokens: list[int]) -> str:
     """Up to the first token that ends a text; what comes after it answers nothing."""
     end = next((place for place, token in enumerate(tokens) if token in generator.ends), len(tokens))
-    return str(generator.tokenizer.decode(tokens[:end], skip_special_tokens=True)).strip()
+    text = generator.tokenizer.decode(tokens[:end], skip_special_tokens=True)
+    # A prompt is one line, and models of bytes can write what no database takes.
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
