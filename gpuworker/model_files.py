@@ -16,6 +16,7 @@ from django.core.files.storage import Storage, default_storage, storages
 
 from assets.models import Asset, AssetState
 from gpuworker.contract import AnyRecipe, WeightsFile
+from gpuworker.contract.texts import TextRecipe
 from gpuworker.disk_cache import CONFIG_SUFFIX, make_room, used
 from renderjobs.models import InputFile
 
@@ -35,7 +36,7 @@ class WrongHashError(Exception):
 
 @contextmanager
 def files_kept(
-    recipes: Iterable[AnyRecipe], team_ids: Collection[int]
+    recipes: Iterable[AnyRecipe | TextRecipe], team_ids: Collection[int]
 ) -> Iterator[tuple[dict[str, WeightsFile], dict[str, Path]]]:
     """Every file the recipes name, by its hash, on this machine's disk for as long as the context lasts.
 
@@ -54,7 +55,9 @@ def files_kept(
         )
 
 
-def _rows(recipes: list[AnyRecipe], team_ids: Collection[int]) -> tuple[dict[str, Asset], dict[str, InputFile]]:
+def _rows(
+    recipes: list[AnyRecipe | TextRecipe], team_ids: Collection[int]
+) -> tuple[dict[str, Asset], dict[str, InputFile]]:
     weights = {use.sha256 for recipe in recipes for use in recipe.weights()}
     pictures = {picture.sha256 for recipe in recipes for picture in recipe.inputs()}
     usable = Asset.objects.filter(sha256__in=weights, state__in=(AssetState.APPROVED, AssetState.RETIRED))

@@ -39,6 +39,7 @@ def picture_store(image: ClaimedImage, rendered: Rendered) -> StoredPicture:
             for attachment_stem, attachment in zip(attachment_stems(image, rendered), rendered.attachments, strict=True)
         ),
         warnings=rendered.warnings,
+        verdict=rendered.verdict,
     )
 
 

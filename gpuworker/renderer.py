@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from gpuworker.contract import ImageOutcome, Picture, RenderSpec
+from gpuworker.contract.texts import TextSpec, Written
 
 StepCallback = Callable[[int, int], None]
 """Called once per denoiser step with (finished steps, all steps of the pass); must return at once."""
@@ -14,7 +15,7 @@ PreviewCallback = Callable[[Callable[[], Sequence[Picture]]], None]
 
 
 class Renderer(Protocol):
-    """Turns one micro-batch into outcomes."""
+    """Turns one micro-batch into outcomes, and a short prompt into long ones."""
 
     load_us: int
     """What the last pass spent on loading weights; of no image, so it is in none of their times."""
@@ -32,5 +33,13 @@ class Renderer(Protocol):
         Raises:
             OutOfMemoryError: The pass did not fit; nothing was yielded, the caller splits it.
             EngineError: The pass as a whole could not start (a broken checkpoint, say).
+        """
+        ...
+
+    def write(self, spec: TextSpec, *, on_step: StepCallback, should_stop: Callable[[], bool]) -> Written | None:
+        """The prompts in the order of their seeds; None when stopped.
+
+        Raises:
+            EngineError: They could not be written.
         """
         ...

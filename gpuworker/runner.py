@@ -9,16 +9,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from django.core.files.storage import default_storage
-from django.db import InterfaceError, OperationalError, close_old_connections
+from django.db import close_old_connections
 
 from fleet.models import Worker
 from fleet.services import worker_may_claim, worker_quarantine
@@ -28,7 +28,9 @@ from gpuworker.engine.errors import EngineError, OutOfMemoryError
 from gpuworker.heartbeat import Heartbeat, Lease
 from gpuworker.model_files import MissingFileError, WrongHashError, files_kept
 from gpuworker.output import picture_store
+from gpuworker.prompt_writing import PromptWriter
 from gpuworker.renderer import Renderer
+from gpuworker.retrying import retried
 from renderjobs.claims import (
     ClaimedBatch,
     ClaimedImage,
@@ -39,11 +41,11 @@ from renderjobs.claims import (
 )
 from renderjobs.delivery import StoredPicture, image_deliver, image_fail, image_waste, load_record
 from renderjobs.previews import preview_put
+from renderjobs.prompt_expansions import expansion_release
 
 logger = logging.getLogger(__name__)
 DELIVERY_THREADS = 4
 MAX_ON_THE_WAY = 64
-DELIVERY_TRIES = 5
 CARD_FAILURES = ("CUDA error", "CUDA driver error", "cuDNN error", "CUBLAS_STATUS", "uncorrectable ECC")
 """What torch says when the card, not the picture, is at fault. Running out of memory has an error of its own."""
 CARD_FAILURES_ACCEPTED = 2
@@ -86,6 +88,7 @@ class Runner:
         self.renderer = renderer
         self.heartbeat = heartbeat
         self.draining = draining
+        self.prompts = PromptWriter(worker=worker, renderer=renderer, heartbeat=heartbeat)
         self._deliveries = ThreadPoolExecutor(DELIVERY_THREADS, thread_name_prefix="deliver")
         self._claims = ThreadPoolExecutor(1, thread_name_prefix="claim")
         self._on_the_way = threading.BoundedSemaphore(MAX_ON_THE_WAY)
@@ -101,12 +104,12 @@ class Runner:
         """Render until nothing waits and every delivery has ended, the process drains or the worker was told to."""
         futures: list[Future[None]] = []
         self._quarantined = False
-        ready = self._claim()
-        while ready or futures:
+        wrote, ready = self._write_prompt(), self._claim()
+        while ready or futures or wrote:
             if ready is None:
                 # A delivery may put its image back for another try, so look again when all have ended.
                 wait(futures)
-                futures, ready = [], self._claim()
+                futures, wrote, ready = [], self._write_prompt(), self._claim()
             elif self.draining.is_set() or self._quarantined:
                 self._give_back(ready)
                 ready = None
@@ -119,10 +122,18 @@ class Runner:
             else:
                 ahead = self._claims.submit(self._claim_ahead, ready.lease)
                 futures = [*(future for future in futures if not future.done()), *self.run(ready)]
+                wrote = self._write_prompt()
                 ready = ahead.result() or self._claim()
 
+    def _write_prompt(self) -> bool:
+        """One has its turn between two micro-batches: somebody waits at the screen, and it takes seconds."""
+        return self._may_claim() and self.prompts.write_next()
+
+    def _may_claim(self) -> bool:
+        return not self.draining.is_set() and worker_may_claim(self.worker.pk)
+
     def _claim(self) -> Ready | None:
-        if self.draining.is_set() or not worker_may_claim(self.worker.pk):
+        if not self._may_claim():
             return None
         batch = microbatch_claim(worker_id=self.worker.pk, pool_id=self.worker.pool_id)
         if batch is None:
@@ -197,6 +208,7 @@ class Runner:
         for lease in self.heartbeat.kept():
             lease.stop = True
             self.heartbeat.drop(lease.claim_id)
+            expansion_release(claim_id=lease.claim_id)
             lease_release(claim_id=lease.claim_id, cause="the worker stops")
 
     def _drop_after(self, futures: list[Future[None]], claim_id: int) -> None:
@@ -250,6 +262,8 @@ class Runner:
     ) -> Iterator[tuple[int, ImageOutcome]]:
         """Render in passes that fit: out of memory halves the pass, and the smaller size is remembered."""
         key = batch.images[0].recipe.pass_key
+        # Nobody sees on the way what the safety filter has not seen.
+        looked_at = getattr(batch.images[0].recipe, "safety", None) is not None
         todo = list(range(len(batch.images)))
         while todo:
             part = todo[: self._limits.get(key, len(todo))]
@@ -261,7 +275,7 @@ class Runner:
                     spec,
                     on_step=lease.on_step,
                     should_stop=lease.should_stop,
-                    on_preview=partial(self._preview, [batch.images[position].image_id for position in part], lease),
+                    on_preview=None if looked_at else partial(self._preview, image_ids_of(batch, part), lease),
                 )
                 for outcome in rendered:
                     yield part[outcome.position], outcome
@@ -332,25 +346,9 @@ class Runner:
             raise
 
 
+def image_ids_of(batch: ClaimedBatch, part: Sequence[int]) -> list[int]:
+    return [batch.images[position].image_id for position in part]
+
+
 def _preview_store(image_id: int, picture: Picture) -> None:
     preview_put(image_id, png_of(picture, {}))
-
-
-def retried(
-    work: Callable[[], Any], *, errors: tuple[type[Exception], ...] = (OperationalError, InterfaceError)
-) -> Any:
-    """Run ``work`` again, a few times with growing pauses, after an error that may pass."""
-    for attempt in pauses():
-        try:
-            return work()
-        except errors:
-            if attempt is None:
-                raise
-            time.sleep(attempt)
-            close_old_connections()
-    raise AssertionError("unreachable")
-
-
-def pauses() -> Iterable[float | None]:
-    """0.2, 0.4, 0.8 … seconds, then None for the last try."""
-    return [*(0.2 * 2**exponent for exponent in range(DELIVERY_TRIES - 1)), None]

@@ -36,6 +36,7 @@ from audit.reading import reading_note
 from billing.deployments import share_of
 from common.errors import InvalidRequestError, PlatformError
 from common.exporting import ListExport
+from renderjobs import safety_admin  # noqa: F401  registers its page
 from renderjobs.api.serializers import seconds
 from renderjobs.approvals import job_approve, job_decline
 from renderjobs.choices import ImageState, JobKind, JobState
@@ -54,6 +55,7 @@ from renderjobs.models import (
 )
 from renderjobs.models.jobs import Source
 from renderjobs.pausing import job_pause, job_resume
+from renderjobs.prompt_admin import prompt_chosen
 from renderjobs.saved_batches import template_check, template_save, template_submit
 from renderjobs.schedules import (
     CRON_FIELDS,
@@ -451,6 +453,8 @@ class TemplatePage(WorkAdmin):
         if version is None:
             raise Http404
         form = SubmitForm(version, request.POST or None)
+        if "prompt" in form.fields and not form.fields["prompt"].disabled:
+            form.fields["prompt"].initial = prompt_chosen(request, template.team_id) or form.fields["prompt"].initial
         if request.method == "POST" and form.is_valid():
             try:
                 job = self._submitted(request, template, form)

@@ -38,6 +38,18 @@ class ImageState(models.TextChoices):
     CANCELLED = "cancelled"
 
 
+class ExpansionState(models.TextChoices):
+    """``waiting`` → ``writing`` → ``written`` | ``failed``; a lost lease leads back."""
+
+    WAITING = "waiting"
+    WRITING = "writing"
+    WRITTEN = "written"
+    FAILED = "failed"
+
+
+EXPANSION_OPEN = (ExpansionState.WAITING, ExpansionState.WRITING)
+
+
 class AttemptOutcome(models.TextChoices):
     RUNNING = "running"
     DELIVERED = "delivered"

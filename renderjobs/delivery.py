@@ -48,6 +48,7 @@ class StoredPicture:
     infotext: str
     attachments: tuple[StoredAttachment, ...] = ()
     warnings: tuple[str, ...] = ()
+    verdict: str = ""
 
 
 def image_deliver(*, batch: ClaimedBatch, image: ClaimedImage, picture: StoredPicture, gpu_us: int) -> None:
@@ -75,6 +76,7 @@ def image_deliver(*, batch: ClaimedBatch, image: ClaimedImage, picture: StoredPi
             height=picture.height,
             infotext=picture.infotext,
             warnings=list(picture.warnings),
+            safety_verdict=picture.verdict,
             gpu_us=gpu_us,
             cost_amount=amount,
             delivered_at=Now(),

@@ -15,6 +15,7 @@ from assets.models import Asset, AssetKind
 from assets.selectors import (
     asset_find,
     asset_find_loosely,
+    assets_of,
     checkpoint_default,
     checkpoint_find,
     control_find,
@@ -31,6 +32,7 @@ from gpuworker.contract import (
     NetworkUse,
     Recipe,
     Refiner,
+    SafetyCheck,
     Weights,
 )
 from gpuworker.contract.control_modules import BY_NAME
@@ -39,7 +41,9 @@ from gpuworker.contract.families import FAMILY_NAMES
 from gpuworker.contract.flow import FLOW_FAMILIES, refusals
 from gpuworker.contract.prompts import NetworkTag, embedding_names_in, network_tags, strip_network_tags
 from gpuworker.contract.recipe import LATENT_MODES
+from gpuworker.contract.safety import OFF
 from renderjobs.request import RenderRequest, unusable
+from renderjobs.safety import SafetyFilterMissingError
 
 BUILT_IN_UPSCALERS = ("None", "Lanczos", "Nearest")
 ENCODERS = {"sdxl": 2, **dict.fromkeys(FLOW_FAMILIES, 0)}
@@ -142,6 +146,7 @@ class _Pinning:
             hires=hires,
             img2img=self._img2img(request) if request.img2img else None,
             notes=tuple(request.notes.items()),
+            safety=self._safety(request.safety),
             control=tuple(
                 self._control(index, unit, request, checkpoint) for index, unit in enumerate(request.control)
             ),
@@ -251,6 +256,22 @@ class _Pinning:
 
     def _refiner(self, asked: Refiner) -> Refiner:
         return replace(asked, checkpoint=self._loosely("refiner_checkpoint", asked.checkpoint.name))
+
+    def _safety(self, mode: str) -> SafetyCheck | None:
+        """The filter that was approved last.
+
+        Raises:
+            SafetyFilterMissingError: There is none.
+        """
+        if mode == OFF:
+            return None
+        asset = assets_of(self.caller, AssetKind.SAFETY_FILTER).order_by("-approved_at", "-pk").first()
+        if asset is None:
+            raise SafetyFilterMissingError(
+                f"The pictures of this team must be looked at by the safety filter (mode {mode}), and none is installed; take one "
+                "in by `manage.py import_asset FOLDER --kind safety_filter`."
+            )
+        return SafetyCheck(weights=self._used(asset), mode=mode)
 
     def _loosely(self, where: str, name: str) -> Weights:
         asset = asset_find_loosely(self.caller, AssetKind.CHECKPOINT, name)

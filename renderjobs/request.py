@@ -44,6 +44,7 @@ from gpuworker.contract.control_modules import (
 )
 from gpuworker.contract.extras import extras_size
 from gpuworker.contract.recipe import from_plain, hires_canvas, hires_size, map_size
+from gpuworker.contract.safety import MODES, OFF
 from gpuworker.contract.samplers import SAMPLERS, SCHEDULES
 from renderjobs.choices import JobKind
 
@@ -118,6 +119,8 @@ class RenderRequest:
     """One per image, where a door has resolved what ``prompt`` leaves open; empty is one for all."""
     seeds: tuple[int, ...] = ()
     """One per image, in place of those that follow from ``seed``."""
+    safety: str = OFF
+    """What is done with pictures that the safety filter catches; the submission decides, no caller."""
 
     @property
     def images_total(self) -> int:
@@ -614,5 +617,6 @@ CHECKS: dict[str, Any] = {
     "more_pictures": several(an_input, settings.MAX_BATCH_SIZE),
     "texts": several(group(Texts, dict.fromkeys(TEXT_FIELDS, a_text)), settings.MAX_IMAGES_PER_JOB),
     "seeds": several(whole(*SEED_RANGE), settings.MAX_IMAGES_PER_JOB),
+    "safety": one_of(MODES),
 }
 assert set(CHECKS) == {field.name for field in fields(RenderRequest)}

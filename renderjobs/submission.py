@@ -49,6 +49,7 @@ from renderjobs.pinning import Pinned, pinned
 from renderjobs.placing import pool_for
 from renderjobs.request import RenderRequest
 from renderjobs.rollup import job_settle
+from renderjobs.safety import with_safety
 from renderjobs.selectors import service_of
 from renderjobs.transitions import counted, images_move, job_created, jobs_locked
 from renderjobs.work import pixel_steps
@@ -119,10 +120,11 @@ def job_submit(
         ConflictError: The key was used before with another body, the task id by another member of the team, or it might
             cost more than the ceiling.
         UnavailableError: No pool, or no price for it.
+        SafetyFilterMissingError: Its pictures must be looked at, and nothing is installed that could.
         BudgetExceededError, QuotaExceededError: It does not fit; nothing is stored.
     """
     _require_may_submit(caller)
-    digest = body_digest(body)
+    request, digest = with_safety(request, caller=caller), body_digest(body)
     if earlier := _earlier(caller, idempotency_key, task_id, digest):
         return Submitted(earlier, replayed=True)
     accepted = _accepted(caller, request, source=source, lane=lane, project=project, tags=tags or {})
@@ -198,6 +200,7 @@ def job_estimate(
         PlatformError: As ``job_submit`` before it asks for money.
     """
     _require_may_submit(caller)
+    request = with_safety(request, caller=caller)
     accepted = _accepted(caller, request, source="", lane=lane, project=project, tags=tags or {})
     return accepted.estimate, free_budgets(subject=accepted.subject, currency=accepted.job.currency)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from celery import shared_task
+from django.db.models import Q
 
 from fleet.models import Pool
-from renderjobs.choices import ImageState
+from renderjobs.choices import ExpansionState, ImageState
 from renderjobs.claims import leases_expire
 from renderjobs.compat.sdapi.script_calls import script_advance, scripts_to_advance
 from renderjobs.dispatch import wake
-from renderjobs.models import RenderImage
+from renderjobs.models import PromptExpansion, RenderImage
 from renderjobs.schedules import database_now, schedule_run
 
 
@@ -21,8 +22,9 @@ def expire_leases() -> None:
 @shared_task(name="renderjobs.wake_pools")
 def wake_pools() -> None:
     """Repeat the wake-ups that a lost broker swallowed."""
-    waiting = RenderImage.objects.filter(state=ImageState.WAITING, held=False).values("pool_id")
-    for name in Pool.objects.filter(pk__in=waiting).values_list("name", flat=True):
+    images = RenderImage.objects.filter(state=ImageState.WAITING, held=False).values("pool_id")
+    prompts = PromptExpansion.objects.filter(state=ExpansionState.WAITING).values("pool_id")
+    for name in Pool.objects.filter(Q(pk__in=images) | Q(pk__in=prompts)).values_list("name", flat=True):
         wake(name)
 
 

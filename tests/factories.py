@@ -16,8 +16,9 @@ from assets.models import Asset, AssetKind, AssetState
 from billing.models import RateCard, RatePrice
 from billing.ratecards import draft_publish
 from fleet.models import Pool
+from gpuworker.contract.texts import Habits
 from renderjobs.compat.eas.services import service_create
-from renderjobs.models import BatchSchedule, BatchTemplate, EasService, RenderJob
+from renderjobs.models import BatchSchedule, BatchTemplate, EasService, PromptExpansion, RenderJob
 from renderjobs.models.jobs import Source
 from renderjobs.request import RenderRequest
 from renderjobs.saved_batches import template_save
@@ -78,6 +79,29 @@ def a_checkpoint(name: str = "mini", **changes: Any) -> Asset:
         "is_default": not Asset.objects.filter(is_default=True).exists(),
     }
     return Asset.objects.create(**{**values, **changes})
+
+
+def a_text_generator_row(name: str = "writer", **changes: Any) -> Asset:
+    """An approved, public language model's row; its file exists only when the test writes one."""
+    values = {"kind": AssetKind.TEXT_GENERATOR, "family": "bloom", "metadata": Habits().to_json(), "is_default": False}
+    return a_checkpoint(name, **{**values, **changes})
+
+
+def a_written_prompt(caller: Caller, *prompts: str) -> PromptExpansion:
+    """What a language model has written for the caller's team."""
+    texts = prompts or ("a red circle, sharp focus",)
+    written = {"state": "written", "prompts": list(texts), "count": len(texts), "finished_at": timezone.now()}
+    return PromptExpansion.objects.create(
+        team=caller.team,
+        user=caller.user,
+        pool=a_pool(),
+        model=Asset.objects.filter(kind=AssetKind.TEXT_GENERATOR).first() or a_text_generator_row(),
+        habits=Habits().to_json(),
+        prompt="a red circle",
+        seed=7,
+        created_at=timezone.now(),
+        **written,
+    )
 
 
 def a_request(**changes: Any) -> RenderRequest:

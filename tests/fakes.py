@@ -6,8 +6,21 @@ import os
 import time
 from collections.abc import Callable, Iterator
 
-from gpuworker.contract import Attachment, Failed, ImageOutcome, Picture, Recipe, Rendered, RenderSpec, Stopped
+from gpuworker.contract import (
+    AnyRecipe,
+    Attachment,
+    Failed,
+    ImageOutcome,
+    Picture,
+    Recipe,
+    Rendered,
+    RenderSpec,
+    Stopped,
+)
 from gpuworker.contract.outcome import CONTROL_MAP
+from gpuworker.contract.safety import PASSED, VERDICT_OF_MODE
+from gpuworker.contract.texts import TextSpec, Written
+from gpuworker.engine.errors import InvalidSpecError
 from gpuworker.renderer import PreviewCallback, StepCallback
 
 POISON_SEED = 666
@@ -54,4 +67,24 @@ class PatternRenderer:
             picture = Picture(recipe.width, recipe.height, pixel * (recipe.width * recipe.height))
             units = recipe.control if isinstance(recipe, Recipe) else ()
             maps = tuple(Attachment(CONTROL_MAP, picture) for unit in units if unit.save_detected_map)
-            yield Rendered(position, picture, gpu_us=share_us, attachments=maps)
+            yield Rendered(position, picture, gpu_us=share_us, attachments=maps, verdict=verdict_of(recipe))
+
+    def write(self, spec: TextSpec, *, on_step: StepCallback, should_stop: Callable[[], bool]) -> Written | None:
+        recipe = spec.recipe
+        if should_stop():
+            return None
+        if "please fail" in recipe.prompt:
+            raise InvalidSpecError("The prompt asked for a failure.", field="prompt", value=recipe.prompt)
+        if recipe.seed == POISON_SEED:
+            os.kill(os.getpid(), 9)
+        time.sleep(self.step_seconds)
+        on_step(1, 1)
+        return Written(tuple(f"{recipe.prompt}, {recipe.seed + index}" for index in range(recipe.count)), gpu_us=1000)
+
+
+def verdict_of(recipe: AnyRecipe) -> str:
+    """Of a safety filter that goes by the prompt."""
+    check = getattr(recipe, "safety", None)
+    if check is None:
+        return ""
+    return VERDICT_OF_MODE[check.mode] if "please catch" in recipe.prompt else PASSED

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 CONTROL_MAP = "control_map"
 """Role of the picture a control network was shown."""
+MASK_COMPOSITE = "mask_composite"
+"""Role of what was drawn, cut out by its mask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,7 @@ class Attachment:
     """A picture that comes along with a rendered one."""
 
     role: str
-    """``mask``, ``mask_composite`` or ``CONTROL_MAP``."""
+    """``mask``, ``MASK_COMPOSITE`` or ``CONTROL_MAP``."""
     picture: Picture
 
 
@@ -42,6 +44,8 @@ class Rendered:
     """In A1111's order."""
     warnings: tuple[str, ...] = ()
     """What was asked for and had no effect, one sentence each: a LoRA of another family, say."""
+    verdict: str = ""
+    """Of the safety filter, one of ``safety.VERDICTS``; empty where none was asked."""
 
 
 @dataclass(frozen=True, slots=True)

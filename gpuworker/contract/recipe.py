@@ -227,6 +227,15 @@ class ControlUnit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SafetyCheck:
+    """What looks at the finished picture, and what becomes of one that it catches."""
+
+    weights: Weights
+    mode: str
+    """``blur`` or ``refuse``, as in ``safety``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """A picture to draw. Field names are A1111's where A1111 has one; units are pixels and steps."""
 
@@ -276,6 +285,7 @@ class Recipe:
     """Infotext parameters of a script that asked for this picture."""
     exact: bool = False
     """Whatever is denoised beside it, the picture is the same to the last bit (on one device and build)."""
+    safety: SafetyCheck | None = None
     settings: Settings = field(default_factory=Settings)
 
     kind: ClassVar[str] = "render"
@@ -312,6 +322,8 @@ class Recipe:
         if self.img2img and self.img2img.upscaler:
             yield self.img2img.upscaler
         yield from (unit.weights for unit in self.control if unit.weights)
+        if self.safety:
+            yield self.safety.weights
 
     def inputs(self) -> Iterator[InputPicture]:
         """Every picture of the caller's this one needs."""
@@ -421,7 +433,7 @@ _NESTED: dict[str, Any] = {
     "settings": Settings, "picture": InputPicture, "mask": InputPicture, "latent_mask": InputPicture,
     "effective_region_mask": InputPicture,
     "control": (ControlUnit,), "more_pictures": (InputPicture,), "extras": ExtrasRecipe, "detect": (DetectRecipe,),
-    "texts": (Texts,),
+    "texts": (Texts,), "safety": SafetyCheck,
 }  # fmt: skip
 """Field → class of its value, or a tuple of one class for a tuple of such values."""
 

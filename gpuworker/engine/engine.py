@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
+from PIL import Image
 
 from gpuworker.contract import (
     DetectRecipe,
@@ -23,6 +24,8 @@ from gpuworker.contract import (
     RenderSpec,
     Stopped,
 )
+from gpuworker.contract.safety import PASSED, SENTENCES, VERDICT_OF_MODE
+from gpuworker.contract.texts import TextSpec, Written
 from gpuworker.engine.drawing import Drawing, Drawn
 from gpuworker.engine.errors import EngineError, InvalidSpecError, OutOfMemoryError
 from gpuworker.engine.execution_plan import plan_passes
@@ -31,12 +34,14 @@ from gpuworker.engine.images.controlnet.units import control_map
 from gpuworker.engine.images.extras import render_extras
 from gpuworker.engine.images.latents import PictureEncoder
 from gpuworker.engine.images.pictures import open_picture
+from gpuworker.engine.images.safety import censored, censored_along
 from gpuworker.engine.images.upscale import StopSeen, upscaler_of
 from gpuworker.engine.images.vae import FlatPictureError, decode
 from gpuworker.engine.models.flow import flow_family
 from gpuworker.engine.models.shelf import ModelShelf
 from gpuworker.engine.models.tiling import tiled
 from gpuworker.engine.prompts.encoder import PromptEncoder
+from gpuworker.engine.prompts.writer import write_prompts
 from gpuworker.engine.sampling.denoise import Watch
 from gpuworker.renderer import PreviewCallback, StepCallback
 
@@ -120,6 +125,22 @@ class DiffusersRenderer:
             case DetectRecipe():
                 yield from self._each(spec, on_step, should_stop, self._mapped)
 
+    def write(self, spec: TextSpec, *, on_step: StepCallback, should_stop: Callable[[], bool]) -> Written | None:
+        """The prompts a language model makes of a short one; None when stopped.
+
+        Raises:
+            CheckpointError: The file is no language model this engine knows.
+            InvalidSpecError: The prompt is too long for the model.
+            OutOfMemoryError: The model or its answers did not fit.
+        """
+        self.load_us, recipe = 0, spec.recipe
+        clock = _Clock(self.device)
+        generator = self._guarded(partial(self.shelf.text_generator, spec, recipe.model), 1, "language models")
+        self.load_us = clock.lap_us()
+        writing = partial(write_prompts, generator, recipe, on_step=on_step, should_stop=should_stop)
+        prompts = self._guarded(writing, recipe.count, "prompts")
+        return None if prompts is None else Written(prompts, clock.lap_us())
+
     # --- pictures that are drawn -------------------------------------------------------------------------------------
 
     def _drawn(self, spec: RenderSpec, watch: Watch) -> Iterator[ImageOutcome]:
@@ -127,6 +148,8 @@ class DiffusersRenderer:
         drawing = self._drawing(spec, recipes[0], watch)
         clock, drawn = _Clock(self.device), None
         try:
+            if check := recipes[0].safety:
+                self._guarded(partial(self.shelf.safety_checker, spec, check.weights), 1, "safety checkers")
             self._guarded(drawing.load, len(recipes))
             self.load_us = clock.lap_us()
             drawn = self._guarded(drawing.draw, len(recipes))
@@ -162,6 +185,9 @@ class DiffusersRenderer:
                     finish=drawing.finish_of(position),
                 )
             picture, attachments = drawing.finished(position, pixels.numpy())
+            verdict = self._verdict(drawing, position, picture)
+            if verdict in SENTENCES:
+                picture, attachments = censored(picture, verdict), censored_along(attachments, verdict)
         except StopSeen:
             return Stopped(position, gpu_us=share_us + clock.lap_us())
         except FlatPictureError as error:
@@ -176,8 +202,18 @@ class DiffusersRenderer:
             picture,
             gpu_us=share_us + clock.lap_us(),
             attachments=tuple(attachments),
-            warnings=drawing.warnings_of(position),
+            warnings=(*drawing.warnings_of(position), *filter(None, [SENTENCES.get(verdict)])),
+            verdict=verdict,
         )
+
+    def _verdict(self, drawing: Drawing | FlowDrawing, position: int, picture: Picture) -> str:
+        """Of the safety filter; empty where the recipe asks for none."""
+        check = drawing.recipes[position].safety
+        if check is None:
+            return ""
+        checker = self.shelf.safety_checker(drawing.spec, check.weights)
+        seen = Image.frombytes(picture.mode, (picture.width, picture.height), picture.pixels)
+        return VERDICT_OF_MODE[check.mode] if checker.catches(seen) else PASSED
 
     # --- pictures made from pictures ---------------------------------------------------------------------------------
 
@@ -228,7 +264,7 @@ class DiffusersRenderer:
 
     # --- memory ------------------------------------------------------------------------------------------------------
 
-    def _guarded(self, work: Callable[[], Result], images: int) -> Result:
+    def _guarded(self, work: Callable[[], Result], count: int, what: str = "images") -> Result:
         """Translate a full memory into our error, after the frames that hold the tensors are gone (R9)."""
         try:
             return work()
@@ -237,7 +273,7 @@ class DiffusersRenderer:
                 raise
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        raise OutOfMemoryError(f"A pass of {images} images did not fit into the memory of {self.device}.")
+        raise OutOfMemoryError(f"A pass of {count} {what} did not fit into the memory of {self.device}.")
 
 
 class _Clock:

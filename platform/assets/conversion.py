@@ -78,7 +78,7 @@ def _named(source: Path) -> str:
     if beginning.startswith(ZIP_BEGINNING):
         if not any(name.endswith("/data.pkl") for name in _archive_names(source)):
             raise UnsafeFileError(
-                "The file is a zip archive, but neither one that PyTorch writes nor a folder with a model_index.json."
+                "The file is a zip archive, but neither one that PyTorch writes nor a folder of diffusers or transformers."
             )
         return "a zip archive, as PyTorch pickles are,"
     if beginning != LEGACY_BEGINNING:

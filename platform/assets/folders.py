@@ -1,7 +1,8 @@
-"""A folder in diffusers layout becomes one safetensors file, so that everything after the intake knows files only.
+"""A folder of a model becomes one safetensors file, so that everything after the intake knows files only.
 
-Each part's tensors get the part's name in front (``unet.``, ``vae.`` …); the texts beside them (``unet/config.json`` …) lie in the
-file's metadata under their places in the folder. The same folder gives the same bytes. No tensor is looked at.
+Of diffusers' layout each part's tensors get the part's name in front (``unet.``, ``vae.`` …); that of transformers has one part,
+whose tensors keep their names. The texts beside them (``unet/config.json``, ``tokenizer.json`` …) lie in the file's metadata under
+their places in the folder. The same folder gives the same bytes. No tensor is looked at, and no code that came along is taken over.
 """
 
 from __future__ import annotations
@@ -10,17 +11,21 @@ import json
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from assets.hashing import CHUNK_BYTES
 from assets.scanning import Header, UnsafeFileError, header_read, unique_keys
 from gpuworker.contract.layouts import FOLDER_PARTS
+from gpuworker.contract.texts import CONFIG, INSTRUCTION, TOKENIZER
 
 INDEX = "model_index.json"
 CONFIGS = ("scheduler/scheduler_config.json", *(f"{part}/config.json" for part in FOLDER_PARTS))
+TRANSFORMERS_TEXTS = (CONFIG, TOKENIZER, INSTRUCTION)
+PICKLED = "pytorch_model.bin"
+"""The weights of many folders of transformers; taken in by way of ``conversion``."""
 MAX_TEXT_BYTES = 16 * 1024**2
 WEIGHTS = re.compile(r"(?:diffusion_pytorch_)?model(?:-\d+-of-(?P<shards>\d+))?\.safetensors")
 HALF = ".fp16"
@@ -40,13 +45,15 @@ class Folder(Protocol):
 @dataclass(frozen=True, slots=True)
 class Directory:
     path: Path
+    beside: Mapping[str, Path] = field(default_factory=dict)
+    """Files that lie elsewhere and are taken as if they lay in the folder."""
 
     def sizes(self) -> dict[str, int]:
-        files = (path for path in self.path.glob("**/*") if path.is_file())
-        return {path.relative_to(self.path).as_posix(): path.stat().st_size for path in files}
+        files = {path.relative_to(self.path).as_posix(): path for path in self.path.glob("**/*") if path.is_file()}
+        return {name: path.stat().st_size for name, path in {**files, **self.beside}.items()}
 
     def opened(self, name: str) -> IO[bytes]:
-        return (self.path / name).open("rb")
+        return self.beside.get(name, self.path / name).open("rb")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +64,7 @@ class Archive:
 
     @property
     def _above(self) -> str:
-        return _above_index(self.file.namelist()) or ""
+        return next(filter(None, (_above(top, self.file.namelist()) for top in TOPS)), "")
 
     def sizes(self) -> dict[str, int]:
         above = self._above
@@ -68,15 +75,19 @@ class Archive:
         return self.file.open(self._above + name)
 
 
+TOPS = (INDEX, CONFIG)
+"""The file at the top of a folder, by which its layout is told."""
+
+
 def is_folder_archive(names: list[str]) -> bool:
     """Args: names: Of a zip file's entries."""
-    return _above_index(names) is not None
+    return any(_above(top, names) is not None for top in TOPS)
 
 
-def _above_index(names: list[str]) -> str | None:
-    """What every name of the folder begins with; None where there is no index at the top."""
-    found = [name for name in names if name.rpartition("/")[2] == INDEX and name.count("/") <= 1]
-    return found[0].removesuffix(INDEX) if len(found) == 1 else None
+def _above(top: str, names: list[str]) -> str | None:
+    """What every name of the folder begins with; None where there is no such file at the top."""
+    found = [name for name in names if name.rpartition("/")[2] == top and name.count("/") <= 1]
+    return found[0].removesuffix(top) if len(found) == 1 else None
 
 
 def archive_merge(source: Path, target: Path) -> None:
@@ -100,10 +111,9 @@ def folder_merge(folder: Folder, target: Path) -> None:
         UnsafeFileError: It is no folder of a model, or a part of it has no weights that can be read.
     """
     sizes = folder.sizes()
-    if INDEX not in sizes:
-        raise UnsafeFileError(f"The folder has no {INDEX}, which every folder in diffusers layout has.")
-    files = [_Weights(folder, part, name, sizes[name]) for part in FOLDER_PARTS for name in _weight_files(part, sizes)]
-    header: dict[str, Any] = {"__metadata__": _texts(folder, sizes)}
+    parts, texts = _layout(sizes)
+    files = [_Weights(folder, part, name, sizes[name]) for part in parts for name in _weight_files(part, sizes)]
+    header: dict[str, Any] = {"__metadata__": _texts(folder, sizes, texts)}
     position = 0
     for weights in files:
         for name, entry in weights.entries():
@@ -113,6 +123,21 @@ def folder_merge(folder: Folder, target: Path) -> None:
             header[name] = {"dtype": entry["dtype"], "shape": entry["shape"], "data_offsets": [begin, end]}
         position += weights.data_bytes
     _write(target, header, files)
+
+
+def _layout(sizes: dict[str, int]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the parts with weights, and places of the texts beside them.
+
+    Raises:
+        UnsafeFileError: It is neither that of diffusers nor that of transformers.
+    """
+    if INDEX in sizes:
+        return FOLDER_PARTS, (INDEX, *CONFIGS)
+    if CONFIG in sizes:
+        return ("",), TRANSFORMERS_TEXTS
+    raise UnsafeFileError(
+        f"The folder has no {INDEX} or {CONFIG}, one of which every folder of diffusers or transformers has."
+    )
 
 
 def _write(target: Path, header: dict[str, Any], files: list[_Weights]) -> None:
@@ -131,32 +156,34 @@ def _weight_files(part: str, sizes: dict[str, int]) -> list[str]:
     Raises:
         UnsafeFileError: There are weights, but none that can be read.
     """
-    found = sorted(name.removeprefix(f"{part}/") for name in sizes if name.startswith(f"{part}/"))
+    place = f"{part}/" if part else ""
+    found = sorted(name.removeprefix(place) for name in sizes if name.startswith(place))
     for variant in ("", HALF):
         matches = {
             name: WEIGHTS.fullmatch(name.replace(variant, "")) for name in found if (HALF in name) == bool(variant)
         }
-        whole = [f"{part}/{name}" for name, match in matches.items() if match and not match["shards"]]
-        shards = {
-            f"{part}/{name}": int(match["shards"]) for name, match in matches.items() if match and match["shards"]
-        }
+        whole = [place + name for name, match in matches.items() if match and not match["shards"]]
+        shards = {place + name: int(match["shards"]) for name, match in matches.items() if match and match["shards"]}
         if whole:
             return whole[:1]
         if shards:
             if len(shards) != max(shards.values()):
-                raise UnsafeFileError(f"{part} lacks {max(shards.values()) - len(shards)} of its shards.")
+                raise UnsafeFileError(
+                    f"{part or 'The folder'} lacks {max(shards.values()) - len(shards)} of its shards."
+                )
             return sorted(shards)
     weights = [name for name in found if name.endswith((".bin", ".safetensors", ".msgpack"))]
     if weights:
-        raise UnsafeFileError(f"{part} has no weights as safetensors, only {', '.join(weights[:5])}.")
+        raise UnsafeFileError(f"{part or 'The folder'} has no weights as safetensors, only {', '.join(weights[:5])}.")
     return []
 
 
-def _texts(folder: Folder, sizes: dict[str, int]) -> dict[str, str]:
-    """What the engine wants to know beside the weights, by its place in the folder; vocabularies it has itself."""
-    texts = {name: _text(folder, name, sizes) for name in (INDEX, *CONFIGS) if name in sizes}
+def _texts(folder: Folder, sizes: dict[str, int], wanted: Sequence[str]) -> dict[str, str]:
+    """What the engine wants to know beside the weights, by its place in the folder; vocabularies of CLIP it has itself."""
+    texts = {name: _text(folder, name, sizes) for name in wanted if name in sizes}
     for name in texts:
-        _mapping(name, texts[name])
+        if name.endswith(".json"):
+            _mapping(name, texts[name])
     return texts
 
 
@@ -199,7 +226,7 @@ class _Weights:
         with self.folder.opened(self.name) as file:
             header = json.loads(file.read(self._header_bytes(file)), object_pairs_hook=unique_keys)
         for name in sorted(header.keys() - {"__metadata__"}):
-            yield f"{self.part}.{name}", header[name]
+            yield f"{self.part}.{name}" if self.part else name, header[name]
 
     @property
     def data_bytes(self) -> int:

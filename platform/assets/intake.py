@@ -28,6 +28,7 @@ from django.db.models.functions import Now
 
 from accounts.models import Team, User
 from assets.cards import Card, card_from_header
+from assets.companions import COMPANIONS, companion_family, companion_metadata
 from assets.conversion import convert, needs_conversion
 from assets.hashing import CHUNK_BYTES, HashedStream, sha256_of
 from assets.listing import alias, embedding_facts, embeddings_inside, listed_hash, shown_metadata
@@ -229,6 +230,10 @@ def _examine(asset: Asset, progress: Callable[[int], Any]) -> None:
         if not asset.original_sha256:
             asset.listed_hash = listed_hash(asset.kind, file, sha256=asset.sha256, metadata=header.metadata)
         _step(asset, AssetState.SCANNED, listed_hash=asset.listed_hash)
+    if asset.kind in COMPANIONS:
+        family, facts = companion_family(asset.kind, header), companion_metadata(asset.kind, asset.name, header)
+        _step(asset, AssetState.RECOGNISED, family=family, metadata=facts)
+        return
     refuse_quantised(asset.kind, header)
     found = recognised(asset.kind, header.shapes)
     other_name, metadata = alias(asset.kind, header.metadata), shown_metadata(asset.kind, header.metadata)

@@ -29,6 +29,8 @@ class AssetKind(models.TextChoices):
     HYPERNETWORK = "hypernetwork"
     CONTROLNET = "controlnet"
     UPSCALER = "upscaler"
+    TEXT_GENERATOR = "text_generator"
+    SAFETY_FILTER = "safety_filter"
 
 
 class AssetState(models.TextChoices):

@@ -57,7 +57,9 @@ from billing.models import (
     TransactionKind,
     UsageRecord,
 )
+from common.database import ValueOfKey
 from common.errors import InvalidRequestError
+from gpuworker.contract.safety import VERDICT_OF_MODE
 from renderjobs.choices import (
     IMAGE_ARROWS,
     IMAGE_HELD,
@@ -66,7 +68,9 @@ from renderjobs.choices import (
     JOB_OPEN,
     JOB_TERMINAL,
     AttemptOutcome,
+    ExpansionState,
     ImageState,
+    JobKind,
     JobState,
     RunOutcome,
 )
@@ -88,6 +92,7 @@ from renderjobs.models import (
     JobApproval,
     JobEvent,
     OptionProfile,
+    PromptExpansion,
     QueueKind,
     RenderImage,
     RenderJob,
@@ -333,6 +338,20 @@ def i7_a_held_image_has_one_open_claim() -> Iterator[str]:
         yield f"I7 claim {pk} is open and holds nothing."
 
 
+def i7_a_prompt_is_written_under_a_claim_of_its_own() -> Iterator[str]:
+    images = RenderImage.objects.filter(claim=OuterRef("claim"))
+    for expansion in PromptExpansion.objects.filter(Exists(images)):
+        yield f"I7 prompt {expansion.pk} and pictures are under one claim, {expansion.claim_id}."
+
+
+def i7_written_prompts_are_as_many_as_were_asked_for() -> Iterator[str]:
+    # Counted here: databases count the items of a list each in their own way.
+    rows = PromptExpansion.objects.values_list("pk", "state", "count", "prompts")
+    for pk, state, count, prompts in rows.iterator():
+        if len(prompts) != (count if state == ExpansionState.WRITTEN else 0):
+            yield f"I7 prompt {pk} is {state} and has {len(prompts)} texts; {count} were asked for."
+
+
 def i9_sequences_of_events_have_no_gaps() -> Iterator[str]:
     numbers = RenderJob.objects.annotate(n=Count("events"), last=Coalesce(Max("events__sequence"), 0))
     for job in numbers.exclude(n=F("event_sequence"), last=F("event_sequence")):
@@ -464,6 +483,13 @@ def i2_inputs_and_attachments_have_their_objects() -> Iterator[str]:
             found = object_hash(key)
             if found != sha256:
                 yield f"I2 the object of {what} {pk} is {'missing' if found is None else 'not what was stored'}: {key}."
+
+
+def p15_a_picture_that_must_be_looked_at_was() -> Iterator[str]:
+    demanding = RenderJob.objects.alias(mode=ValueOfKey("request", "safety")).filter(mode__in=VERDICT_OF_MODE)
+    unseen = RenderImage.objects.filter(state=ImageState.DELIVERED, safety_verdict="")
+    for image in unseen.filter(job__in=demanding.filter(kind__in=(JobKind.TXT2IMG, JobKind.IMG2IMG))):
+        yield f"P15 image {image.pk} is delivered, and the safety filter has not looked at it."
 
 
 def p4_a_jobs_lock_names_only_files_that_are_there() -> Iterator[str]:
@@ -722,12 +748,15 @@ ROW_CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
     m12_a_quota_of_a_token_names_the_tokens_own_team_and_user,
     i6_a_held_image_has_one_running_attempt,
     i7_a_held_image_has_one_open_claim,
+    i7_a_prompt_is_written_under_a_claim_of_its_own,
+    i7_written_prompts_are_as_many_as_were_asked_for,
     i9_sequences_of_events_have_no_gaps,
     i9_events_tell_every_move,
     i10_attempts_end_with_their_images,
     p4_the_default_checkpoint_is_usable,
     p4_a_jobs_lock_names_only_files_that_are_there,
     p2_parts_of_an_upload_follow_one_another,
+    p15_a_picture_that_must_be_looked_at_was,
     j12_a_scheduled_run_is_the_job_of_its_time,
     j20_versions_of_a_template_are_counted_from_one,
     c3_an_ended_script_has_no_open_job,

@@ -19,6 +19,7 @@ from common.errors import FieldError, InvalidRequestError
 from common.schema import ProblemSchema
 from gpuworker.contract import SETTINGS
 from gpuworker.contract.control_modules import CONTROL_MODES, CROP_AND_RESIZE, HIRES_OPTIONS, RESIZE_MODES
+from gpuworker.contract.safety import VERDICTS
 from gpuworker.contract.samplers import SCHEDULES, UnknownSamplerError, resolve_sampler
 from renderjobs.api import control_units
 from renderjobs.choices import JobKind, JobState, Lane
@@ -328,6 +329,7 @@ def image_json(image: RenderImage, job: Any, *, base: str) -> dict[str, Any]:
         "infotext": image.infotext or None,
         "attachments": [attachment_json(one, base=base) for one in image.attachments.all()],
         "warnings": image.warnings,
+        "safety": image.safety_verdict or None,
         "attempts": image.attempts,
         "gpu_seconds": seconds(image.gpu_us),
         "cost": {"amount": f"{image.cost_amount:.6f}", "currency": job.currency, "rate_card": job.rate_card},
@@ -489,6 +491,9 @@ class ImageSchema(serializers.Serializer):
     infotext = serializers.CharField(allow_null=True)
     attachments = AttachmentSchema(many=True, help_text="Pictures that came along.")
     warnings = serializers.ListField(child=serializers.CharField(), help_text="What had no effect on this image.")
+    safety = serializers.ChoiceField(
+        VERDICTS, allow_null=True, help_text="Of the safety filter; null where none looked."
+    )
     attempts = serializers.IntegerField()
     gpu_seconds = serializers.FloatField()
     cost = ImageMoneySchema()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.urls import path
 
-from renderjobs.api import views
+from renderjobs.api import prompts, views
 
 urlpatterns = [
     path("jobs", views.JobsView.as_view()),
@@ -18,6 +18,8 @@ urlpatterns = [
     path("jobs/<str:job_id>/pause", views.JobPauseView.as_view()),
     path("jobs/<str:job_id>/resume", views.JobResumeView.as_view()),
     path("jobs/<str:job_id>/grid", views.JobGridView.as_view()),
+    path("prompts/expand", prompts.ExpandView.as_view()),
+    path("prompts/<str:expansion_id>", prompts.ExpansionView.as_view()),
     path("usage.csv", views.UsageFileView.as_view()),
     path("usage", views.UsageView.as_view()),
 ]

@@ -71,7 +71,9 @@ class Migration(migrations.Migration):
         migrations.AddField(
             model_name="easservice",
             name="safety_filter",
-            field=models.BooleanField(default=False, help_text="Pictures that are not safe for work are held back."),
+            field=models.BooleanField(
+                default=False, help_text="Pictures that are not safe for work are delivered black."
+            ),
         ),
         migrations.AddField(
             model_name="easservice",

@@ -13,7 +13,9 @@ from renderjobs.models.imports import ImportedPicture
 from renderjobs.models.inputs import ImageAttachment, InputFile
 from renderjobs.models.jobs import IdempotencyRecord, JobEvent, RenderJob
 from renderjobs.models.profiles import OptionProfile
+from renderjobs.models.prompts import PromptExpansion
 from renderjobs.models.reviews import ImageReview
+from renderjobs.models.safety import SafetyPolicy
 from renderjobs.models.schedules import BatchSchedule, BatchTemplate, ScheduledRun, TemplateVersion
 from renderjobs.models.scripts import ScriptCall
 
@@ -36,9 +38,11 @@ __all__ = [
     "JobApproval",
     "JobEvent",
     "OptionProfile",
+    "PromptExpansion",
     "QueueKind",
     "RenderImage",
     "RenderJob",
+    "SafetyPolicy",
     "ScheduledRun",
     "ScriptCall",
     "TemplateVersion",

@@ -156,7 +156,9 @@ class EasService(models.Model):
     )
     api_log = models.BooleanField("API log", default=False, help_text="Each call is a line of the log.")
     time_log = models.BooleanField(default=False, help_text="Each call is a line of the log, with its seconds.")
-    safety_filter = models.BooleanField(default=False, help_text="Pictures that are not safe for work are held back.")
+    safety_filter = models.BooleanField(
+        default=False, help_text="Pictures that are not safe for work are delivered black."
+    )
     dynamic_cache = models.BooleanField(
         default=False, help_text="Kept for its document; workers keep what fits them in any case."
     )

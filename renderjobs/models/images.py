@@ -6,6 +6,7 @@ from django.db import models
 from django.db.models import Q
 
 from fleet.models import Pool, Worker
+from gpuworker.contract.safety import VERDICTS
 from renderjobs.choices import AttemptOutcome, ImageState, Lane
 from renderjobs.models.jobs import RenderJob
 
@@ -59,6 +60,12 @@ class RenderImage(models.Model):
     height = models.PositiveIntegerField(default=0)
     infotext = models.TextField(blank=True)
     warnings = models.JSONField(default=list, blank=True, help_text="What of its recipe had no effect.")
+    safety_verdict = models.CharField(
+        max_length=8,
+        blank=True,
+        choices=[(verdict, verdict) for verdict in VERDICTS],
+        help_text="Of the safety filter.",
+    )
     gpu_us = models.BigIntegerField(default=0)
     cost_amount = models.DecimalField(max_digits=18, decimal_places=6, default=0)
     error_code = models.CharField(max_length=40, blank=True)

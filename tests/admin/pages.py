@@ -10,11 +10,11 @@ from django.urls import reverse
 
 from accounts.models import User
 from billing.models import BillingProfile, Quota
-from renderjobs.models import BatchSchedule, BatchTemplate, RenderJob
+from renderjobs.models import BatchSchedule, BatchTemplate, RenderJob, SafetyPolicy
 from renderjobs.saved_batches import template_save
 from renderjobs.schedules import schedule_sync
 from tests.billing.budgets import a_budget
-from tests.factories import a_caller, a_job, an_eas_service
+from tests.factories import a_caller, a_job, a_written_prompt, an_eas_service
 from tests.renderjobs.test_delivery import begun, deliver
 
 
@@ -32,7 +32,9 @@ def rendered_job(team: str, user: str) -> RenderJob:
     BillingProfile.objects.create(team=caller.team)
     job = a_job(caller)
     deliver(begun(), key=f"{team}.png")
+    a_written_prompt(caller)
     an_eas_service(f"sd-{team}", team=team)
+    SafetyPolicy.objects.create(team=caller.team, mode="off")
     template = BatchTemplate(team=job.team, name=f"of {team}")
     template_save(template=template, user=caller.user, kind="txt2img", request={}, locked=[])
     schedule_sync(BatchSchedule.objects.create(template=template))

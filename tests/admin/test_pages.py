@@ -26,7 +26,7 @@ from tests.weights import a_checkpoint_file
 pytestmark = pytest.mark.django_db
 NEVER_WRITTEN = {
     "renderjobs_renderjob", "billing_ledgertransaction", "billing_usagerecord", "billing_budgetnotice", "billing_hold",
-    "fleet_worker",
+    "fleet_worker", "renderjobs_promptexpansion",
 }  # fmt: skip
 
 

@@ -37,6 +37,10 @@ PAGES: dict[str, dict[str, set[str]]] = {
     "renderjobs_batchschedule": {
         "read": TEAM, "add": LEADS, "change": LEADS, "delete": LEADS, "delete_selected": LEADS,
     },
+    "renderjobs_promptexpansion": {"read": TEAM, "add": WORKERS, "/use": NOBODY},  # leads on to a template's form
+    "renderjobs_safetypolicy": {
+        "read": TEAM, "add": ROOT, "change": ROOT, "delete": ROOT, "delete_selected": ROOT,
+    },
     "renderjobs_easservice": {
         "read": LEADS, "add": ROOT, "change": ROOT, "renew_token": LEADS, "stop": ROOT, "start": ROOT,
         "/import": ROOT, "/calling": LEADS, "/document": LEADS,
@@ -127,6 +131,7 @@ def pages_of_its_own(name: str, pk: object) -> dict[str, str]:
             "calling": ("renderjobs_easservice_calling", [pk]),
             "document": ("renderjobs_easservice_document", [pk]),
         },
+        "renderjobs_promptexpansion": {"use": ("renderjobs_prompt_use", [pk])},
         "accounts_user": {"password": ("auth_user_password_change", [pk])},
         "auditlog_logentry": {"audit.csv": ("audit_export", [])},
         "billing_ledgertransaction": {"costs": ("billing_costs", []), "costs.csv": ("billing_costs_file", ["csv"])},
@@ -176,6 +181,7 @@ def test_the_table_knows_every_address_of_the_admin():
         "renderjobs_thumbnail",
         "renderjobs_compare",
         "renderjobs_review",
+        "renderjobs_prompt_use",
         "audit_export",
     }
     assert set(admin_addresses()) - of_models - of_django - of_oneself == ours

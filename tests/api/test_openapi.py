@@ -24,6 +24,8 @@ PATHS = {
     "/api/v1/jobs/{job_id}/approve",
     "/api/v1/jobs/{job_id}/decline",
     "/api/v1/jobs/{job_id}/grid",
+    "/api/v1/prompts/expand",
+    "/api/v1/prompts/{expansion_id}",
     "/api/v1/usage",
     "/api/v1/usage.csv",
     "/api/v1/models",

@@ -205,7 +205,7 @@ def test_folder_with_pickles_alone_is_refused(folder):
 
 def test_folder_that_is_no_model_is_refused(folder):
     (folder / "model_index.json").unlink()
-    with pytest.raises(UnsafeFileError, match=r"no model_index\.json"):
+    with pytest.raises(UnsafeFileError, match=r"no model_index\.json or config\.json"):
         merged(folder)
 
 

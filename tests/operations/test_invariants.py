@@ -51,6 +51,7 @@ from renderjobs.models import (
     JobApproval,
     JobEvent,
     OptionProfile,
+    PromptExpansion,
     RenderImage,
     RenderJob,
     ScheduledRun,
@@ -60,7 +61,7 @@ from renderjobs.models import (
 from renderjobs.submission import job_cancel
 from tests.billing.budgets import a_budget
 from tests.billing.deployed import a_service, logged
-from tests.factories import a_caller, a_job, a_schedule, an_eas_service
+from tests.factories import a_caller, a_job, a_schedule, a_written_prompt, an_eas_service
 from tests.renderjobs.test_delivery import begun, deliver, picture
 
 pytestmark = pytest.mark.django_db
@@ -81,8 +82,9 @@ def delivered_job() -> RenderJob:
     a_budget("team", limit="1", team=caller.team, thresholds=((1, "notify"), (100, "block")))
     Quota.objects.create(team=caller.team, token=caller.token, measure="open_jobs", limit=9)
     job = a_job(caller, n_iter=2)
-    asset = Asset.objects.get(is_default=True)
-    storages["assets"].save(asset.file_key, ContentFile(b"w"))
+    a_written_prompt(caller)
+    for asset in Asset.objects.all():
+        storages["assets"].save(asset.file_key, ContentFile(b"w"))
     Asset.objects.update(size_bytes=1)
     default_storage.save("a.png", ContentFile(b"picture"))
     batch = begun()
@@ -253,6 +255,8 @@ BREAKAGES = {
     "M12 token": lambda job: Quota.objects.update(team=a_caller("team-b", "bob").team),
     "I6 attempt": lambda job: Attempt.objects.filter(ended_at=None).update(fence=99),
     "I7 ended claim": lambda job: Claim.objects.update(ended_at=timezone.now()),
+    "I7 prompt's claim": lambda job: PromptExpansion.objects.update(claim=Claim.objects.first()),
+    "I7 prompts": lambda job: PromptExpansion.objects.update(count=2),
     "I9 sequence": lambda job: RenderJob.objects.filter(pk=job.pk).update(event_sequence=99),
     "I9 arrow": lambda job: JobEvent.objects.filter(to_state="claimed", image_index=0).update(to_state="failed"),
     "I9 chain": lambda job: JobEvent.objects.filter(to_state="rendering", image_index=0).update(from_state="waiting"),
@@ -261,6 +265,7 @@ BREAKAGES = {
         outcome="delivered", image=image(job, "delivered").get(), fence=99
     ),
     "I19": an_old_object_of_nobody,
+    "P15 unseen": lambda job: RenderJob.objects.filter(pk=job.pk).update(request={**job.request, "safety": "blur"}),
     "P4 hash": lambda job: Asset.objects.update(sha256=""),
     "P4 retired": lambda job: Asset.objects.update(state="retired", is_default=False, size_bytes=2),
     "R8 card": lambda job: in_sql(*frozen_removal_sql("billing_rateprice", connection.vendor, inserts=True)),

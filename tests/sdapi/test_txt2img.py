@@ -23,6 +23,7 @@ from renderjobs.delivery import StoredPicture, image_deliver, image_fail
 from renderjobs.models import RenderJob
 from renderjobs.submission import job_cancel
 from tests.factories import a_caller, a_checkpoint, a_job, a_platform
+from tests.fakes import verdict_of
 from tests.renderjobs.test_delivery import begun
 
 pytestmark = pytest.mark.django_db
@@ -36,7 +37,8 @@ def door() -> Client:
 
 def a_stored_picture(image: ClaimedImage, data: bytes) -> StoredPicture:
     key = default_storage.save(f"{image.attempt_id}.png", ContentFile(data))
-    return StoredPicture(key, "0" * 64, len(data), 64, 64, f"infotext of index {image.index}")
+    text = f"infotext of index {image.index}"
+    return StoredPicture(key, "0" * 64, len(data), 64, 64, text, verdict=verdict_of(image.recipe))
 
 
 @dataclass(frozen=True)

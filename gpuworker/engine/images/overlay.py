@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from gpuworker.contract import Attachment, Settings
+from gpuworker.contract.outcome import MASK_COMPOSITE
 from gpuworker.engine.images.masks import Region, holed
 from gpuworker.engine.images.pictures import handed_back
 from gpuworker.engine.images.resize import CROP, FILL, Scale, resized
@@ -56,5 +57,5 @@ def pictures_of_mask(
     if settings.return_mask_composite:
         seen = resized(FILL, mask, *size, scale).convert("L")
         part = Image.composite(rendered.convert("RGBA").convert("RGBa"), Image.new("RGBa", size), seen)
-        made.append(Attachment("mask_composite", handed_back(part.convert("RGBA"))))
+        made.append(Attachment(MASK_COMPOSITE, handed_back(part.convert("RGBA"))))
     return made

@@ -13,12 +13,15 @@ from typing import Any, TypeVar
 import torch
 
 from gpuworker.contract import NetworkUse, RenderSpec, Weights, WeightsFile
+from gpuworker.contract.texts import TextSpec
 from gpuworker.engine.errors import ControlNetworkError
 from gpuworker.engine.models.cache import ByteCache
 from gpuworker.engine.models.controlnets import ControlNetwork, load_controlnet, require_same_build
 from gpuworker.engine.models.flow import FlowModel, load_flow
 from gpuworker.engine.models.loader import Checkpoint, load_checkpoint, load_vae
 from gpuworker.engine.models.networks import ActiveNetwork, NetworkMerger, load_network
+from gpuworker.engine.models.safety_checkers import SafetyChecker, load_safety_checker
+from gpuworker.engine.models.text_generators import TextGenerator, load_text_generator
 from gpuworker.engine.models.upscalers import UpscalerNetwork, load_upscaler
 from gpuworker.engine.prompts.embeddings import Embedding, read_embeddings
 
@@ -81,7 +84,7 @@ class ModelShelf:
         vae = self.model("vae", spec, weights, load)
         return replace(like, checkpoint=replace(like.checkpoint, vae=vae))
 
-    def model(self, kind: str, spec: RenderSpec, weights: Weights, load: Callable[[Path], Model]) -> Model:
+    def model(self, kind: str, spec: RenderSpec | TextSpec, weights: Weights, load: Callable[[Path], Model]) -> Model:
         """Any other model of one file, loaded by ``load(path)`` unless it is here."""
         file = spec.file_of(weights)
 
@@ -113,6 +116,18 @@ class ModelShelf:
     def upscaler(self, spec: RenderSpec, weights: Weights) -> UpscalerNetwork:
         """Full precision on any device, as A1111 runs them."""
         return self.model("upscaler", spec, weights, lambda path: load_upscaler(path, device=self.device))
+
+    def safety_checker(self, spec: RenderSpec, weights: Weights) -> SafetyChecker:
+        """Raises: CheckpointError: The file is no safety checker."""
+        return self.model("safety checker", spec, weights, lambda path: load_safety_checker(path, device=self.device))
+
+    def text_generator(self, spec: TextSpec, weights: Weights) -> TextGenerator:
+        """Raises: CheckpointError: The file is no language model the engine knows."""
+
+        def load(path: Path) -> TextGenerator:
+            return load_text_generator(path, device=self.device, dtype=self.dtype)
+
+        return self.model("text generator", spec, weights, load)
 
     def embeddings(self, spec: RenderSpec, weights: Weights) -> tuple[Embedding, ...]:
         return self.model("embeddings", spec, weights, read_embeddings)

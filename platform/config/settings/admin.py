@@ -92,6 +92,7 @@ UNFOLD = {
                     },
                     _page("Templates", "bookmark", "renderjobs.batchtemplate"),
                     _page("Schedules", "schedule", "renderjobs.batchschedule"),
+                    _page("Prompts", "edit_note", "renderjobs.promptexpansion"),
                 ],
             },
             {
@@ -101,6 +102,7 @@ UNFOLD = {
                     _page("Pools", "memory", "fleet.pool"),
                     _page("Workers", "developer_board", "fleet.worker"),
                     _page("EAS services", "dynamic_form", "renderjobs.easservice"),
+                    _page("Safety filter", "shield", "renderjobs.safetypolicy"),
                 ],
             },
             {

@@ -22,4 +22,5 @@ AUDITLOG_INCLUDE_TRACKING_MODELS = (
     "renderjobs.JobApproval",
     {"model": "renderjobs.ImageReview", "exclude_fields": ["changed_at"]},
     "renderjobs.EasService",
+    "renderjobs.SafetyPolicy",
 )

@@ -37,6 +37,9 @@ MAX_MICROBATCH = env.integer("MAX_MICROBATCH", 8, minimum=1, maximum=256)
 MICROBATCH_PIXELS = env.integer("MICROBATCH_PIXELS", 2_097_152, minimum=4096, maximum=2**32)
 """Pixels of one pass: larger pictures share a pass with fewer others (8 of 512 x 512)."""
 
+PROMPT_EXPANSION = env.boolean("PROMPT_EXPANSION", False)
+"""Whether language models write prompts here; each takes the card for some seconds, which nobody pays for."""
+
 IDEMPOTENCY_DAYS = 7
 WORKER_POOL = env.text("WORKER_POOL", "default")
 WORKER_NAME = env.text("WORKER_NAME", "")

@@ -532,7 +532,10 @@ def answer(job_id: uuid.UUID, caller: Caller, values: dict[str, Any], echo: dict
         echo |= {"init_images": None, "mask": None}
     info = info_of(job, images, values, with_grid=with_grid)
     rest = {"images": PICTURES, "parameters": echo, "info": json.dumps(info)}
-    return pictures_answer(files if values["send_images"] else [], rest)
+    response = pictures_answer(files if values["send_images"] else [], rest)
+    if any(image.safety_verdict for image in images):
+        response["X-Safety-Verdicts"] = ", ".join(image.safety_verdict for image in images)
+    return response
 
 
 def pictures_made(job_id: uuid.UUID, shape: Any) -> HttpResponseBase:

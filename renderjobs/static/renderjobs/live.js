@@ -1,4 +1,4 @@
-// Keeps pages of jobs as they are on the server while something on them renders: the page is asked for again, and the parts that
+// Keeps pages of jobs and prompts as they are on the server while something on them is made: the page is asked for again, and the parts that
 // carry data-live take their new content. Nothing is asked while nobody looks, or once everything has ended.
 "use strict";
 
@@ -19,8 +19,8 @@ async function refresh() {
       // The server restarts or the line is down: the next round asks again.
     }
   }
-  // The facts above the pictures are the form's: once, at the end, the whole page comes anew.
-  if (document.getElementById("pictures") && !document.querySelector("[data-live-until-ended]")) window.location.reload();
+  // The facts around the section are the form's: once, at the end, the whole page comes anew.
+  if (document.querySelector("section[data-live]") && !document.querySelector("[data-live-until-ended]")) window.location.reload();
   rest();
 }
 

@@ -1,4 +1,4 @@
-"""`manage.py import_asset FILE --kind checkpoint`: takes a file or a folder of diffusers in; prints its name, sha-256 and state."""
+"""`manage.py import_asset PATH --kind checkpoint`: takes a file or a model's folder in; prints its name, sha-256 and state."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from django.utils.text import slugify
 from tqdm import tqdm
 
 from accounts.models import Team, User
-from assets.folders import Directory, folder_merge
+from assets.companions import COMPANIONS, instruction_require_usable
+from assets.conversion import convert
+from assets.folders import PICKLED, Directory, folder_merge
 from assets.hashing import sha256_of
 from assets.intake import SETTLED, asset_process, asset_receive
 from assets.models import Access, Asset, AssetKind, AssetState
@@ -23,10 +25,13 @@ from assets.sidecars import sidecars_of
 from assets.styles import styles_import
 from assets.wildcards import wildcards_import
 from common.errors import PlatformError
+from gpuworker.contract.texts import INSTRUCTION, PROMPT_MARK
 
 STYLES = "styles"
 TEXTS = (STYLES, "wildcards")
 """Files that become rows and are not kept."""
+FOLDERS = (AssetKind.CHECKPOINT, *COMPANIONS)
+"""Kinds that come as folders."""
 
 
 class Command(BaseCommand):
@@ -35,7 +40,11 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("file", type=Path)
         parser.add_argument("--kind", required=True, choices=[*AssetKind.values, *TEXTS])
-        parser.add_argument("--name", help="Default: the file's stem.")
+        parser.add_argument("--name", help="Default: the file's stem, or the folder's name.")
+        parser.add_argument(
+            "--instruction",
+            help=f"Of a text generator: what a prompt is wrapped in; {PROMPT_MARK} stands for the prompt.",
+        )
         access = parser.add_mutually_exclusive_group()
         access.add_argument("--public", action="store_true", help="For everybody (the default).")
         access.add_argument("--team", help="For this team only.")
@@ -43,8 +52,10 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         path: Path = options["file"]
-        if not path.exists() or (path.is_dir() and options["kind"] != AssetKind.CHECKPOINT):
+        if not path.exists() or (path.is_dir() and options["kind"] not in FOLDERS):
             raise CommandError(f"There is no file {path}.")
+        if options["instruction"] and not (path.is_dir() and options["kind"] == AssetKind.TEXT_GENERATOR):
+            raise CommandError("An instruction goes with the folder of a text generator.")
         if options["kind"] in TEXTS:
             self.take_texts(path, options)
             return
@@ -78,14 +89,26 @@ class Command(BaseCommand):
     def take_folder_in(self, path: Path, options: dict[str, Any]) -> Asset:
         with TemporaryDirectory(prefix="import-", dir=settings.FILE_UPLOAD_TEMP_DIR) as folder:
             merged = Path(folder) / f"{path.resolve().name}.safetensors"
-            folder_merge(Directory(path), merged)
-            return self.take_in(merged, options, beside=path.resolve().with_suffix(".safetensors"))
+            folder_merge(Directory(path, beside=self.beside(path, Path(folder), options)), merged)
+            return self.take_in(merged, options, about=path.resolve().with_suffix(".safetensors"))
 
-    def take_in(self, path: Path, options: dict[str, Any], beside: Path | None = None) -> Asset:
-        """Args: beside: What files about it are named after, where that is not ``path``."""
+    def beside(self, path: Path, work: Path, options: dict[str, Any]) -> dict[str, Path]:
+        """What is added to the folder as it lies there: weights made of a pickle where it has no others, an instruction."""
+        added: dict[str, Path] = {}
+        if options["kind"] in COMPANIONS and (path / PICKLED).is_file() and not any(path.glob("*.safetensors")):
+            added["model.safetensors"] = work / "model.safetensors"
+            convert(path / PICKLED, added["model.safetensors"])
+        if options["instruction"]:
+            instruction_require_usable(options["instruction"])
+            added[INSTRUCTION] = work / INSTRUCTION
+            added[INSTRUCTION].write_text(options["instruction"])
+        return added
+
+    def take_in(self, path: Path, options: dict[str, Any], about: Path | None = None) -> Asset:
+        """Args: about: What files about it are named after, where that is not ``path``."""
         config = path.with_suffix(".yaml")
-        about = sidecars_of(beside or path)
-        for sentence in about.passed_over:
+        sidecars = sidecars_of(about or path)
+        for sentence in sidecars.passed_over:
             self.stderr.write(sentence)
         teams = (one(Team, name=slugify(options["team"])),) if options["team"] else ()
         users = (one(User, username=options["user"]),) if options["user"] else ()
@@ -99,8 +122,8 @@ class Command(BaseCommand):
                 access=Access.TEAMS if teams else Access.USERS if users else Access.PUBLIC,
                 teams=teams,
                 users=users,
-                card=about.card,
-                preview=about.preview,
+                card=sidecars.card,
+                preview=sidecars.preview,
             )
         with tqdm(total=asset.size_bytes, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
             return asset_process(asset.pk, progress=bar.update)
