@@ -26,7 +26,7 @@ from benchmarks.pairs import Ratio, measured
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT = ROOT / "miniature" / "renderkiln-miniature.safetensors"
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.25
 """Faster polling would take the cores from the worker on a machine that has two."""
 REQUEST = {
     "prompt": "a red circle on a blue background",
@@ -42,7 +42,7 @@ JOBS, IMAGES_PER_JOB = 4, 52
 STEP_SECONDS = 0.03
 """Of a micro-batch of eight 512 x 512 pictures: 13 pictures a second at 20 steps, above what is hoped for from an H200."""
 LAUNCH_SECONDS, IMAGE_SECONDS = 0.02, 0.00025
-"""Of a step: 762 operators take about 20 ms to launch from Python. The part of each image is small: the launches are asked about."""
+"""Of a step: 762 operators take about 20 ms to launch from Python. An image's part is small: the launches are in question."""
 WAITING_BEFORE_STEPS = 100
 """Of the job that keeps the worker busy until those that are measured wait in the queue."""
 

@@ -9,24 +9,22 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from django.core.files.storage import default_storage
-from django.db import InterfaceError, OperationalError, close_old_connections
+from django.db import close_old_connections
 
 from fleet.models import Worker
-from gpuworker.contract import Failed, ImageOutcome, Picture, Rendered, RenderSpec, Stopped, WeightsFile
+from gpuworker.contract import Failed, ImageOutcome, Picture, Rendered, RenderSpec, Stopped
+from gpuworker.delivering import DELIVERY_THREADS, picture_deliver, retried
 from gpuworker.encoding import png_of
 from gpuworker.engine.errors import EngineError, OutOfMemoryError
 from gpuworker.heartbeat import Heartbeat, Lease
 from gpuworker.model_files import MissingFileError, WrongHashError, files_kept
-from gpuworker.output import picture_store
 from gpuworker.renderer import Renderer
 from renderjobs.claims import (
     ClaimedBatch,
@@ -36,13 +34,11 @@ from renderjobs.claims import (
     microbatch_claim,
     rendering_begin,
 )
-from renderjobs.delivery import StoredPicture, image_deliver, image_fail, image_waste, load_record
+from renderjobs.delivery import image_fail, image_waste, load_record
 from renderjobs.previews import preview_put
 
 logger = logging.getLogger(__name__)
-DELIVERY_THREADS = 4
 MAX_ON_THE_WAY = 64
-DELIVERY_TRIES = 5
 LOAD_WORTH_US = 10_000
 """Less than this was no loading: the weights were found where they were left."""
 
@@ -59,24 +55,34 @@ class Ready:
     lease: Lease
     files: ExitStack = field(default_factory=ExitStack)
     """Keeps them on the disk until it is closed."""
-    weights: dict[str, WeightsFile] = field(default_factory=dict)
-    inputs: dict[str, Path] = field(default_factory=dict)
+    spec: RenderSpec | None = None
+    """Of the whole micro-batch."""
     error: Exception | None = None
 
     def bring(self) -> None:
         recipes, team_ids = zip(*((image.recipe, image.job.team_id) for image in self.batch.images), strict=True)
         try:
-            self.weights, self.inputs = self.files.enter_context(files_kept(recipes, set(team_ids)))
+            self.spec = RenderSpec(recipes, *self.files.enter_context(files_kept(recipes, set(team_ids))))
         except Exception as error:
             self.error = error
 
 
 class Runner:
-    def __init__(self, *, worker: Worker, renderer: Renderer, heartbeat: Heartbeat, draining: Flag):
+    def __init__(
+        self,
+        *,
+        worker: Worker,
+        renderer: Renderer,
+        heartbeat: Heartbeat,
+        draining: Flag,
+        deliver_picture: Callable[[ClaimedBatch, ClaimedImage, Rendered], None] = picture_deliver,
+    ):
+        """Args: deliver_picture: Called in one of the threads beside the rendering one."""
         self.worker = worker
         self.renderer = renderer
         self.heartbeat = heartbeat
         self.draining = draining
+        self._deliver_picture = deliver_picture
         self._deliveries = ThreadPoolExecutor(DELIVERY_THREADS, thread_name_prefix="deliver")
         self._claims = ThreadPoolExecutor(1, thread_name_prefix="claim")
         self._on_the_way = threading.BoundedSemaphore(MAX_ON_THE_WAY)
@@ -199,12 +205,11 @@ class Runner:
         batch, ended = ready.batch, set[int]()
         try:
             with ready.files:
-                if ready.error:
-                    raise ready.error
+                if ready.spec is None:
+                    raise ready.error or AssertionError("unreachable")
                 if checkpoint := batch.images[0].checkpoint:
                     self.heartbeat.loaded_checkpoint_sha256 = checkpoint.sha256
-                passes = self._passes(batch, ready.lease, lambda part: RenderSpec(part, ready.weights, ready.inputs))
-                for position, outcome in passes:
+                for position, outcome in self._passes(batch, ready.lease, ready.spec):
                     ended.add(position)
                     yield batch.images[position], outcome
             return
@@ -220,16 +225,14 @@ class Runner:
             if position not in ended:
                 yield image, Failed(position, code, reason, retryable)
 
-    def _passes(
-        self, batch: ClaimedBatch, lease: Lease, spec_of: Callable[[tuple], RenderSpec]
-    ) -> Iterator[tuple[int, ImageOutcome]]:
+    def _passes(self, batch: ClaimedBatch, lease: Lease, whole: RenderSpec) -> Iterator[tuple[int, ImageOutcome]]:
         """Render in passes that fit: out of memory halves the pass, and the smaller size is remembered."""
-        key = batch.images[0].recipe.pass_key
+        key = whole.pass_key
         todo = list(range(len(batch.images)))
         while todo:
             part = todo[: self._limits.get(key, len(todo))]
             lease.more_passes = len(part) < len(todo)
-            spec = spec_of(tuple(batch.images[position].recipe for position in part))
+            spec = whole if len(part) == len(batch.images) else whole.part(part)
             exhausted = False
             try:
                 rendered = self.renderer.render(
@@ -296,36 +299,6 @@ class Runner:
             # The time then counts as idle: no picture depends on it.
             logger.exception("The loading time of claim %s could not be recorded", batch.claim_id)
 
-    def _deliver_picture(self, batch: ClaimedBatch, image: ClaimedImage, rendered: Rendered) -> None:
-        # Each storage backend raises errors of its own, so any of them is tried again.
-        picture: StoredPicture = retried(lambda: picture_store(image, rendered), errors=(Exception,))
-        try:
-            retried(lambda: image_deliver(batch=batch, image=image, picture=picture, gpu_us=rendered.gpu_us))
-        except LeaseLost:
-            for key in (picture.key, *(attachment.key for attachment in picture.attachments)):
-                default_storage.delete(key)
-            raise
-
 
 def _preview_store(image_id: int, picture: Picture) -> None:
     preview_put(image_id, png_of(picture, {}))
-
-
-def retried(
-    work: Callable[[], Any], *, errors: tuple[type[Exception], ...] = (OperationalError, InterfaceError)
-) -> Any:
-    """Run ``work`` again, a few times with growing pauses, after an error that may pass."""
-    for attempt in pauses():
-        try:
-            return work()
-        except errors:
-            if attempt is None:
-                raise
-            time.sleep(attempt)
-            close_old_connections()
-    raise AssertionError("unreachable")
-
-
-def pauses() -> Iterable[float | None]:
-    """0.2, 0.4, 0.8 … seconds, then None for the last try."""
-    return [*(0.2 * 2**exponent for exponent in range(DELIVERY_TRIES - 1)), None]
