@@ -39,10 +39,11 @@ def main() -> None:
             engine_pairs.one_request,
             engine_pairs.lora_changes,
             engine_pairs.exact_mode,
-            engine_pairs.shared_passes,
+            engine_pairs.shared_passes_of_the_engine,
             whole_platform.against_bare_engine,
             whole_platform.against_engine_on_the_same_cores,
             whole_platform.shared_passes,
+            whole_platform.accept_to_first_step,
         ):
             if chosen and benchmark.__name__ not in chosen:
                 continue

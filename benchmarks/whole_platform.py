@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -26,7 +27,7 @@ from benchmarks.pairs import Ratio, measured
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT = ROOT / "miniature" / "renderkiln-miniature.safetensors"
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.25
 """Faster polling would take the cores from the worker on a machine that has two."""
 REQUEST = {
     "prompt": "a red circle on a blue background",
@@ -39,11 +40,14 @@ REQUEST = {
     "height": 128,
 }
 JOBS, IMAGES_PER_JOB = 4, 52
+ACCEPTED = 100
 STEP_SECONDS = 0.03
 """Of a micro-batch of eight 512 x 512 pictures: 13 pictures a second at 20 steps, above what is hoped for from an H200."""
 LAUNCH_SECONDS, IMAGE_SECONDS = 0.02, 0.00025
-"""Of a step: 762 operators take about 20 ms to launch from Python. The part of each image is small: the launches are asked about."""
-WAITING_BEFORE_STEPS = 100
+"""Of a step: 762 operators take about 20 ms to launch from Python. An image's part is small: the launches are in question."""
+SHARED_STEPS = 60
+"""Delivering the last pictures is part of what is measured, and no other pass hides it here."""
+WAITING_BEFORE_STEPS = 200
 """Of the job that keeps the worker busy until those that are measured wait in the queue."""
 
 
@@ -95,7 +99,7 @@ def against_engine_on_the_same_cores() -> Ratio:
 
 def shared_passes() -> Ratio:
     """B13: whether two waiting jobs share passes is the platform's doing; the cost of a launch is dictated."""
-    one = {**REQUEST, "batch_size": 1, "n_iter": 8}
+    one = {**REQUEST, "batch_size": 1, "n_iter": 8, "steps": SHARED_STEPS}
     other_pass = {**one, "sampler_name": "Euler"}
     busy = {**REQUEST, "batch_size": 1, "n_iter": 1, "steps": WAITING_BEFORE_STEPS, "width": 64, "height": 64}
     dictated = pattern(PATTERN_STEP_SECONDS=LAUNCH_SECONDS, PATTERN_IMAGE_STEP_SECONDS=IMAGE_SECONDS)
@@ -119,11 +123,34 @@ def shared_passes() -> Ratio:
             above=both(one, other_pass),
             below=both(one, one),
             notes={
+                "steps": SHARED_STEPS,
                 "launch_seconds": LAUNCH_SECONDS,
                 "image_seconds": IMAGE_SECONDS,
                 "of_a_platform_that_costs_nothing": round(2 * separate / shared, 3),
             },
         )
+
+
+def accept_to_first_step() -> Ratio:
+    """B8: from the answer's own time to the beginning of the pass, on a worker that has nothing to do. No pass lasts any time."""
+    with running_platform(**pattern()) as client:
+        ended = [client.ended(client.submit({**REQUEST, "n_iter": 1, "batch_size": 1})) for _ in range(ACCEPTED + 1)][
+            1:
+        ]
+        waits = sorted(client.seconds_to_first_step(job) for job in ended)
+    median, p99 = statistics.median(waits), waits[-1 - ACCEPTED // 100]
+    return Ratio(
+        name="B8",
+        meaning=f"accept → first step on an idle worker, p99 of {ACCEPTED} in quarters of a second (goal: median 30 ms)",
+        goal="≤ 1",
+        ratio=p99 / 0.25,
+        lowest=waits[0] / 0.25,
+        highest=waits[-1] / 0.25,
+        pairs=ACCEPTED,
+        above_seconds=p99,
+        below_seconds=median,
+        notes={"p50_milliseconds": round(median * 1000, 1), "p99_milliseconds": round(p99 * 1000, 1)},
+    )
 
 
 class BareEngine:
@@ -209,6 +236,13 @@ class Client:
             job = self.session.get(f"{self.jobs}/{job['id']}").json()
         assert job["state"] == "succeeded", job
         return job
+
+    def seconds_to_first_step(self, job: Mapping[str, Any]) -> float:
+        events = self.session.get(f"{self.jobs}/{job['id']}/events", headers={"Accept": "application/json"}).json()[
+            "results"
+        ]
+        begun = min(datetime.fromisoformat(event["created_at"]) for event in events if event["to_state"] == "rendering")
+        return (begun - datetime.fromisoformat(job["created_at"])).total_seconds()
 
     def picture_hashes(self, job: Mapping[str, Any]) -> list[str]:
         images = self.session.get(f"{self.jobs}/{job['id']}/images").json()["results"]

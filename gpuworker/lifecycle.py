@@ -9,6 +9,7 @@ import logging
 import multiprocessing
 import os
 import platform
+import sys
 import threading
 from typing import Any
 
@@ -19,11 +20,14 @@ from django.utils.module_loading import import_string
 
 from fleet.models import Pool
 from fleet.services import worker_register, worker_stopped
+from gpuworker.delivery_process import DeliveryProcess
 from gpuworker.heartbeat import Heartbeat
 from gpuworker.runner import Runner
 from renderjobs.claims import leases_expire
 
 logger = logging.getLogger(__name__)
+SWITCH_SECONDS = 0.0005
+"""How long a thread may keep the interpreter when the rendering one wants it back, which it does at every operator it launches."""
 # Made before the fork, so that the parent, which gets SIGTERM, can tell the child to claim nothing more.
 draining = multiprocessing.Event()
 
@@ -74,12 +78,21 @@ def process_start(**_: Any) -> None:
     """In the child: open the card, register, begin to poll."""
     global _loop
     pool, _ = Pool.objects.get_or_create(name=settings.WORKER_POOL)
+    sys.setswitchinterval(SWITCH_SECONDS)
+    deliveries = DeliveryProcess()  # before the card is opened: a process that has one never forks (H12)
     renderer = import_string(settings.RENDERER)(**device_options())
     card = str(getattr(renderer, "card", ""))
     worker = worker_register(name=worker_name(), pool=pool, device=device_name(renderer), card=card)
     heartbeat = Heartbeat(worker_id=worker.pk, report=getattr(renderer, "report", None))
     heartbeat.start()
-    _loop = WorkLoop(Runner(worker=worker, renderer=renderer, heartbeat=heartbeat, draining=draining))
+    runner = Runner(
+        worker=worker,
+        renderer=renderer,
+        heartbeat=heartbeat,
+        draining=draining,
+        deliver_picture=deliveries.deliver,
+    )
+    _loop = WorkLoop(runner)
     threading.Thread(target=_loop.poll, args=(_stopped,), name="poll", daemon=True).start()
     logger.info("Worker %s serves pool %s on %s", worker.name, pool.name, worker.device)
 

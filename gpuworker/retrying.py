@@ -8,7 +8,7 @@ from typing import Any
 
 from django.db import InterfaceError, OperationalError, close_old_connections
 
-DELIVERY_TRIES = 5
+TRIES = 5
 
 
 def retried(
@@ -28,4 +28,4 @@ def retried(
 
 def pauses() -> Iterable[float | None]:
     """0.2, 0.4, 0.8 … seconds, then None for the last try."""
-    return [*(0.2 * 2**exponent for exponent in range(DELIVERY_TRIES - 1)), None]
+    return [*(0.2 * 2**exponent for exponent in range(TRIES - 1)), None]

@@ -14,20 +14,18 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Protocol
 
-from django.core.files.storage import default_storage
 from django.db import close_old_connections
 
 from fleet.models import Worker
 from fleet.services import worker_may_claim, worker_quarantine
-from gpuworker.contract import Failed, ImageOutcome, Picture, Rendered, RenderSpec, Stopped, WeightsFile
+from gpuworker.contract import Failed, ImageOutcome, Picture, Rendered, RenderSpec, Stopped
+from gpuworker.delivering import DELIVERY_THREADS, picture_deliver
 from gpuworker.encoding import png_of
 from gpuworker.engine.errors import EngineError, OutOfMemoryError
 from gpuworker.heartbeat import Heartbeat, Lease
 from gpuworker.model_files import MissingFileError, WrongHashError, files_kept
-from gpuworker.output import picture_store
 from gpuworker.prompt_writing import PromptWriter
 from gpuworker.renderer import Renderer
 from gpuworker.retrying import retried
@@ -39,12 +37,11 @@ from renderjobs.claims import (
     microbatch_claim,
     rendering_begin,
 )
-from renderjobs.delivery import StoredPicture, image_deliver, image_fail, image_waste, load_record
+from renderjobs.delivery import image_fail, image_waste, load_record
 from renderjobs.previews import preview_put
 from renderjobs.prompt_expansions import expansion_release
 
 logger = logging.getLogger(__name__)
-DELIVERY_THREADS = 4
 MAX_ON_THE_WAY = 64
 CARD_FAILURES = ("CUDA error", "CUDA driver error", "cuDNN error", "CUBLAS_STATUS", "uncorrectable ECC")
 """What torch says when the card, not the picture, is at fault. Running out of memory has an error of its own."""
@@ -70,24 +67,34 @@ class Ready:
     lease: Lease
     files: ExitStack = field(default_factory=ExitStack)
     """Keeps them on the disk until it is closed."""
-    weights: dict[str, WeightsFile] = field(default_factory=dict)
-    inputs: dict[str, Path] = field(default_factory=dict)
+    spec: RenderSpec | None = None
+    """Of the whole micro-batch."""
     error: Exception | None = None
 
     def bring(self) -> None:
         recipes, team_ids = zip(*((image.recipe, image.job.team_id) for image in self.batch.images), strict=True)
         try:
-            self.weights, self.inputs = self.files.enter_context(files_kept(recipes, set(team_ids)))
+            self.spec = RenderSpec(recipes, *self.files.enter_context(files_kept(recipes, set(team_ids))))
         except Exception as error:
             self.error = error
 
 
 class Runner:
-    def __init__(self, *, worker: Worker, renderer: Renderer, heartbeat: Heartbeat, draining: Flag):
+    def __init__(
+        self,
+        *,
+        worker: Worker,
+        renderer: Renderer,
+        heartbeat: Heartbeat,
+        draining: Flag,
+        deliver_picture: Callable[[ClaimedBatch, ClaimedImage, Rendered], None] = picture_deliver,
+    ):
+        """Args: deliver_picture: Called in one of the threads beside the rendering one."""
         self.worker = worker
         self.renderer = renderer
         self.heartbeat = heartbeat
         self.draining = draining
+        self._deliver_picture = deliver_picture
         self.prompts = PromptWriter(worker=worker, renderer=renderer, heartbeat=heartbeat)
         self._deliveries = ThreadPoolExecutor(DELIVERY_THREADS, thread_name_prefix="deliver")
         self._claims = ThreadPoolExecutor(1, thread_name_prefix="claim")
@@ -234,12 +241,11 @@ class Runner:
         batch, ended = ready.batch, set[int]()
         try:
             with ready.files:
-                if ready.error:
-                    raise ready.error
+                if ready.spec is None:
+                    raise ready.error or AssertionError("unreachable")
                 if checkpoint := batch.images[0].checkpoint:
                     self.heartbeat.loaded_checkpoint_sha256 = checkpoint.sha256
-                passes = self._passes(batch, ready.lease, lambda part: RenderSpec(part, ready.weights, ready.inputs))
-                for position, outcome in passes:
+                for position, outcome in self._passes(batch, ready.lease, ready.spec):
                     ended.add(position)
                     yield batch.images[position], outcome
             return
@@ -257,18 +263,16 @@ class Runner:
             if position not in ended:
                 yield image, Failed(position, code, reason, retryable)
 
-    def _passes(
-        self, batch: ClaimedBatch, lease: Lease, spec_of: Callable[[tuple], RenderSpec]
-    ) -> Iterator[tuple[int, ImageOutcome]]:
+    def _passes(self, batch: ClaimedBatch, lease: Lease, whole: RenderSpec) -> Iterator[tuple[int, ImageOutcome]]:
         """Render in passes that fit: out of memory halves the pass, and the smaller size is remembered."""
-        key = batch.images[0].recipe.pass_key
+        key = whole.pass_key
         # Nobody sees on the way what the safety filter has not seen.
         looked_at = getattr(batch.images[0].recipe, "safety", None) is not None
         todo = list(range(len(batch.images)))
         while todo:
             part = todo[: self._limits.get(key, len(todo))]
             lease.more_passes = len(part) < len(todo)
-            spec = spec_of(tuple(batch.images[position].recipe for position in part))
+            spec = whole if len(part) == len(batch.images) else whole.part(part)
             exhausted = False
             try:
                 rendered = self.renderer.render(
@@ -334,16 +338,6 @@ class Runner:
         except Exception:
             # The time then counts as idle: no picture depends on it.
             logger.exception("The loading time of claim %s could not be recorded", batch.claim_id)
-
-    def _deliver_picture(self, batch: ClaimedBatch, image: ClaimedImage, rendered: Rendered) -> None:
-        # Each storage backend raises errors of its own, so any of them is tried again.
-        picture: StoredPicture = retried(lambda: picture_store(image, rendered), errors=(Exception,))
-        try:
-            retried(lambda: image_deliver(batch=batch, image=image, picture=picture, gpu_us=rendered.gpu_us))
-        except LeaseLost:
-            for key in (picture.key, *(attachment.key for attachment in picture.attachments)):
-                default_storage.delete(key)
-            raise
 
 
 def image_ids_of(batch: ClaimedBatch, part: Sequence[int]) -> list[int]:

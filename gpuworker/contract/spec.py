@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,12 +26,18 @@ class RenderSpec:
     """sha-256 → file, for every ``Weights`` of the recipes."""
     inputs: Mapping[str, Path] = field(default_factory=dict)
     """sha-256 → file as the caller sent it, for every ``InputPicture`` of the recipes."""
+    pass_key: str = field(init=False)
 
     def __post_init__(self) -> None:
         if not self.recipes:
             raise ValueError("A pass needs at least one recipe.")
-        if len(self.recipes) > 1 and any(recipe.pass_key != self.recipes[0].pass_key for recipe in self.recipes):
+        keys = {recipe.pass_key for recipe in self.recipes}
+        if len(keys) > 1:
             raise ValueError("All recipes of a pass must share one pass key.")
+        object.__setattr__(self, "pass_key", keys.pop())
+
+    def part(self, positions: Sequence[int]) -> RenderSpec:
+        return RenderSpec(tuple(self.recipes[position] for position in positions), self.weights, self.inputs)
 
     def file_of(self, weights: Weights) -> WeightsFile:
         return self.weights[weights.sha256]

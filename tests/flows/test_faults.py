@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import redis
@@ -41,6 +43,30 @@ def test_f1_a_worker_killed_in_mid_batch_costs_no_image_and_no_second_charge(pla
     client.wait(job["id"])
     assert_each_image_once(client, job["id"], 20)
     platform.assert_invariants()
+
+
+def test_f1_a_delivery_process_killed_in_mid_batch_costs_no_image_and_no_second_charge(platform):
+    client = Client(platform, user="undelivered")
+    platform.start_worker(PATTERN_STEP_SECONDS="0.1")
+    job = client.submit(n_iter=24, steps=4)
+    wait_until(lambda: client.job(job["id"])["images_delivered"] >= 1, seconds=60, what="The first delivery")
+    os.kill(process_in_group(platform.processes["worker"].pid, "gpuworker.delivery_process"), signal.SIGKILL)
+    assert client.wait(job["id"])["state"] == "succeeded"
+    assert_each_image_once_of(client, job["id"], 24)
+    assert "delivered without it" in platform.log("worker")
+    platform.assert_invariants()
+
+
+def process_in_group(group: int, module: str) -> int:
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            if (
+                entry.name.isdigit()
+                and module in (entry / "cmdline").read_text()
+                and os.getpgid(int(entry.name)) == group
+            ):
+                return int(entry.name)
+    raise AssertionError(f"{module} does not run.")
 
 
 def test_f4_a_wiped_broker_loses_no_waiting_job(platform):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from decimal import Decimal
@@ -26,7 +27,7 @@ from gpuworker.engine import DiffusersRenderer
 from gpuworker.engine.errors import OutOfMemoryError
 from gpuworker.heartbeat import Heartbeat
 from gpuworker.runner import Runner
-from renderjobs.models import RenderImage
+from renderjobs.models import Claim, RenderImage
 from renderjobs.submission import job_cancel
 from tests.engine.flow_models import pipeline
 from tests.factories import a_caller, a_checkpoint, a_job, a_pool
@@ -213,7 +214,7 @@ def test_a_loser_of_a_race_removes_its_own_object(monkeypatch, tmp_path):
 
     job = a_job()
     runner = a_runner()
-    from gpuworker import runner as module
+    from gpuworker import delivering as module
 
     store = module.picture_store
 
@@ -245,6 +246,81 @@ def test_i10_nothing_is_on_its_way_while_a_suspect_image_renders():
     RenderImage.objects.update(run_alone=True)
     a_runner(renderer).run_until_empty()
     assert renderer.delivered_at_start == [0, 1, 2, 3]
+
+
+class WaitingAtItsEnd(PatternRenderer):
+    """At the end of its first pass, waits a while for the next micro-batch to be claimed."""
+
+    passes = 0
+    claimed_at_end: list[int]
+
+    def __init__(self, *, seconds: float):
+        super().__init__()
+        self.seconds, self.claimed_at_end = seconds, []
+
+    def render(
+        self, spec: RenderSpec, *, on_step: Callable[[int, int], None], should_stop: Callable[[], bool], **_: object
+    ) -> Iterator[ImageOutcome]:
+        self.passes += 1
+        outcomes = list(super().render(spec, on_step=on_step, should_stop=should_stop))
+        deadline = time.monotonic() + self.seconds
+        while not self.claimed() and not self.claimed_at_end and time.monotonic() < deadline:
+            time.sleep(0.01)
+        self.claimed_at_end.append(self.claimed())
+        yield from outcomes
+
+    def claimed(self) -> int:
+        """Micro-batches beyond this one."""
+        return Claim.objects.count() - self.passes
+
+
+def test_h1_the_next_micro_batch_is_claimed_while_this_one_renders(settings):
+    settings.MAX_MICROBATCH = 2
+    job, renderer = a_job(n_iter=4), WaitingAtItsEnd(seconds=20)
+    a_runner(renderer).run_until_empty()
+    job.refresh_from_db()
+    assert job.state == "succeeded" and renderer.claimed_at_end == [1, 0]
+    assert set(job.images.values_list("attempts", flat=True)) == {1}
+
+
+def test_h1_nothing_is_claimed_early_in_a_long_pass(settings):
+    settings.MAX_MICROBATCH = 1
+    seen: list[int] = []
+
+    class Long(WaitingAtItsEnd):
+        def render(self, spec: RenderSpec, *, on_step: Callable[[int, int], None], **rest: object):
+            time.sleep(0.3)
+            on_step(1, 1000)  # at this speed, five minutes are left
+            time.sleep(0.3)
+            seen.append(self.claimed() - 1)  # this pass is counted below
+            return super().render(spec, on_step=on_step, **rest)
+
+    a_job(n_iter=2, steps=1)
+    a_runner(Long(seconds=0)).run_until_empty()
+    assert seen == [0, 0]
+
+
+def test_i16_what_was_claimed_ahead_goes_back_when_the_worker_drains(settings):
+    settings.MAX_MICROBATCH = 2
+
+    class Draining(WaitingAtItsEnd):
+        def render(self, spec: RenderSpec, **rest: object) -> Iterator[ImageOutcome]:
+            yield from super().render(spec, **rest)
+            runner.draining.set()
+
+    job = a_job(n_iter=4)
+    runner = a_runner(Draining(seconds=20))
+    runner.run_until_empty()
+    assert sorted(job.images.values_list("state", "attempts")) == [("delivered", 1)] * 2 + [("waiting", 0)] * 2
+    assert not runner.heartbeat.kept()
+
+
+def test_i10_nothing_is_claimed_ahead_of_a_suspect_image(settings):
+    renderer = WaitingAtItsEnd(seconds=0.5)
+    a_job(n_iter=2)
+    RenderImage.objects.update(run_alone=True)
+    a_runner(renderer).run_until_empty()
+    assert renderer.claimed_at_end == [0, 0]
 
 
 @pytest.mark.parametrize("reason", ["the team does not want it", "exact mode"])

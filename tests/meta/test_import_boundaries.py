@@ -73,5 +73,9 @@ def test_h12_the_workers_parent_process_does_not_load_torch():
     assert not loaded_after("import gpuworker.celery") & {"torch", "diffusers"}
 
 
+def test_h12_the_delivery_process_does_not_load_torch():
+    assert not loaded_after("import gpuworker.celery, gpuworker.delivering, gpuworker.output") & {"torch", "diffusers"}
+
+
 def test_importing_gpuworker_costs_nothing():
     assert not loaded_after("import gpuworker") & {"django", "celery", "torch"}
