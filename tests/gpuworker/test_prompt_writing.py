@@ -16,7 +16,7 @@ from renderjobs.prompt_expansions import expansion_submit
 from tests.engine.companions import a_text_generator
 from tests.factories import a_caller, a_job, a_platform, a_text_generator_row
 from tests.fakes import PatternRenderer
-from tests.gpuworker.test_runner import a_runner, checkpoint, delivery_threads_end  # noqa: F401
+from tests.gpuworker.test_runner import a_runner, checkpoint, threads_of_the_runners_end  # noqa: F401
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -20,7 +20,7 @@ from renderjobs.models import RenderImage, RenderJob, SafetyPolicy
 from renderjobs.submission import job_repeat
 from tests.engine.companions import a_safety_checker
 from tests.factories import a_caller, a_job, a_platform
-from tests.gpuworker.test_runner import a_runner, delivery_threads_end  # noqa: F401
+from tests.gpuworker.test_runner import a_runner, threads_of_the_runners_end  # noqa: F401
 
 pytestmark = pytest.mark.django_db(transaction=True)
 MINIATURE = Path(__file__).resolve().parents[2] / "miniature" / "renderkiln-miniature.safetensors"
