@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -118,13 +119,14 @@ def test_a_services_page_shows_the_months_pictures_and_instances():
     DeploymentSpan.objects.filter(service="sd").update(started_at=timezone.now() - timedelta(seconds=36))
     body = page_of(service)
     assert "1 pictures in 1.500 s of GPU time; on the bill 0.000000 USD" in body
-    assert "Not settled yet: 0.02 instance hours in pool default, 0.07" in body
+    assert re.search(r"Not settled yet: 0\.\d\d instance hours in pool default, 0\.\d{6} USD so far", body)
 
 
 def test_a_services_page_says_when_nothing_is_billed_and_that_serverless_never_is():
     a_priced_platform(None)
     service, free = a_service("sd"), a_service("free", edition="serverless")
     DeploymentSpan.objects.update(started_at=timezone.now() - timedelta(seconds=36))
-    assert "Not billed: 0.01 instance hours in pool default, for no rate card in force" in page_of(service)
+    said = r"Not billed: 0\.\d\d instance hours in pool default, for no rate card in force has a price for them"
+    assert re.search(said, page_of(service))
     body = page_of(free)
     assert "Serverless: only the time of pictures is billed" in body and "instance hours" not in body
