@@ -79,7 +79,7 @@ class Command(BaseCommand):
         with TemporaryDirectory(prefix="import-", dir=settings.FILE_UPLOAD_TEMP_DIR) as folder:
             merged = Path(folder) / f"{path.resolve().name}.safetensors"
             folder_merge(Directory(path), merged)
-            return self.take_in(merged, options, beside=path.resolve().with_suffix(".safetensors"))
+            return self.take_in(merged, options, beside=path.resolve().with_name(merged.name))
 
     def take_in(self, path: Path, options: dict[str, Any], beside: Path | None = None) -> Asset:
         """Args: beside: What files about it are named after, where that is not ``path``."""
