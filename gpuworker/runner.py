@@ -44,7 +44,8 @@ from renderjobs.prompt_expansions import expansion_release
 logger = logging.getLogger(__name__)
 MAX_ON_THE_WAY = 64
 CARD_FAILURES = ("CUDA error", "CUDA driver error", "cuDNN error", "CUBLAS_STATUS", "uncorrectable ECC")
-"""What torch says when the card, not the picture, is at fault. Running out of memory has an error of its own."""
+"""What torch says when the card, not the picture, is at fault."""
+FULL_MEMORY = "out of memory"
 CARD_FAILURES_ACCEPTED = 2
 """In a row; then the card is quarantined until somebody releases it."""
 LOAD_WORTH_US = 10_000
@@ -256,7 +257,7 @@ class Runner:
             logger.warning("Claim %s failed: %s", batch.claim_id, error)
         except Exception as error:
             logger.exception("Claim %s failed", batch.claim_id)
-            if any(text in str(error) for text in CARD_FAILURES):
+            if is_of_the_card(error):
                 raise _CardFailed(str(error).splitlines()[0]) from error
             code, reason, retryable = "internal", "The renderer stopped unexpectedly.", True
         for position, image in enumerate(batch.images):
@@ -342,6 +343,11 @@ class Runner:
 
 def image_ids_of(batch: ClaimedBatch, part: Sequence[int]) -> list[int]:
     return [batch.images[position].image_id for position in part]
+
+
+def is_of_the_card(error: Exception) -> bool:
+    said = str(error)
+    return any(text in said for text in CARD_FAILURES) and FULL_MEMORY not in said
 
 
 def _preview_store(image_id: int, picture: Picture) -> None:

@@ -25,9 +25,9 @@ from assets.cards import FIELDS as CARD_FIELDS
 from assets.cards import card_of
 from assets.intake import SETTLED, asset_process, asset_receive, clean_stem, config_text
 from assets.models import Access, Asset, AssetState
-from assets.previews import MAX_PREVIEW_BYTES, preview_checked, preview_set, preview_url
+from assets.previews import MAX_PREVIEW_BYTES, preview_checked, preview_url
 from assets.selectors import same_bytes
-from assets.services import asset_make_default, asset_restore, asset_retire
+from assets.services import asset_describe, asset_make_default, asset_restore, asset_retire
 from assets.tasks import process
 from assets.uses import uses_of
 from common.errors import InvalidRequestError, PlatformError
@@ -193,9 +193,9 @@ class AssetPage(ListExport, PlatformAdmin):
     def save_model(self, request: HttpRequest, obj: Asset, form: Any, change: bool) -> None:
         super().save_model(request, obj, form, change)
         if form.cleaned_data["preview"]:
-            preview_set(asset=obj, made=form.cleaned_data["preview"])
+            asset_describe(asset=obj, said={}, preview=form.cleaned_data["preview"])
         elif form.cleaned_data["without_preview"]:
-            preview_set(asset=obj, made=b"")
+            asset_describe(asset=obj, said={}, preview=b"")
 
     def _receive(self, request: HttpRequest, given: dict[str, Any]) -> None:
         asset = asset_receive(

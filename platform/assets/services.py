@@ -11,6 +11,7 @@ from assets.cards import Card, card_errors, card_of
 from assets.intake import missing_of_card
 from assets.models import Asset, AssetState
 from assets.previews import preview_set
+from audit.recording import record
 from common.errors import ConflictError, InvalidRequestError
 
 
@@ -63,6 +64,7 @@ def asset_describe(*, asset: Asset, said: Mapping[str, Any], preview: bytes | No
     current.save(update_fields=list(said))
     if preview is not None:
         preview_set(asset=current, made=preview)
+        record(current, "has another picture" if preview else "has no picture any more")
     return current
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from auditlog.models import LogEntry
 from django.core.management import call_command
 from django.test import Client
 from PIL import Image
@@ -18,6 +19,7 @@ from assets.cards import MAX_SIDECAR_BYTES, Card, card_from_civitai, card_from_h
 from assets.intake import asset_process, asset_receive
 from assets.models import Access, Asset
 from assets.previews import SALT, preview_made, preview_set
+from assets.services import asset_describe
 from assets.sidecars import sidecars_of
 from tests.factories import a_caller, a_checkpoint
 from tests.weights import SD1_KEYS, a_checkpoint_file, framed
@@ -160,6 +162,19 @@ def test_p2_an_imported_file_has_the_card_that_lay_beside_it(weights, tmp_path):
     assert (asset.description, asset.trigger_words, asset.base_model) == ("Mine.", "a ring, ring, disc", "SD 1.5")
     with Image.open(tmp_path / "assets" / asset.preview_key) as picture:
         assert (picture.format, picture.size) == ("WEBP", (512, 341))
+
+
+def test_a_folder_has_the_card_that_bears_its_name(tmp_path):
+    (tmp_path / "sd-1.5").mkdir()
+    beside(tmp_path, "sd-1.5.json", {"description": "Of the folder."})
+    assert sidecars_of(tmp_path / "sd-1.5.safetensors").card.description == "Of the folder."
+
+
+def test_p14_cards_and_pictures_are_in_the_audit_log():
+    asset = asset_describe(asset=a_checkpoint(), said={"notes": "new"}, preview=preview_made(a_picture()))
+    changes = LogEntry.objects.filter(object_pk=str(asset.pk), content_type__model="asset").order_by("pk")
+    assert changes[1].changes_dict == {"notes": ["", "new"]}
+    assert changes[2].additional_data["did"] == "has another picture"
 
 
 def test_p2_what_a_file_says_of_itself_fills_what_nobody_said(tmp_path):

@@ -26,7 +26,7 @@ from gpuworker.contract import ImageOutcome, RenderSpec
 from gpuworker.engine import DiffusersRenderer
 from gpuworker.engine.errors import OutOfMemoryError
 from gpuworker.heartbeat import Heartbeat
-from gpuworker.runner import Runner
+from gpuworker.runner import Runner, is_of_the_card
 from renderjobs.models import Claim, RenderImage
 from renderjobs.submission import job_cancel
 from tests.engine.flow_models import pipeline
@@ -164,6 +164,19 @@ def test_i13_a_card_that_fails_twice_is_quarantined_and_no_image_is_blamed():
     a_runner().run_until_empty()
     job.refresh_from_db()
     assert job.state == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("said", "of_the_card"),
+    [
+        ("CUDA error: device-side assert triggered", True),
+        ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", True),
+        ("CUDA error: out of memory", False),
+        ("mat1 and mat2 shapes cannot be multiplied", False),
+    ],
+)
+def test_i13_a_full_memory_and_a_bug_of_ours_are_no_failure_of_the_card(said, of_the_card):
+    assert is_of_the_card(RuntimeError(said)) is of_the_card
 
 
 def test_i13_failures_of_the_card_count_only_in_a_row():

@@ -18,6 +18,7 @@ ON_BOTH = [
     "tests/billing",
     "tests/accounts",
     "tests/audit",
+    "tests/fleet",
     "tests/assets",
     "tests/operations",
     "tests/api",

@@ -90,7 +90,7 @@ class Command(BaseCommand):
         with TemporaryDirectory(prefix="import-", dir=settings.FILE_UPLOAD_TEMP_DIR) as folder:
             merged = Path(folder) / f"{path.resolve().name}.safetensors"
             folder_merge(Directory(path, beside=self.beside(path, Path(folder), options)), merged)
-            return self.take_in(merged, options, about=path.resolve().with_suffix(".safetensors"))
+            return self.take_in(merged, options, about=path.resolve().with_name(merged.name))
 
     def beside(self, path: Path, work: Path, options: dict[str, Any]) -> dict[str, Path]:
         """What is added to the folder as it lies there: weights made of a pickle where it has no others, an instruction."""
