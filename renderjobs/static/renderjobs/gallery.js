@@ -73,7 +73,14 @@ function changed(event) {
   if (event.target.matches("[name=image]")) countMarks();
 }
 
-async function review(tile, change) {
+let before = Promise.resolve();
+
+// One after the other, so that the last key pressed is the last that counts.
+function review(tile, change) {
+  before = before.then(() => send(tile, change));
+}
+
+async function send(tile, change) {
   const headers = { "X-CSRFToken": document.querySelector("[name=csrfmiddlewaretoken]").value };
   let said = "This could not be saved; is the line down?";
   try {

@@ -12,10 +12,11 @@ document.addEventListener("DOMContentLoaded", () => {
   }
 });
 
-// The page is hidden until its scripts are at work, so the browser finds nothing that it could give the focus to.
-document.addEventListener("alpine:initialized", () => {
+// The page is hidden until its scripts are at work, so the browser finds nothing that it could give the focus to. Alpine shows it
+// right after it says that it is ready.
+document.addEventListener("alpine:initialized", () => setTimeout(() => {
   if (document.activeElement === document.body) document.querySelector("[autofocus]")?.focus();
-});
+}));
 
 function nameControls() {
   for (const cell of document.querySelectorAll(".inline-related td[class*=field-]")) {
