@@ -124,9 +124,10 @@ def job_submit(
         BudgetExceededError, QuotaExceededError: It does not fit; nothing is stored.
     """
     _require_may_submit(caller)
-    request, digest = with_safety(request, caller=caller), body_digest(body)
+    digest = body_digest(body)
     if earlier := _earlier(caller, idempotency_key, task_id, digest):
         return Submitted(earlier, replayed=True)
+    request = with_safety(request, caller=caller)
     accepted = _accepted(caller, request, source=source, lane=lane, project=project, tags=tags or {})
     if ceiling is not None and accepted.estimate.most > ceiling:
         most = f"{accepted.estimate.most:.6f} {accepted.job.currency}"

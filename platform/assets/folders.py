@@ -64,7 +64,8 @@ class Archive:
 
     @property
     def _above(self) -> str:
-        return next(filter(None, (_above(top, self.file.namelist()) for top in TOPS)), "")
+        found = (_above(top, self.file.namelist()) for top in TOPS)
+        return next((above for above in found if above is not None), "")
 
     def sizes(self) -> dict[str, int]:
         above = self._above

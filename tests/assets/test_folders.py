@@ -283,6 +283,15 @@ def test_zipped_folder_is_the_same_checkpoint(folder, whole):
 
 
 @pytest.mark.django_db
+def test_zipped_folder_with_one_configuration_is_read_from_its_top(folder):
+    for path in folder.glob("*/config.json"):
+        if path.parent.name != "unet":
+            path.unlink()
+    archive = Path(shutil.make_archive(str(folder.parent / "packed"), "zip", folder))
+    assert taken_in(archive).sha256 == sha256(merged(folder).read_bytes()).hexdigest()
+
+
+@pytest.mark.django_db
 def test_archive_made_to_fill_a_disk_is_refused(folder):
     (folder / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(bytes(128 * 1024**2))
     asset = taken_in(Path(shutil.make_archive(str(folder.parent / "packed"), "zip", folder)))
