@@ -13,16 +13,20 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import count
 from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from django.conf import settings
 
 if TYPE_CHECKING:
     from gpuworker.contract import Rendered
     from renderjobs.claims import ClaimedBatch, ClaimedImage
 
 logger = logging.getLogger(__name__)
+ROOT = Path(__file__).resolve().parents[1]
 PAUSE_SECONDS = 30
 """Between two starts, so that one that cannot live does not eat the machine."""
 
@@ -53,7 +57,10 @@ class DeliveryProcess:
         from gpuworker.delivering import picture_deliver
 
         try:
-            self._asked(type(batch)(batch.claim_id, (image,)), image, rendered).result()
+            answer = self._asked(type(batch)(batch.claim_id, (image,)), image, rendered)
+            if wait([answer], settings.STALL_SECONDS).not_done and self.process:
+                self.process.kill()  # hangs; whoever waits for it is told that it is lost
+            answer.result()
         except ProcessLost:
             picture_deliver(batch, image, rendered)
 
@@ -77,7 +84,10 @@ class DeliveryProcess:
         self._started_at = time.monotonic()
         self._pipe, theirs = Pipe()
         command = [sys.executable, "-m", "gpuworker.delivery_process", str(theirs.fileno())]
-        self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        self.process = subprocess.Popen(
+            command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": paths}
+        )
         theirs.close()
         threading.Thread(target=self._listen, args=(self._pipe,), name="delivered", daemon=True).start()
 

@@ -215,6 +215,7 @@ class Runner:
         """Give back every lease this process still keeps."""
         for lease in self.heartbeat.kept():
             lease.stop = True
+            lease.nearly_done.set()  # the thread that claims ahead waits for nothing any more
             self.heartbeat.drop(lease.claim_id)
             expansion_release(claim_id=lease.claim_id)
             lease_release(claim_id=lease.claim_id, cause="the worker stops")
