@@ -549,9 +549,8 @@ def c9_an_asynchronous_service_has_both_queues() -> Iterator[str]:
 def c9_a_service_is_as_its_edition_demands() -> Iterator[str]:
     for service in EasService.objects.order_by("pk"):
         try:
-            service.clean_fields(
-                exclude=("team", "user", "token", "token_nonce", "pool")
-            )  # keys are the database's business
+            # Foreign keys are the database's business.
+            service.clean_fields(exclude=("team", "user", "token", "token_nonce", "pool"))
             service.clean()
             json.loads(service.document or "{}")
         except (ValidationError, ValueError) as error:

@@ -61,7 +61,13 @@ def test_who_is_not_of_the_team_learns_nothing():
 
 
 def test_a_name_is_shown_as_text():
-    assert "<script>" not in opened(Client(), "<script>alert(1)<script>")[1]
+    page = opened(Client(), "<script>&next=x")[1]
+    assert "<script>" not in page and "?next=%2Fapi%2Fpredict%2F%3Cscript%3E%26next%3Dx" in page
+
+
+def test_another_host_name_is_refused(settings):
+    settings.ALLOWED_HOSTS = ["kiln.example.com"]
+    assert Client().get("/api/predict/x", headers=HTML, HTTP_HOST="evil.example.com").status_code == 400
 
 
 def test_programs_are_answered_as_before():

@@ -6,6 +6,7 @@ A browser sends no token; the session of the admin says who it is. To everybody 
 from __future__ import annotations
 
 from importlib import import_module
+from urllib.parse import urlencode
 
 from django.conf import settings
 from django.contrib.auth import get_user
@@ -32,7 +33,7 @@ def page_of(request: HttpRequest, name: str) -> HttpResponse:
         "name": name,
         "is_signed_in": user is not None,
         "service": service,
-        "login": f"{reverse('admin:login')}?next={request.path}",
+        "login": f"{reverse('admin:login')}?{urlencode({'next': request.path})}",
         "calling": _calling(user, service) if user and service else "",
         "base": f"{request.scheme}://{request.get_host()}",
     }

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from django.core.exceptions import RequestDataTooBig
+from django.core.exceptions import DisallowedHost, RequestDataTooBig
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 
@@ -33,6 +33,8 @@ def answer_of(error: Exception) -> HttpResponse:
             return plain(error.status, error.message)
         case RequestDataTooBig():
             return plain(413, "The request body is too large.")
+        case DisallowedHost():
+            return plain(400, "The host name is not one of this server.")
     reference = uuid.uuid4().hex[:12]
     logger.exception("EAS request failed, reference %s", reference, exc_info=error)
     return plain(500, f"The request failed; reference {reference}.")

@@ -121,7 +121,8 @@ def _shown(flag: flags.Flag) -> Any:
         return list(flag.values)
     if not flag.values:
         return True
-    return int(flag.values[0]) if flag.values[0].isdecimal() else flag.values[0]
+    value = flag.values[0]
+    return int(value) if value.isdecimal() and len(value) < 10 else value
 
 
 def service_stop(*, service: EasService) -> None:
