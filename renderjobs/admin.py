@@ -33,6 +33,7 @@ from accounts.admin import TeamAdmin, TeamFilter, is_superuser, teams_as
 from accounts.authentication import Caller
 from accounts.models import Role
 from common.errors import InvalidRequestError, PlatformError
+from renderjobs import directory_imports_admin, files_admin  # noqa: F401  they register their pages
 from renderjobs.api.serializers import seconds
 from renderjobs.approvals import job_approve, job_decline
 from renderjobs.choices import ImageState, JobKind, JobState
@@ -106,7 +107,7 @@ class JobPage(WorkAdmin):
     )  # fmt: skip
 
     class Media:
-        js = ("renderjobs/live.js",)
+        js = ("common/live.js",)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         return super().get_queryset(request).annotate(now=Now())

@@ -19,6 +19,7 @@ from unfold.decorators import action, display
 from unfold.widgets import UnfoldAdminFileFieldWidget
 
 from accounts.admin import PlatformAdmin
+from assets import zoo_admin  # noqa: F401  it registers its page
 from assets.intake import asset_process, asset_receive, clean_stem, config_text
 from assets.models import Access, Asset, AssetState
 from assets.services import asset_make_default, asset_restore, asset_retire

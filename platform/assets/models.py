@@ -15,6 +15,7 @@ from django.db.models import Q
 from django.db.models.functions import Now
 
 from accounts.models import Team, User
+from assets.zoo_models import ZooImport, ZooState  # noqa: F401  Django looks for tables here
 from gpuworker.contract import Weights
 
 

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from datetime import timedelta
 from decimal import Decimal
 
 import pytest
@@ -22,6 +23,7 @@ from django.utils import timezone
 
 from assets.models import Asset, Upload, UploadPart, Wildcard
 from assets.uploads import upload_append, upload_begin
+from assets.zoo_models import ZooImport
 from audit.models import Seal
 from audit.sealing import seal_entries
 from billing.models import BudgetNotice, BudgetPeriod, Hold, LedgerTransaction, Quota
@@ -33,13 +35,13 @@ from renderjobs.compat.eas.requests import Answer, request_answer, requests_take
 from renderjobs.models import (
     Attempt,
     Claim,
+    DirectoryImport,
     EasConsumer,
     EasDelivery,
     EasFrame,
     EasQueue,
     EasService,
     ImageAttachment,
-    ImportedPicture,
     InputFile,
     JobApproval,
     JobEvent,
@@ -48,6 +50,7 @@ from renderjobs.models import (
     RenderJob,
     ScheduledRun,
     ScriptCall,
+    TeamFile,
     TemplateVersion,
 )
 from renderjobs.submission import job_cancel
@@ -170,6 +173,13 @@ def a_notice_of_another_budget(job: RenderJob) -> None:
     BudgetNotice.objects.update(threshold=other.thresholds.get())
 
 
+def a_team_file(job: RenderJob, **changes: object) -> TeamFile:
+    values = {"path": "a.png", "file_key": f"{job.team_id}/files/a.png", "sha256": "0" * 64, "size_bytes": 1}
+    return TeamFile.objects.create(
+        **{**values, "team": job.team, "made_at": timezone.now(), "created_at": timezone.now(), **changes}
+    )
+
+
 BREAKAGES = {
     "I1 counters": lambda job: RenderJob.objects.filter(pk=job.pk).update(images_delivered=2),
     "I1 total": lambda job: RenderJob.objects.filter(pk=job.pk).update(images_total=3),
@@ -233,16 +243,23 @@ BREAKAGES = {
     "I2 input": lambda job: InputFile.objects.create(
         team=job.team, sha256="0" * 64, file_key="nowhere", size_bytes=1, width=1, height=1, created_at=timezone.now()
     ),
-    "I2 imported": lambda job: ImportedPicture.objects.create(
-        team=job.team,
-        path="a.png",
-        file_key="nowhere",
-        sha256="0" * 64,
-        size_bytes=1,
-        width=1,
-        height=1,
-        made_at=timezone.now(),
-        created_at=timezone.now(),
+    "I2 team file": lambda job: a_team_file(job),
+    "D7 another team's": lambda job: a_team_file(job, file_key=f"{job.team_id}0/files/a.png", state="arriving"),
+    "D7 public": lambda job: a_team_file(job, file_key="public/files/a.png", state="arriving"),
+    "D7 delivered": lambda job: (
+        image(job, "delivered").update(file_key=f"{job.team_id}/files/a.png"),
+        a_team_file(job, state="arriving"),
+    ),
+    "D7 leaving": lambda job: a_team_file(job, state="leaving", state_at=timezone.now() - timedelta(days=2)),
+    "D8 left": lambda job: DirectoryImport.objects.create(
+        team=job.team, directory="/x", created_at=timezone.now()
+    ).left.create(path="a.png", what="picture", why="broken"),
+    "D8 fetched": lambda job: ZooImport.objects.create(
+        entry="x", state="ended", created_at=timezone.now(), asset=Asset.objects.get(upload__isnull=False)
+    ),
+    "D8 nobody fetches": lambda job: ZooImport.objects.create(entry="x", state="running", created_at=timezone.now()),
+    "D8 nobody's": lambda job: DirectoryImport.objects.create(
+        team=job.team, directory="/x", created_at=timezone.now(), state="running"
     ),
     "I2 attachment": lambda job: ImageAttachment.objects.create(
         image=image(job, "delivered").get(),

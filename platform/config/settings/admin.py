@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,11 @@ def _is_ledger(request: HttpRequest) -> bool:
     """The costs lie below the ledger's address and have an entry of their own."""
     ledger = str(reverse_lazy("admin:billing_ledgertransaction_changelist"))
     return request.path.startswith(ledger) and not request.path.startswith(f"{ledger}costs")
+
+
+def _is_below(page: str) -> Callable[[HttpRequest], bool]:
+    """An entry that leads to a page below the list, and stands for all of them."""
+    return lambda request: request.path.startswith(str(reverse_lazy(page)))
 
 
 def _page(title: str, icon: str, model: str) -> dict[str, Any]:
@@ -75,12 +81,23 @@ UNFOLD = {
                     _page("Jobs", "photo_library", "renderjobs.renderjob"),
                     _page("Templates", "bookmark", "renderjobs.batchtemplate"),
                     _page("Schedules", "schedule", "renderjobs.batchschedule"),
+                    {
+                        **_page("Files", "folder", "renderjobs.teamfile"),
+                        "link": reverse_lazy("admin:renderjobs_files"),
+                        "active": _is_below("admin:renderjobs_teamfile_changelist"),
+                    },
                 ],
             },
             {
                 "title": "Platform",
                 "items": [
                     _page("Models", "deployed_code", "assets.asset"),
+                    {
+                        **_page("Model zoo", "storefront", "assets.zooimport"),
+                        "link": reverse_lazy("admin:assets_zoo"),
+                        "active": _is_below("admin:assets_zooimport_changelist"),
+                    },
+                    _page("Imports", "drive_folder_upload", "renderjobs.directoryimport"),
                     _page("Pools", "memory", "fleet.pool"),
                     _page("Workers", "developer_board", "fleet.worker"),
                     _page("EAS services", "dynamic_form", "renderjobs.easservice"),
