@@ -131,7 +131,7 @@ def import_run(run_id: int) -> None:
     except (ForbiddenError, InvalidRequestError) as error:
         _end(run, ImportState.FAILED, error.message)
     except OSError as error:
-        _end(run, ImportState.FAILED, f"The directory cannot be read: {error.strerror or type(error).__name__}.")
+        _end(run, ImportState.FAILED, f"Directory or storage cannot be used: {error.strerror or type(error).__name__}.")
     else:
         _end(run, ImportState.ENDED, "")
 

@@ -450,7 +450,7 @@ def d7_files_on_their_way_arrive_or_leave() -> Iterator[str]:
 
 
 def d8_counts_of_an_import_are_its_files() -> Iterator[str]:
-    """Of those left by name no more are kept than were left, and an ended run has dealt with all it found."""
+    """Of those left no more are kept by name than were counted."""
     runs = DirectoryImport.objects.annotate(n_left=Count("left"))
     for run in runs.filter(Q(n_left__gt=F("files_left")) | Q(files_known__gt=F("files_done"))):
         yield f"D8 import {run.pk} counts {run.files_done} done, {run.files_left} left; it has {run.n_left} left by name."
