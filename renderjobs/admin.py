@@ -36,7 +36,7 @@ from audit.reading import reading_note
 from billing.deployments import share_of
 from common.errors import InvalidRequestError, PlatformError
 from common.exporting import ListExport
-from renderjobs import safety_admin  # noqa: F401  registers its page
+from renderjobs import directory_imports_admin, files_admin, safety_admin  # noqa: F401  they register their pages
 from renderjobs.api.serializers import seconds
 from renderjobs.approvals import job_approve, job_decline
 from renderjobs.choices import ImageState, JobKind, JobState
@@ -118,7 +118,7 @@ class JobPage(GalleryPages, ListExport, WorkAdmin):
     )  # fmt: skip
 
     class Media:
-        js = ("renderjobs/live.js",)
+        js = ("common/live.js",)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         return super().get_queryset(request).annotate(now=Now())

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import Enum
 from pathlib import Path
-
-from django.core.files.base import ContentFile
-from django.core.files.storage import default_storage
-from django.db.models.functions import Now
+from typing import IO, Any
 
 from accounts.models import Team
 from assets.hashing import sha256_of
@@ -26,11 +23,10 @@ from assets.services import asset_complete
 from assets.sidecars import sidecars_of
 from common.errors import PlatformError
 from common.pictures import UnreadablePictureError
-from renderjobs.compat.eas.paths import MAX_PART, PART
-from renderjobs.compat.sdapi.infotext_parser import info_and_items
 from renderjobs.inputs import picture_from_bytes
-from renderjobs.models import ImportedPicture
+from renderjobs.models import FileOrigin, FileState, TeamFile
 from renderjobs.outputs import imported_key
+from renderjobs.team_files import file_keep, plain_path
 
 MODEL_FOLDERS = {
     "models/Stable-diffusion": AssetKind.CHECKPOINT,
@@ -47,8 +43,21 @@ MODEL_FOLDERS = {
 MODEL_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 MAX_PICTURE_BYTES = 200_000_000
-MAX_KEY_PATH = 220
-UNUSUAL = re.compile(r"[^\w. +@=-]", re.ASCII)
+FURTHER_FOLDERS = (
+    "models/GFPGAN",
+    "models/Codeformer",
+    "outputs/txt2img-images",
+    "outputs/txt2img-grids",
+    "outputs/img2img-images",
+    "outputs/img2img-grids",
+    "outputs/extras-images",
+)
+"""Of the tree that the original makes on its first start, beside the folders of models that are used here."""
+READINGS = 3
+"""Of a model's bytes, when it is taken in."""
+HERE_ALREADY = "was here already"
+Progress = Callable[[int], object]
+"""Called with the number of bytes that were dealt with since the last call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +70,12 @@ class TakenIn:
     note: str = ""
 
 
+def tree_make(root: Path) -> None:
+    """The folders of a data directory, as the original makes them on its first start; those that are there stay."""
+    for folder in (*MODEL_FOLDERS, *FURTHER_FOLDERS):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+
+
 def directory_import(*, root: Path, team: Team, folder: str, public: bool = False) -> Iterator[TakenIn]:
     """Take in one file after the other.
 
@@ -69,12 +84,43 @@ def directory_import(*, root: Path, team: Team, folder: str, public: bool = Fals
         public: Whether its models are for everybody, or for the team.
     """
     for path in files_below(root):
-        relative = path.relative_to(root).as_posix()
-        kind = kind_of(relative)
+        if sort_of(path.relative_to(root).as_posix()) != Sort.OTHER:
+            yield file_import(path, root=root, team=team, folder=folder, public=public)
+
+
+class Sort(Enum):
+    MODEL = "model"
+    UNUSED_MODEL = "weights"
+    PICTURE = "picture"
+    OTHER = "other"
+
+
+def sort_of(relative: str) -> Sort:
+    """What a file is, as far as its path tells."""
+    plain = relative.lower()
+    if kind_of(relative) is not None:
+        return Sort.MODEL
+    if plain.startswith("models/"):
+        return Sort.UNUSED_MODEL if plain.endswith(MODEL_ENDINGS) else Sort.OTHER
+    return Sort.PICTURE if plain.endswith(PICTURE_ENDINGS) else Sort.OTHER
+
+
+def file_import(
+    path: Path, *, root: Path, team: Team, folder: str, public: bool, progress: Progress = lambda _: None
+) -> TakenIn:
+    """Take in one file of a model or a picture, or say why it is left."""
+    relative = path.relative_to(root).as_posix()
+    kind = kind_of(relative)
+    try:
         if kind is not None:
-            yield _model(path, relative, kind, team, public=public)
-        elif path.suffix.lower() in PICTURE_ENDINGS and not relative.lower().startswith("models/"):
-            yield _picture(path, relative, team, folder)
+            return _model(path, relative, kind, team, public=public, progress=progress)
+        if sort_of(relative) == Sort.UNUSED_MODEL:
+            return TakenIn(relative, Sort.UNUSED_MODEL.value, False, "Models of this folder are not used here.")
+        return _picture(path, relative, team, folder)
+    except FileNotFoundError:
+        return TakenIn(relative, sort_of(relative).value, False, "It went while the directory was read.")
+    except PermissionError:
+        return TakenIn(relative, sort_of(relative).value, False, "The platform may not read it.")
 
 
 def files_below(root: Path) -> Iterator[Path]:
@@ -97,15 +143,17 @@ def kind_of(relative: str) -> AssetKind | None:
     )
 
 
-def _model(path: Path, relative: str, kind: AssetKind, team: Team, *, public: bool) -> TakenIn:
+def _model(path: Path, relative: str, kind: AssetKind, team: Team, *, public: bool, progress: Progress) -> TakenIn:
+    """Read three times: to know it, to copy it, to examine the copy. A third of the bytes are told each time."""
     about = sidecars_of(path)
-    with path.open("rb") as file:
+    with path.open("rb") as opened:
+        file: Any = Told(opened, progress)
         sha256 = sha256_of(file)
         known = Asset.objects.filter(kind=kind, state=AssetState.APPROVED, name=path.stem)
         for one in known:
             if sha256 in (one.sha256, one.original_sha256):
                 asset_complete(asset=one, card=about.card, preview=about.preview)
-                return TakenIn(relative, kind, True, " ".join(["was here already", *about.passed_over]))
+                return TakenIn(relative, kind, True, " ".join([HERE_ALREADY, *about.passed_over]))
         file.seek(0)
         config = path.with_suffix(".yaml")
         try:
@@ -121,55 +169,47 @@ def _model(path: Path, relative: str, kind: AssetKind, team: Team, *, public: bo
                     card=about.card,
                     preview=about.preview,
                 )
-            asset = asset_process(asset.pk)
+            asset = asset_process(asset.pk, progress=lambda size: progress(size // READINGS))
         except PlatformError as error:
             return TakenIn(relative, kind, False, error.message)
     said = " ".join(filter(None, [asset.reason, *about.passed_over]))
     return TakenIn(relative, kind, asset.state == AssetState.APPROVED, said)
 
 
+class Told:
+    """A file that tells how much of it was read."""
+
+    def __init__(self, file: IO[bytes], progress: Progress) -> None:
+        self._file, self._progress = file, progress
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self._progress(len(data) // READINGS)
+        return data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
 def _picture(path: Path, relative: str, team: Team, folder: str) -> TakenIn:
-    """The object first, under a key made of the path, then its row: a run that was killed is repaired by the next."""
     if path.stat().st_size > MAX_PICTURE_BYTES:
         return TakenIn(relative, "picture", False, f"is larger than {MAX_PICTURE_BYTES} bytes")
     data = path.read_bytes()
-    sha256 = hashlib.sha256(data).hexdigest()
     key = imported_key(team, folder, plain_path(relative))
-    known = ImportedPicture.objects.filter(file_key=key).values_list("sha256", flat=True).first()
-    if known is not None:
-        return TakenIn(relative, "picture", known == sha256, "was here already" if known == sha256 else "has changed")
+    if TeamFile.objects.filter(file_key=key, state=FileState.STORED, sha256=hashlib.sha256(data).hexdigest()).exists():
+        return TakenIn(relative, "picture", True, HERE_ALREADY)
     try:
-        size = picture_from_bytes(data).picture
+        file_keep(
+            team=team,
+            key=key,
+            path=relative,
+            data=data,
+            picture=picture_from_bytes(data).picture,
+            origin=FileOrigin.IMPORTED,
+            made_at=datetime.fromtimestamp(path.stat().st_mtime, UTC),
+        )
     except UnreadablePictureError as error:
         return TakenIn(relative, "picture", False, str(error))
-    if default_storage.exists(key):
-        default_storage.delete(key)
-    default_storage.save(key, ContentFile(data))
-    ImportedPicture.objects.create(
-        team=team,
-        path=relative.encode("utf-8", "replace").decode()[:500],
-        file_key=key,
-        sha256=sha256,
-        size_bytes=len(data),
-        width=size.width,
-        height=size.height,
-        infotext=info_and_items(data)[0].replace("\x00", ""),
-        made_at=datetime.fromtimestamp(path.stat().st_mtime, UTC),
-        created_at=Now(),
-    )
+    except PlatformError as error:
+        return TakenIn(relative, "picture", False, error.message)
     return TakenIn(relative, "picture", True)
-
-
-def plain_path(relative: str) -> str:
-    """The path as part of a key: usual names stay as they are, others become plain and are told apart by a hash."""
-    parts = relative.split("/")
-    if len(relative) <= MAX_KEY_PATH and all(len(part) <= MAX_PART and PART.fullmatch(part) for part in parts):
-        return relative
-    stem, _, ending = parts[-1].rpartition(".")
-    told_apart = hashlib.sha256(relative.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    folder = f"{_plain(parts[0])}/" if len(parts) > 1 else ""
-    return f"{folder}{_plain(stem)}-{told_apart}.{ending.lower()}"
-
-
-def _plain(part: str) -> str:
-    return UNUSUAL.sub("_", part)[:40].strip(" .+@=-") or "_"

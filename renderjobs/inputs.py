@@ -16,7 +16,7 @@ from django.core.files.storage import default_storage
 from django.db.models.functions import Now
 
 from accounts.models import Team
-from common.pictures import UnreadablePictureError, picture_opened
+from common.pictures import FORMATS, UnreadablePictureError, picture_opened
 from gpuworker.contract import InputPicture
 from renderjobs.models import InputFile
 
@@ -46,9 +46,9 @@ def picture_from_text(text: str) -> Upload:
     return picture_from_bytes(data)
 
 
-def picture_from_bytes(data: bytes) -> Upload:
-    """Raises: UnreadablePictureError: No picture of a format we read, or one that is too large."""
-    with picture_opened(data) as picture:
+def picture_from_bytes(data: bytes, *, formats: tuple[str, ...] = FORMATS) -> Upload:
+    """Raises: UnreadablePictureError: No picture of one of the formats, or one that is too large."""
+    with picture_opened(data, formats=formats) as picture:
         width, height = picture.size
         # Orientation swaps the sides of what the engine will open.
         turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)

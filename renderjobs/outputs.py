@@ -15,6 +15,8 @@ from renderjobs.models import RenderJob
 
 MAX_FOLDER = 150
 """Characters; with everything behind it a key stays below the 300 of its column."""
+PUBLIC_FILES = "public/files"
+"""Where the public area lies. No team's files do: theirs begin with a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,12 @@ def path_of(job: RenderJob, key: str) -> str:
 
 def imported_key(team: Team, folder: str, path: str) -> str:
     """Key of a picture brought along from elsewhere; folder and path were checked."""
-    return f"{team.pk}/files/{folder}/{path}"
+    return f"{files_folder(team)}/{folder}/{path}"
+
+
+def files_folder(team: Team | None) -> str:
+    """Where a team's files lie; None is the public area."""
+    return f"{team.pk}/files" if team else PUBLIC_FILES
 
 
 def _folder(job: RenderJob) -> str:

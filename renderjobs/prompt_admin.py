@@ -86,7 +86,7 @@ class PromptPage(TeamAdmin):
     )  # fmt: skip
 
     class Media:
-        js = ("renderjobs/live.js",)
+        js = ("common/live.js",)
 
     def get_urls(self) -> list[URLPattern]:
         use = path("<uuid:expansion_id>/use/", self.admin_site.admin_view(self.use), name="renderjobs_prompt_use")

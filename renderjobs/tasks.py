@@ -9,9 +9,11 @@ from fleet.models import Pool
 from renderjobs.choices import ExpansionState, ImageState
 from renderjobs.claims import leases_expire
 from renderjobs.compat.sdapi.script_calls import script_advance, scripts_to_advance
+from renderjobs.directory_imports import import_run, imports_waiting
 from renderjobs.dispatch import wake
 from renderjobs.models import PromptExpansion, RenderImage
 from renderjobs.schedules import database_now, schedule_run
+from renderjobs.team_files import files_tidy
 
 
 @shared_task(name="renderjobs.expire_leases")
@@ -39,3 +41,17 @@ def advance_scripts() -> None:
     """Go on with scripts whose client has left."""
     for call_id in scripts_to_advance():
         script_advance(call_id)
+
+
+@shared_task(name="renderjobs.import_directory")
+def import_directory(run_id: int) -> None:
+    """Long, and harmless to send twice: one worker has the run, and what it was killed in is looked for."""
+    import_run(run_id)
+
+
+@shared_task(name="renderjobs.tidy")
+def tidy() -> None:
+    """Go on with imports whose worker is gone, and finish files that a killed process left half kept or half removed."""
+    files_tidy()
+    for run_id in imports_waiting()[:1]:
+        import_directory.delay(run_id)

@@ -21,6 +21,7 @@ from unfold.decorators import action, display
 from unfold.widgets import UnfoldAdminFileFieldWidget, UnfoldBooleanSwitchWidget
 
 from accounts.admin import PlatformAdmin
+from assets import zoo_admin  # noqa: F401  it registers its page
 from assets.cards import FIELDS as CARD_FIELDS
 from assets.cards import card_of
 from assets.intake import SETTLED, asset_process, asset_receive, clean_stem, config_text

@@ -17,6 +17,7 @@ from django.db.models.functions import Now
 
 from accounts.models import Team, User
 from assets.cards import FIELDS, LIMITS, MAX_WEIGHT, Card, is_address
+from assets.zoo_models import ZooImport, ZooState  # noqa: F401  Django looks for tables here
 from fleet.models import Pool
 from gpuworker.contract import Weights
 

@@ -12,6 +12,7 @@ from django.db.models import F
 from assets.intake import UNDERWAY, asset_process
 from assets.models import Asset, Upload
 from assets.uploads import upload_give_up, upload_join, uploads_forgotten
+from assets.zoo import zoo_run, zoo_waiting
 from common.database import now_plus
 
 logger = logging.getLogger(__name__)
@@ -49,3 +50,16 @@ def resume() -> None:
         join.delay(str(upload.pk))
     for asset in Asset.objects.filter(state__in=UNDERWAY, created_at__lt=before, upload=None):
         process.delay(asset.pk)
+
+
+@shared_task(name="assets.zoo_import")
+def zoo_import_run(run_id: int) -> None:
+    """Long, and harmless to send twice: one worker has the run, and what it was killed in is looked for."""
+    zoo_run(run_id)
+
+
+@shared_task(name="assets.resume_zoo")
+def resume_zoo() -> None:
+    """Go on with downloads whose worker is gone or whose server let them down."""
+    for run_id in zoo_waiting()[:1]:
+        zoo_import_run.delay(run_id)

@@ -1,4 +1,4 @@
-"""Fetching what a caller's URL names. The only place that connects to an address somebody else chose.
+"""Fetching what a caller's URL names, whole or piece by piece. The only place that connects to an address somebody else chose.
 
 A URL is untrusted in every part: its scheme, its host (decimal, hex, look-alikes), what the host's name resolves to now and a
 moment later, where the answer redirects to, how much comes and how slowly. So a name is resolved once, every address it has is
@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -39,6 +39,7 @@ READ_BYTES = 65_536
 REDIRECTS = (301, 302, 303, 307, 308)
 LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
 DOTTED = re.compile(r"\d{1,3}(\.\d{1,3}){3}")
+CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
 NUMBER = re.compile(r"\d+|0x[0-9a-f]*")
 METADATA = tuple(
     ipaddress.ip_network(text) for text in ("169.254.0.0/16", "fe80::/10", "100.100.100.200/32", "fd00:ec2::254/128")
@@ -74,6 +75,8 @@ class FetchPolicy:
     max_bytes: int = 20_000_000
     seconds: float = 10.0
     """For everything together: name, connections, redirects, and the last byte."""
+    idle_seconds: float | None = None
+    """For each wait, where ``seconds`` is long: a server that says nothing for so long is given up."""
     max_redirects: int = 3
     content_types: tuple[str, ...] = ("image/", "application/octet-stream", "binary/octet-stream")
     """What the answer may call itself, by its beginning; saying nothing is allowed."""
@@ -146,18 +149,58 @@ def fetch(url: str, *, policy: FetchPolicy, resolver: Resolver = resolve) -> Fet
         FetchError: It cannot be had, or it is too large, too slow, or of another kind.
     """
     deadline = time.monotonic() + policy.seconds
-    for _ in range(policy.max_redirects + 1):
-        target = target_of(url, policy)
-        address = checked_address(target, policy, resolver, deadline)
-        try:
-            with _connected(target, address, policy, deadline) as connection:
-                answer = _answer(connection, target)
-                if answer.status not in REDIRECTS:
-                    return _body(answer, policy)
-                url = urljoin(target.url, answer.headers.get("Location", ""))
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise FetchError(_reason(error)) from error
-    raise FetchError(f"The address redirects more than {policy.max_redirects} times.")
+    with ExitStack() as stack, _failures_told():
+        return _body(_final_answer(stack, url, policy, resolver, deadline, {}), policy)
+
+
+@dataclass(slots=True)
+class Download:
+    """An answer that is read piece by piece."""
+
+    begins: int
+    """Of the file, which byte comes first: the one asked for, or 0 where the server gives the whole only."""
+    size_bytes: int
+    """Of the whole file."""
+    version: str
+    """What the server calls this state of the file; empty when it says nothing. A part is asked for with it."""
+    _answer: http.client.HTTPResponse
+
+    def read(self, size: int) -> bytes:
+        """The next bytes, fewer than ``size`` at the end only.
+
+        Raises:
+            FetchError: They cannot be had.
+        """
+        pieces, missing = [], size
+        with _failures_told():
+            while missing and (piece := self._answer.read1(min(missing, READ_BYTES))):
+                pieces.append(piece)
+                missing -= len(piece)
+        if missing and self._answer.length:
+            raise FetchError("The address's answer ended early.")
+        return b"".join(pieces)
+
+
+@contextmanager
+def downloading(
+    url: str, *, policy: FetchPolicy, first_byte: int = 0, version: str = "", resolver: Resolver = resolve
+) -> Iterator[Download]:
+    """What a URL names as a stream; the connection lasts as long as the context.
+
+    Args:
+        first_byte: Where to go on; with ``version`` the server gives the whole file when it is another one by now.
+    Raises:
+        FetchForbiddenError, FetchError: As ``fetch``.
+    """
+    deadline = time.monotonic() + policy.seconds
+    wanted = {"Range": f"bytes={first_byte}-"} if first_byte else {}
+    if first_byte and version:
+        wanted["If-Range"] = version
+    with ExitStack() as stack:
+        with _failures_told():
+            answer = _final_answer(stack, url, policy, resolver, deadline, wanted)
+            download = _download(answer, policy, first_byte)
+        yield download
 
 
 # --- the URL ----------------------------------------------------------------------------------------------------------
@@ -256,7 +299,7 @@ def checked_address(target: Target, policy: FetchPolicy, resolver: Resolver, dea
     """
     asked = _lookups().submit(resolver, target.host, target.port)
     try:
-        found = asked.result(timeout=max(0.0, deadline - time.monotonic()))
+        found = asked.result(timeout=_patience(policy, deadline))
     except FutureTimeoutError:
         asked.cancel()
         raise FetchError("The address took too long.") from None
@@ -268,6 +311,12 @@ def checked_address(target: Target, policy: FetchPolicy, resolver: Resolver, dea
     if not all(policy.allows_address(address) for address in addresses):
         raise FetchForbiddenError("The address leads to where this server fetches nothing from.")
     return str(addresses[0])
+
+
+def _patience(policy: FetchPolicy, deadline: float) -> float:
+    """Seconds that the next wait may last."""
+    left = max(0.001, deadline - time.monotonic())
+    return left if policy.idle_seconds is None else min(left, policy.idle_seconds)
 
 
 def _unmapped(address: Address) -> Address:
@@ -287,15 +336,16 @@ def _lookups() -> ThreadPoolExecutor:
 class _TimedSocket:
     """What ``http.client`` needs of a socket; every operation ends at the deadline, however slowly bytes drip."""
 
-    def __init__(self, plain: socket.socket, deadline: float) -> None:
+    def __init__(self, plain: socket.socket, deadline: float, idle_seconds: float | None) -> None:
         self._socket = plain
         self._deadline = deadline
+        self._idle_seconds = idle_seconds
 
     def remaining(self) -> float:
         left = self._deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError
-        return left
+        return left if self._idle_seconds is None else min(left, self._idle_seconds)
 
     def sendall(self, data: bytes) -> None:
         self._socket.settimeout(self.remaining())
@@ -335,16 +385,42 @@ def _connected(
 ) -> Iterator[http.client.HTTPConnection]:
     """A connection to the checked address; the name is only said to the server and compared with its certificate."""
     source = (policy.source_address, 0) if policy.source_address else None
-    left = max(0.001, deadline - time.monotonic())
+    left = _patience(policy, deadline)
     with socket.create_connection((address, target.port), timeout=left, source_address=source) as plain:
-        plain.settimeout(max(0.001, deadline - time.monotonic()))
+        plain.settimeout(_patience(policy, deadline))
         with _tls().wrap_socket(plain, server_hostname=target.host) if target.scheme == "https" else plain as usable:
             connection = http.client.HTTPConnection(target.host, target.port)
-            connection.sock = _TimedSocket(usable, deadline)  # type: ignore[assignment]
+            connection.sock = _TimedSocket(usable, deadline, policy.idle_seconds)  # type: ignore[assignment]
             yield connection
 
 
-def _answer(connection: http.client.HTTPConnection, target: Target) -> http.client.HTTPResponse:
+def _final_answer(
+    stack: ExitStack, url: str, policy: FetchPolicy, resolver: Resolver, deadline: float, headers: dict[str, str]
+) -> http.client.HTTPResponse:
+    """The answer at the end of the redirects; its connection is closed with the stack."""
+    for _ in range(policy.max_redirects + 1):
+        target = target_of(url, policy)
+        address = checked_address(target, policy, resolver, deadline)
+        connection = stack.enter_context(_connected(target, address, policy, deadline))
+        answer = _answer(connection, target, headers)
+        if answer.status not in REDIRECTS:
+            return answer
+        url = urljoin(target.url, answer.headers.get("Location", ""))
+    raise FetchError(f"The address redirects more than {policy.max_redirects} times.")
+
+
+@contextmanager
+def _failures_told() -> Iterator[None]:
+    """Raises: FetchError: For whatever the network or the server did."""
+    try:
+        yield
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise FetchError(_reason(error)) from error
+
+
+def _answer(
+    connection: http.client.HTTPConnection, target: Target, headers: dict[str, str]
+) -> http.client.HTTPResponse:
     connection.putrequest("GET", target.path, skip_host=True, skip_accept_encoding=True)
     for name, value in (
         ("Host", target.authority),
@@ -352,15 +428,16 @@ def _answer(connection: http.client.HTTPConnection, target: Target) -> http.clie
         ("Accept", "*/*"),
         ("Accept-Encoding", "identity"),
         ("Connection", "close"),
+        *headers.items(),
     ):
         connection.putheader(name, value)
     connection.endheaders()
     return connection.getresponse()
 
 
-def _body(answer: http.client.HTTPResponse, policy: FetchPolicy) -> Fetched:
+def _accepted_kind(answer: http.client.HTTPResponse, policy: FetchPolicy, statuses: tuple[int, ...]) -> str:
     """Raises: FetchError: It is not what was asked for, or too much of it."""
-    if answer.status != 200:
+    if answer.status not in statuses:
         raise FetchError(f"The address was answered with status {answer.status}.")
     if answer.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
         # Unpacking it could make a little much; nobody asked for it to be packed.
@@ -368,17 +445,47 @@ def _body(answer: http.client.HTTPResponse, policy: FetchPolicy) -> Fetched:
     kind = answer.headers.get("Content-Type", "").strip().lower()
     if kind and not kind.startswith(policy.content_types):
         raise FetchError("The address's answer has another content type than an accepted one.")
-    too_large = FetchError(f"The address's answer exceeds {policy.max_bytes} bytes.")
     if (answer.length or 0) > policy.max_bytes:
-        raise too_large
+        raise _too_large(policy)
+    return kind
+
+
+def _too_large(policy: FetchPolicy) -> FetchError:
+    return FetchError(f"The address's answer exceeds {policy.max_bytes} bytes.")
+
+
+def _body(answer: http.client.HTTPResponse, policy: FetchPolicy) -> Fetched:
+    """Raises: FetchError: It is not what was asked for, or too much of it."""
+    kind = _accepted_kind(answer, policy, (200,))
     data = bytearray()
     while part := answer.read1(READ_BYTES):
         data += part
         if len(data) > policy.max_bytes:
-            raise too_large
+            raise _too_large(policy)
     if answer.length:
         raise FetchError("The address's answer ended early.")
     return Fetched(bytes(data), kind)
+
+
+def _download(answer: http.client.HTTPResponse, policy: FetchPolicy, first_byte: int) -> Download:
+    """Raises: FetchError: It is not what was asked for, too much of it, or of a size that is not said."""
+    _accepted_kind(answer, policy, (200, 206) if first_byte else (200,))
+    if answer.length is None:
+        raise FetchError("The address's answer does not say how long it is.")
+    # A weak tag stands for files that differ in bytes.
+    tag = answer.headers.get("ETag", "")
+    version = tag if tag.startswith('"') else ""
+    if answer.status == 200:
+        return Download(0, answer.length, version, answer)
+    span = CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", "").strip())
+    if span is None or int(span[1]) != first_byte or int(span[2]) + 1 != int(span[3]):
+        raise FetchError("The address's answer is another part than the one asked for.")
+    size = int(span[3])
+    if size > policy.max_bytes:
+        raise _too_large(policy)
+    if answer.length != size - first_byte:
+        raise FetchError("The address's answer is another part than the one asked for.")
+    return Download(first_byte, size, version, answer)
 
 
 def _reason(error: Exception) -> str:

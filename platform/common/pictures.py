@@ -19,22 +19,22 @@ class UnreadablePictureError(ValueError):
 
 
 @contextmanager
-def picture_opened(data: bytes) -> Iterator[Image.Image]:
+def picture_opened(data: bytes, *, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
     """The picture, decoded whole: what is truncated or damaged is found here and not later.
 
     Raises:
-        UnreadablePictureError: No picture of a format we read, or one that is too large.
+        UnreadablePictureError: No picture of one of the formats, or one that is too large.
     """
     with warnings.catch_warnings():
         # Pillow warns of large pictures before it refuses them; our own limit is below both.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+            with Image.open(io.BytesIO(data), formats=formats) as picture:
                 width, height = picture.size
-                if width * height > settings.MAX_INPUT_PIXELS:
-                    limit = settings.MAX_INPUT_PIXELS
+                if width * height > settings.MAX_INPUT_PIXELS or max(width, height) > settings.MAX_INPUT_SIDE_PX:
+                    limit, side = settings.MAX_INPUT_PIXELS, settings.MAX_INPUT_SIDE_PX
                     raise UnreadablePictureError(
-                        f"A picture of {width} x {height} pixels exceeds the limit of {limit}."
+                        f"A picture of {width} x {height} pixels exceeds the limit of {limit}, or of {side} per side."
                     )
                 picture.load()
                 yield picture

@@ -121,6 +121,22 @@ def folder(name: str, default: Path) -> Path:
     return path
 
 
+def file(name: str, default: Path) -> Path:
+    """An absolute path of a file that can be read."""
+    path = Path(text(name, str(default))).resolve()
+    if not path.is_file() or not os.access(path, os.R_OK):
+        raise ImproperlyConfigured(f"{name} is {str(path)!r}; a file that can be read is accepted.")
+    return path
+
+
+def folders(name: str) -> list[Path]:
+    """A comma-separated list of absolute paths, empty unless set."""
+    found = words(name)
+    if wrong := [word for word in found if not Path(word).is_absolute()]:
+        raise ImproperlyConfigured(f"{name} holds {wrong[0]!r}; accepted are absolute paths, with commas between.")
+    return [Path(word) for word in found]
+
+
 def query_options(parts: SplitResult) -> dict[str, str]:
     return {key: values[-1] for key, values in parse_qs(parts.query).items()}
 

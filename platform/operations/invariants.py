@@ -20,6 +20,7 @@ from django.db import connection, transaction
 from django.db.models import (
     BigIntegerField,
     Case,
+    CharField,
     Count,
     DecimalField,
     Exists,
@@ -33,7 +34,7 @@ from django.db.models import (
     Value,
     When,
 )
-from django.db.models.functions import Coalesce, Round
+from django.db.models.functions import Cast, Coalesce, Concat, Round
 from django.utils import timezone
 from django_otp.plugins.otp_totp.models import TOTPDevice
 
@@ -42,6 +43,7 @@ from accounts.services import networks_read
 from assets.hashing import sha256_of
 from assets.intake import UNDERWAY
 from assets.models import Asset, AssetState, Upload, UploadPart, Wildcard
+from assets.zoo_models import ZooImport, ZooState
 from audit.models import Reading
 from audit.sealing import broken_seals
 from billing.deployments import wrong_days
@@ -79,15 +81,17 @@ from renderjobs.models import (
     Attempt,
     BatchTemplate,
     Claim,
+    DirectoryImport,
     EasConsumer,
     EasDelivery,
     EasEdition,
     EasFrame,
     EasQueue,
     EasService,
+    FileState,
     ImageAttachment,
     ImageReview,
-    ImportedPicture,
+    ImportState,
     InputFile,
     JobApproval,
     JobEvent,
@@ -98,7 +102,9 @@ from renderjobs.models import (
     RenderJob,
     ScheduledRun,
     ScriptCall,
+    TeamFile,
 )
+from renderjobs.outputs import PUBLIC_FILES
 
 ORPHAN_AGE = timedelta(hours=24)
 APPEND_ONLY_TABLES = (
@@ -462,6 +468,44 @@ def c6_wildcards_have_lines() -> Iterator[str]:
         yield f"C6 wildcard {pk} ({name}) has an empty line."
 
 
+def d7_a_file_lies_in_its_own_teams_area() -> Iterator[str]:
+    """And no job's picture has the same key, for deleting the one would take the other."""
+    own = Q(team=None, file_key__startswith=f"{PUBLIC_FILES}/") | Q(
+        team__isnull=False, file_key__startswith=Concat(Cast("team_id", CharField()), Value("/files/"))
+    )
+    for pk in pks(TeamFile.objects.exclude(own)):
+        yield f"D7 team file {pk} lies outside of its team's area."
+    delivered = RenderImage.objects.filter(file_key=OuterRef("file_key"))
+    attached = ImageAttachment.objects.filter(file_key=OuterRef("file_key"))
+    for pk in pks(TeamFile.objects.filter(Exists(delivered) | Exists(attached))):
+        yield f"D7 team file {pk} is a file that a job delivered, too."
+
+
+def d7_files_on_their_way_arrive_or_leave() -> Iterator[str]:
+    long_ago = timezone.now() - ORPHAN_AGE
+    stuck = TeamFile.objects.exclude(state=FileState.STORED).filter(state_at__lt=long_ago)
+    for pk, state in stuck.values_list("pk", "state"):
+        yield f"D7 team file {pk} is {state} for more than {ORPHAN_AGE}; is the chore 'tidy' running?"
+
+
+def d8_counts_of_an_import_are_its_files() -> Iterator[str]:
+    """Of those left no more are kept by name than were counted."""
+    runs = DirectoryImport.objects.annotate(n_left=Count("left"))
+    for run in runs.filter(Q(n_left__gt=F("files_left")) | Q(files_known__gt=F("files_done"))):
+        yield f"D8 import {run.pk} counts {run.files_done} done, {run.files_left} left; it has {run.n_left} left by name."
+    for pk in pks(runs.filter(state=ImportState.RUNNING, touched_at=None)):
+        yield f"D8 import {pk} runs and no worker has it."
+
+
+def d8_a_fetched_model_is_here() -> Iterator[str]:
+    """A model may have been here before under the same name and hash; then that one stands for it."""
+    usable = Q(asset=None) | Q(asset__state__in=(AssetState.APPROVED, AssetState.RETIRED))
+    for pk in pks(ZooImport.objects.filter(state=ZooState.ENDED).exclude(usable)):
+        yield f"D8 zoo import {pk} has ended and its model is not approved."
+    for pk in pks(ZooImport.objects.filter(state=ZooState.RUNNING, touched_at=None)):
+        yield f"D8 zoo import {pk} runs and no worker has it."
+
+
 def c3_scripts_have_their_requests() -> Iterator[str]:
     for pk, key in ScriptCall.objects.values_list("pk", "body_key"):
         if not default_storage.exists(key):
@@ -477,9 +521,13 @@ def i2_a_delivered_images_object_has_its_hash() -> Iterator[str]:
 
 
 def i2_inputs_and_attachments_have_their_objects() -> Iterator[str]:
-    kept = ((InputFile, "input"), (ImageAttachment, "attachment"), (ImportedPicture, "imported picture"))
-    for model, what in kept:
-        for pk, key, sha256 in model.objects.values_list("pk", "file_key", "sha256").iterator():
+    kept = (
+        (InputFile.objects.all(), "input"),
+        (ImageAttachment.objects.all(), "attachment"),
+        (TeamFile.objects.filter(state=FileState.STORED), "team file"),
+    )
+    for rows, what in kept:
+        for pk, key, sha256 in rows.values_list("pk", "file_key", "sha256").iterator():
             found = object_hash(key)
             if found != sha256:
                 yield f"I2 the object of {what} {pk} is {'missing' if found is None else 'not what was stored'}: {key}."
@@ -507,7 +555,7 @@ def i19_no_old_object_lies_without_a_row() -> Iterator[str]:
     known = set(RenderImage.objects.exclude(file_key="").values_list("file_key", flat=True))
     known |= set(ImageAttachment.objects.values_list("file_key", flat=True))
     known |= set(InputFile.objects.values_list("file_key", flat=True))
-    known |= set(ImportedPicture.objects.values_list("file_key", flat=True))
+    known |= set(TeamFile.objects.values_list("file_key", flat=True))
     known |= set(ScriptCall.objects.values_list("body_key", flat=True))
     known |= {
         key for keys in ScriptCall.objects.exclude(saved_keys=[]).values_list("saved_keys", flat=True) for key in keys
@@ -775,6 +823,10 @@ ROW_CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
     j6_the_log_says_what_is_deployed,
     j6_spans_of_a_service_follow_one_another,
     j6_settled_days_are_what_log_and_ledger_say,
+    d7_a_file_lies_in_its_own_teams_area,
+    d7_files_on_their_way_arrive_or_leave,
+    d8_counts_of_an_import_are_its_files,
+    d8_a_fetched_model_is_here,
 )
 OBJECT_CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
     i2_a_delivered_images_object_has_its_hash,

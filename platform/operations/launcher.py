@@ -220,7 +220,8 @@ def children() -> list[Child]:
     threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count() or 1))}
     web = ["uvicorn", "config.asgi:application", "--host", settings.HOST, "--port", str(settings.PORT)]
     web += WEBSOCKETS
-    chores = ["-A", "renderjobs", "worker", "--pool", "threads", "--concurrency", "2", "--without-gossip"]
+    # An import of a directory and one from the zoo may each hold a thread for hours.
+    chores = ["-A", "renderjobs", "worker", "--pool", "threads", "--concurrency", "4", "--without-gossip"]
     schedule = ["-A", "renderjobs", "beat", "--pidfile", "", "--schedule", str(settings.DATA_DIR / "beat")]
     found = [
         Child("web", [python, "-m", *web, "--log-level", "warning"], paths),

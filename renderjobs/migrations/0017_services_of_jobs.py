@@ -28,7 +28,7 @@ def log_what_is_deployed(apps, schema_editor):
 class Migration(migrations.Migration):
     dependencies = [
         ("billing", "0005_deployments"),
-        ("renderjobs", "0015_settings_of_eas_services"),
+        ("renderjobs", "0016_team_files_and_imports"),
     ]
 
     operations = [

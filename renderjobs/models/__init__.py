@@ -9,7 +9,14 @@ from renderjobs.models.eas import (
     QueueKind,
 )
 from renderjobs.models.images import Attempt, Claim, RenderImage
-from renderjobs.models.imports import ImportedPicture
+from renderjobs.models.imports import (
+    DirectoryImport,
+    FileOrigin,
+    FileState,
+    ImportedNot,
+    ImportState,
+    TeamFile,
+)
 from renderjobs.models.inputs import ImageAttachment, InputFile
 from renderjobs.models.jobs import IdempotencyRecord, JobEvent, RenderJob
 from renderjobs.models.profiles import OptionProfile
@@ -24,16 +31,20 @@ __all__ = [
     "BatchSchedule",
     "BatchTemplate",
     "Claim",
+    "DirectoryImport",
     "EasConsumer",
     "EasDelivery",
     "EasEdition",
     "EasFrame",
     "EasQueue",
     "EasService",
+    "FileOrigin",
+    "FileState",
     "IdempotencyRecord",
     "ImageAttachment",
     "ImageReview",
-    "ImportedPicture",
+    "ImportState",
+    "ImportedNot",
     "InputFile",
     "JobApproval",
     "JobEvent",
@@ -45,5 +56,6 @@ __all__ = [
     "SafetyPolicy",
     "ScheduledRun",
     "ScriptCall",
+    "TeamFile",
     "TemplateVersion",
 ]

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
+
 from django.apps import apps
 from django.contrib import admin
 from django.db.models import Model
 from django.test import Client
 from django.urls import reverse
+from django.utils import timezone
 
 from accounts.models import User
+from assets.zoo_models import ZooImport
 from billing.models import BillingProfile, Quota
-from renderjobs.models import BatchSchedule, BatchTemplate, RenderJob, SafetyPolicy
+from renderjobs.models import BatchSchedule, BatchTemplate, DirectoryImport, RenderJob, SafetyPolicy
 from renderjobs.saved_batches import template_save
 from renderjobs.schedules import schedule_sync
+from renderjobs.team_files import file_upload
 from tests.billing.budgets import a_budget
 from tests.factories import a_caller, a_job, a_written_prompt, an_eas_service
 from tests.renderjobs.test_delivery import begun, deliver
@@ -38,6 +43,9 @@ def rendered_job(team: str, user: str) -> RenderJob:
     template = BatchTemplate(team=job.team, name=f"of {team}")
     template_save(template=template, user=caller.user, kind="txt2img", request={}, locked=[])
     schedule_sync(BatchSchedule.objects.create(template=template))
+    file_upload(team=job.team, folder="data", name=f"{team}.txt", file=io.BytesIO(b"notes"), user=caller.user)
+    DirectoryImport.objects.create(team=job.team, directory="/data", created_at=timezone.now(), state="ended")
+    ZooImport.objects.create(entry="sd15", created_at=timezone.now(), state="ended")
     return job
 
 

@@ -10,7 +10,7 @@ from django.urls import get_resolver, reverse
 from accounts.models import Role, User
 from accounts.services import member_ensure
 from billing.models import RateCard
-from renderjobs.models import RenderJob
+from renderjobs.models import RenderJob, TeamFile
 from tests.admin.pages import client_of, model_of, one_of, page, rendered_job
 from tests.factories import a_caller, a_job, a_platform
 
@@ -36,6 +36,12 @@ PAGES: dict[str, dict[str, set[str]]] = {
     },
     "renderjobs_batchschedule": {
         "read": TEAM, "add": LEADS, "change": LEADS, "delete": LEADS, "delete_selected": LEADS,
+    },
+    "renderjobs_teamfile": {
+        "read": TEAM, "delete": WORKERS, "delete_selected": WORKERS, "/areas": TEAM, "/folder": TEAM, "/public": TEAM,
+    },
+    "renderjobs_directoryimport": {
+        "read": ROOT, "add": ROOT, "delete": ROOT, "delete_selected": ROOT, "stop": ROOT, "go_on": ROOT,
     },
     "renderjobs_promptexpansion": {"read": TEAM, "add": WORKERS, "/use": NOBODY},  # leads on to a template's form
     "renderjobs_safetypolicy": {
@@ -75,6 +81,7 @@ PAGES: dict[str, dict[str, set[str]]] = {
         "read": ROOT, "add": ROOT, "change": ROOT, "/export": ROOT,
         "make_default": ROOT, "retire": ROOT, "restore": ROOT, "check_again": ROOT,
     },
+    "assets_zooimport": {"read": ROOT, "/zoo": ROOT},
     "fleet_pool": {"read": ROOT, "add": ROOT, "change": ROOT},
     "fleet_worker": {"read": ROOT, "drain": ROOT, "resume": ROOT, "quarantine": ROOT, "release": ROOT},
 }  # fmt: skip
@@ -134,6 +141,15 @@ def pages_of_its_own(name: str, pk: object) -> dict[str, str]:
         "renderjobs_promptexpansion": {"use": ("renderjobs_prompt_use", [pk])},
         "accounts_user": {"password": ("auth_user_password_change", [pk])},
         "auditlog_logentry": {"audit.csv": ("audit_export", [])},
+        "renderjobs_teamfile": {
+            "areas": ("renderjobs_files", []),
+            "folder": (
+                "renderjobs_files_folder",
+                list(TeamFile.objects.filter(pk=pk).values_list("team", flat=True)) or ["0"],
+            ),
+            "public": ("renderjobs_files_folder", ["public"]),
+        },
+        "assets_zooimport": {"zoo": ("assets_zoo", [])},
         "billing_ledgertransaction": {"costs": ("billing_costs", []), "costs.csv": ("billing_costs_file", ["csv"])},
     }
     addresses = {more: reverse(f"admin:{address}", args=args) for more, (address, args) in found.get(name, {}).items()}
@@ -183,6 +199,11 @@ def test_the_table_knows_every_address_of_the_admin():
         "renderjobs_review",
         "renderjobs_prompt_use",
         "audit_export",
+        "renderjobs_files",
+        "renderjobs_files_folder",
+        "renderjobs_files_upload",  # these two take posts only, and are asked by every role below
+        "renderjobs_files_delete",
+        "assets_zoo",
     }
     assert set(admin_addresses()) - of_models - of_django - of_oneself == ours
 

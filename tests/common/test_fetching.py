@@ -16,7 +16,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from common import fetching
-from common.fetching import Fetched, FetchError, FetchForbiddenError, FetchPolicy, fetch, is_public, target_of
+from common.fetching import (
+    Fetched,
+    FetchError,
+    FetchForbiddenError,
+    FetchPolicy,
+    downloading,
+    fetch,
+    is_public,
+    target_of,
+)
 from tests.services import missing
 
 SERVED = "127.0.0.2"
@@ -80,6 +89,15 @@ class Handler(BaseHTTPRequestHandler):
     def do_again(self, left: str) -> None:
         self.do_redirect(f"302//again/{int(left) - 1}" if int(left) else "302//picture.png")
 
+    def do_part(self, said: str) -> None:
+        """Status and Content-Range as the test wants them, four bytes after them."""
+        status, _, span = said.partition("/")
+        self.send_response(int(status))
+        for name, value in (("Content-Range", span.replace("_", " ")), ("Content-Length", "4")):
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(b"tail")
+
     def do_endless(self, _: str) -> None:
         """No length is said, so that only counting helps."""
         self.send_response(200)
@@ -98,6 +116,10 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", "1000")
         self.end_headers()
         self._drip()
+
+    def do_silent(self, _: str) -> None:
+        self.do_picture("", b"x", Content_Length="10")
+        time.sleep(1)
 
     def do_dripping_head(self, _: str) -> None:
         self.wfile.write(b"HTTP/1.0 200 OK\r\nX: ")
@@ -401,3 +423,87 @@ def test_an_unknown_name_and_a_closed_port_are_told_without_details(pictures):
     with pytest.raises(FetchError) as closed:
         pictures.get_url("http://pictures.example:81/", ports=frozenset({81}))
     assert SERVED not in str(closed.value)
+
+
+# --- piece by piece ---------------------------------------------------------------------------------------------------
+
+
+def download(pictures: Pictures, path: str, *, first_byte: int = 0, **policy: object) -> tuple[int, int, bytes]:
+    address = f"http://pictures.example:{pictures.port}{path}"
+    asked = downloading(
+        address, policy=replace(pictures.policy, **policy), first_byte=first_byte, resolver=pictures.resolver
+    )
+    with asked as found:
+        return found.begins, found.size_bytes, b"".join(iter(lambda: found.read(5), b""))
+
+
+def test_a_stream_is_read_to_its_end(pictures):
+    assert download(pictures, "/picture.png") == (0, len(PICTURE), PICTURE)
+
+
+def test_a_stream_goes_on_where_it_was_left(pictures):
+    assert download(pictures, "/part/206/bytes_8-11/12", first_byte=8) == (8, 12, b"tail")
+    assert pictures.asked[-1][1]["Range"] == "bytes=8-"
+
+
+def test_a_server_that_gives_the_whole_instead_is_told_by_where_it_begins(pictures):
+    assert download(pictures, "/picture.png", first_byte=8) == (0, len(PICTURE), PICTURE)
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["206/bytes_0-11/12", "206/bytes_7-11/12", "206/bytes_8-10/12", "206/bytes_8-11/*", "206/", "206/bytes_8-99/100"],
+)
+def test_another_part_than_the_one_asked_for_is_refused(pictures, said):
+    with pytest.raises(FetchError, match="another part"):
+        download(pictures, f"/part/{said}", first_byte=8)
+
+
+def test_a_part_that_was_not_asked_for_is_refused(pictures):
+    with pytest.raises(FetchError, match="status 206"):
+        download(pictures, "/part/206/bytes_8-11/12")
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("/short", "ended early"),
+        ("/endless", "how long"),
+        ("/huge", "exceeds"),
+        ("/packed", "compressed"),
+        ("/page", "content type"),
+        ("/gone", "status 404"),
+        ("/nonsense", "could not"),
+        ("/redirect/302/file:///etc/passwd", "http and https"),
+    ],
+)
+def test_a_stream_has_the_limits_of_everything_fetched(pictures, path, reason):
+    with pytest.raises(FetchError, match=reason):
+        download(pictures, path)
+
+
+def test_s14_a_redirect_of_a_stream_is_checked_again(pictures):
+    pictures.addresses["inside.example"] = [["127.0.0.1"]]
+    with pytest.raises(FetchForbiddenError):
+        download(pictures, f"/redirect/302/http://inside.example:{pictures.port}/picture.png")
+
+
+def test_a_server_that_falls_silent_is_given_up_however_long_the_whole_may_take(pictures):
+    begin = time.monotonic()
+    with pytest.raises(FetchError, match="too long"):
+        download(pictures, "/silent", seconds=3600, idle_seconds=0.2)
+    assert time.monotonic() - begin < 3
+
+
+def test_a_whole_that_drips_is_given_up_at_the_deadline(pictures):
+    with pytest.raises(FetchError, match="too long"):
+        download(pictures, "/drip", seconds=0.5, idle_seconds=0.3)
+
+
+def test_what_the_reader_of_a_stream_does_wrong_is_its_own(pictures):
+    address = f"http://pictures.example:{pictures.port}/picture.png"
+    with (
+        pytest.raises(OSError, match="disk full"),
+        downloading(address, policy=pictures.policy, resolver=pictures.resolver),
+    ):
+        raise OSError("disk full")

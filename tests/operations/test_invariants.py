@@ -25,6 +25,7 @@ from django_otp.plugins.otp_totp.models import TOTPDevice
 from accounts.models import ApiToken, RecoveryCode
 from assets.models import Asset, Upload, UploadPart, Wildcard
 from assets.uploads import upload_append, upload_begin
+from assets.zoo_models import ZooImport
 from audit.models import Reading, Seal
 from audit.reading import reading_note
 from audit.sealing import seal_entries
@@ -39,6 +40,7 @@ from renderjobs.compat.eas.requests import Answer, request_answer, requests_take
 from renderjobs.models import (
     Attempt,
     Claim,
+    DirectoryImport,
     EasConsumer,
     EasDelivery,
     EasFrame,
@@ -46,7 +48,6 @@ from renderjobs.models import (
     EasService,
     ImageAttachment,
     ImageReview,
-    ImportedPicture,
     InputFile,
     JobApproval,
     JobEvent,
@@ -56,6 +57,7 @@ from renderjobs.models import (
     RenderJob,
     ScheduledRun,
     ScriptCall,
+    TeamFile,
     TemplateVersion,
 )
 from renderjobs.submission import job_cancel
@@ -206,6 +208,13 @@ def two_second_factors(job: RenderJob) -> None:
     TOTPDevice.objects.bulk_create(TOTPDevice(user=job.user, name=name) for name in ("one", "two"))
 
 
+def a_team_file(job: RenderJob, **changes: object) -> TeamFile:
+    values = {"path": "a.png", "file_key": f"{job.team_id}/files/a.png", "sha256": "0" * 64, "size_bytes": 1}
+    return TeamFile.objects.create(
+        **{**values, "team": job.team, "made_at": timezone.now(), "created_at": timezone.now(), **changes}
+    )
+
+
 BREAKAGES = {
     "P13 two second factors": two_second_factors,
     "P13 codes without a second factor": lambda job: RecoveryCode.objects.create(user=job.user, digest="0" * 64),
@@ -279,16 +288,23 @@ BREAKAGES = {
     "I2 input": lambda job: InputFile.objects.create(
         team=job.team, sha256="0" * 64, file_key="nowhere", size_bytes=1, width=1, height=1, created_at=timezone.now()
     ),
-    "I2 imported": lambda job: ImportedPicture.objects.create(
-        team=job.team,
-        path="a.png",
-        file_key="nowhere",
-        sha256="0" * 64,
-        size_bytes=1,
-        width=1,
-        height=1,
-        made_at=timezone.now(),
-        created_at=timezone.now(),
+    "I2 team file": lambda job: a_team_file(job),
+    "D7 another team's": lambda job: a_team_file(job, file_key=f"{job.team_id}0/files/a.png", state="arriving"),
+    "D7 public": lambda job: a_team_file(job, file_key="public/files/a.png", state="arriving"),
+    "D7 delivered": lambda job: (
+        image(job, "delivered").update(file_key=f"{job.team_id}/files/a.png"),
+        a_team_file(job, state="arriving"),
+    ),
+    "D7 leaving": lambda job: a_team_file(job, state="leaving", state_at=timezone.now() - timedelta(days=2)),
+    "D8 left": lambda job: DirectoryImport.objects.create(
+        team=job.team, directory="/x", created_at=timezone.now()
+    ).left.create(path="a.png", what="picture", why="broken"),
+    "D8 fetched": lambda job: ZooImport.objects.create(
+        entry="x", state="ended", created_at=timezone.now(), asset=Asset.objects.get(upload__isnull=False)
+    ),
+    "D8 nobody fetches": lambda job: ZooImport.objects.create(entry="x", state="running", created_at=timezone.now()),
+    "D8 nobody's": lambda job: DirectoryImport.objects.create(
+        team=job.team, directory="/x", created_at=timezone.now(), state="running"
     ),
     "I2 attachment": lambda job: ImageAttachment.objects.create(
         image=image(job, "delivered").get(),

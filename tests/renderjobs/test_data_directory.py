@@ -11,10 +11,12 @@ from django.core.management import CommandError, call_command
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from assets.models import Asset
+from assets.models import Asset, AssetKind
+from assets.zoo import FOLDER_OF_KIND
 from operations.invariants import violations
-from renderjobs.data_directory import kind_of, plain_path
-from renderjobs.models import ImportedPicture
+from renderjobs.data_directory import MODEL_FOLDERS, kind_of
+from renderjobs.models import TeamFile
+from renderjobs.team_files import plain_path
 from tests.factories import a_caller
 from tests.weights import a_checkpoint_file
 
@@ -65,7 +67,7 @@ def test_models_are_assets_and_pictures_are_files_of_the_team(directory, team):
     assert lines[-1] == "4 taken in, 0 left"
     asset = Asset.objects.get()
     assert (asset.kind, asset.name, asset.state, list(asset.teams.all())) == ("checkpoint", "dream", "approved", [team])
-    picture = ImportedPicture.objects.get(path="outputs/txt2img-images/2023-07-24/00000-1003.png")
+    picture = TeamFile.objects.get(path="outputs/txt2img-images/2023-07-24/00000-1003.png")
     assert picture.file_key == f"{team.pk}/files/data/outputs/txt2img-images/2023-07-24/00000-1003.png"
     assert (picture.infotext, picture.width, picture.height) == (INFOTEXT, 8, 6)
     with default_storage.open(picture.file_key) as file:
@@ -75,7 +77,7 @@ def test_models_are_assets_and_pictures_are_files_of_the_team(directory, team):
 
 def test_a_name_beyond_plain_letters_gets_a_plain_key_and_keeps_its_path(directory, team):
     take_in(directory)
-    picture = ImportedPicture.objects.get(infotext="night")
+    picture = TeamFile.objects.get(infotext="night")
     assert picture.path == "outputs/img2img-images/夜景/00001.png"
     assert picture.file_key.isascii() and picture.file_key.startswith(f"{team.pk}/files/data/outputs/00001-")
 
@@ -84,22 +86,22 @@ def test_a_second_time_takes_in_what_is_new(directory, team):
     take_in(directory)
     write(directory / "outputs/new.png", a_png("new"))
     lines = take_in(directory)
-    assert sum("was here already" in line for line in lines) == 4 and ImportedPicture.objects.count() == 4
+    assert sum("was here already" in line for line in lines) == 4 and TeamFile.objects.count() == 4
     assert Asset.objects.count() == 1 and list(violations()) == []
 
 
 def test_a_run_that_was_killed_between_object_and_row_is_repaired(directory, team):
     take_in(directory)
-    ImportedPicture.objects.all().delete()
+    TeamFile.objects.all().delete()
     take_in(directory)
-    assert ImportedPicture.objects.count() == 3 and list(violations()) == []
+    assert TeamFile.objects.count() == 3 and list(violations()) == []
     assert len(list(Path(default_storage.path(f"{team.pk}/files")).rglob("*.png"))) == 3
 
 
 def test_public_models_are_for_everybody(directory, team):
     take_in(directory, "--public", "--folder", "/code/stable-diffusion-webui/data/old")
     assert Asset.objects.get().access == "public"
-    assert ImportedPicture.objects.filter(file_key__startswith=f"{team.pk}/files/data/old/outputs/").count() == 3
+    assert TeamFile.objects.filter(file_key__startswith=f"{team.pk}/files/data/old/outputs/").count() == 3
 
 
 def test_what_cannot_be_taken_in_is_named_and_the_rest_is_done(directory, team):
@@ -107,7 +109,7 @@ def test_what_cannot_be_taken_in_is_named_and_the_rest_is_done(directory, team):
     write(directory / "models/Lora/evil.safetensors", b"\xff" * 100)
     with pytest.raises(CommandError, match="2 files were not taken in"):
         take_in(directory)
-    assert ImportedPicture.objects.count() == 3 and Asset.objects.filter(state="approved").count() == 1
+    assert TeamFile.objects.count() == 3 and Asset.objects.filter(state="approved").count() == 1
 
 
 def test_a_picture_that_changed_is_left(directory, team):
@@ -115,7 +117,7 @@ def test_a_picture_that_changed_is_left(directory, team):
     write(directory / "outputs/txt2img-grids/2023-07-24/grid-0000.png", a_png("another"))
     with pytest.raises(CommandError, match="1 files"):
         take_in(directory)
-    assert ImportedPicture.objects.filter(infotext="a grid").exists()
+    assert TeamFile.objects.filter(infotext="a grid").exists()
 
 
 def test_p2_cards_beside_models_are_taken_in_also_when_they_come_later(directory, team):
@@ -137,18 +139,43 @@ def test_links_are_not_followed(directory, team, tmp_path):
     assert take_in(directory)[-1] == "4 taken in, 0 left"
 
 
+def test_d1_the_tree_has_a_folder_for_every_kind_and_is_made_once(tmp_path):
+    for _ in range(2):
+        call_command("make_data_dir", str(tmp_path / "data"))
+    for folder in MODEL_FOLDERS:
+        assert (tmp_path / "data" / folder).is_dir()
+    assert (tmp_path / "data/outputs/txt2img-images").is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CommandError, match="cannot be made"):
+        call_command("make_data_dir", str(tmp_path / "file"))
+
+
+def test_d8_the_zoo_names_folders_that_an_import_knows():
+    for kind, folder in FOLDER_OF_KIND.items():
+        assert kind_of(f"{folder}/a.safetensors") == kind
+    assert set(FOLDER_OF_KIND) == set(AssetKind)
+
+
+def test_weights_of_a_folder_that_is_not_used_are_named(directory, team):
+    write(directory / "models/GFPGAN/a.pth", b"weights")
+    out = io.StringIO()
+    with pytest.raises(CommandError, match="1 files"):
+        call_command("import_data_dir", str(directory), "--team", "studio", stdout=out)
+    assert "weights models/GFPGAN/a.pth: Models of this folder are not used here." in out.getvalue()
+
+
 @pytest.mark.parametrize("folder", ["..", "/etc", "a/../../b", "", "x" * 60])
 def test_a_folder_outside_the_teams_files_is_refused(directory, team, folder):
     with pytest.raises(CommandError, match="--folder"):
         take_in(directory, "--folder", folder)
-    assert not ImportedPicture.objects.exists() and not Asset.objects.exists()
+    assert not TeamFile.objects.exists() and not Asset.objects.exists()
 
 
 def test_other_teams_do_not_see_the_pictures(directory, team):
     take_in(directory)
     mine, other = a_caller("studio").user, a_caller("team-b", "eve").user
-    assert ImportedPicture.objects.visible_to(mine).count() == 3
-    assert not ImportedPicture.objects.visible_to(other).exists()
+    assert TeamFile.objects.visible_to(mine).count() == 3
+    assert not TeamFile.objects.visible_to(other).exists()
 
 
 @pytest.mark.parametrize(

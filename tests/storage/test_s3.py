@@ -12,6 +12,7 @@ from django.core.files.storage import default_storage
 from moto.server import ThreadedMotoServer
 
 from renderjobs.files import file_url
+from tests.common.test_folders import NAMES, names
 
 BUCKET = "pictures"
 
@@ -55,6 +56,33 @@ def test_s17_the_address_of_a_picture_is_signed_and_expires():
     query = parse_qs(urlsplit(url).query)
     assert requests.get(url, timeout=10).content == b"picture"
     assert query["X-Amz-Expires"] == ["3600"] and "X-Amz-Signature" in query
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 5, 100])
+def test_d7_pages_of_a_folder_have_everything_once_with_one_question_each(s3, limit, monkeypatch):
+    for name in NAMES:
+        default_storage.save(f"1/files/{name}", ContentFile(b"x"))
+    client, asked = default_storage.connection.meta.client, []
+    ask = client.list_objects_v2
+    monkeypatch.setattr(client, "list_objects_v2", lambda **given: asked.append(given) or ask(**given))
+    found = names(default_storage, "1/files", limit)
+    assert found == ["a.png", "a/", "a0.png", "b.txt", "b/", "c d.png", "z.png"]
+    assert len(asked) <= -(-len(found) // limit) + 1
+    # A store goes on inside of a folder that it is told to start after; only behind all in it it has left it.
+    assert not [given for given in asked if given.get("StartAfter", "").endswith("/")]
+    assert names(default_storage, "1/files", limit, begins="a") == ["a.png", "a/", "a0.png"]
+    assert names(default_storage, "1/files/a", limit) == ["1.png", "deep/"]
+    assert names(default_storage, "9/files", limit) == []
+
+
+def test_s13_what_is_no_picture_is_saved_not_shown(s3):
+    key = default_storage.save("1/files/notes.txt", ContentFile(b"<script>"))
+    answer = requests.get(file_url(key, base=""), timeout=10)
+    assert answer.headers["Content-Type"] == "application/octet-stream"
+    assert answer.headers["Content-Disposition"] == 'attachment; filename="notes.txt"'
+    picture = default_storage.save("1/files/c.png", ContentFile(b"picture"))
+    answer = requests.get(file_url(picture, base="", to_save=True), timeout=10)
+    assert answer.headers["Content-Type"] == "image/png" and "attachment" in answer.headers["Content-Disposition"]
 
 
 @pytest.mark.django_db(transaction=True)

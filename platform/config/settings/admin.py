@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -22,10 +23,14 @@ def _static(name: str, request: HttpRequest) -> str:
     return static(f"operations/{name}")
 
 
-def _is_below(page: str, but: str, request: HttpRequest) -> bool:
+def _is_below(page: str, but: str = "") -> Callable[[HttpRequest], bool]:
     """Whether a page lies below another's address, and not below the part of it that has an entry of its own."""
-    address = str(reverse_lazy(page))
-    return request.path.startswith(address) and not request.path.startswith(f"{address}{but}")
+
+    def is_below(request: HttpRequest) -> bool:
+        address = str(reverse_lazy(page))
+        return request.path.startswith(address) and not (but and request.path.startswith(f"{address}{but}"))
+
+    return is_below
 
 
 def _page(title: str, icon: str, model: str) -> dict[str, Any]:
@@ -82,7 +87,7 @@ UNFOLD = {
                     {"title": "Dashboard", "icon": "dashboard", "link": reverse_lazy("admin:index")},
                     {
                         **_page("Jobs", "list_alt", "renderjobs.renderjob"),
-                        "active": partial(_is_below, "admin:renderjobs_renderjob_changelist", "gallery"),
+                        "active": _is_below("admin:renderjobs_renderjob_changelist", but="gallery"),
                     },
                     {
                         "title": "Gallery",
@@ -92,6 +97,11 @@ UNFOLD = {
                     },
                     _page("Templates", "bookmark", "renderjobs.batchtemplate"),
                     _page("Schedules", "schedule", "renderjobs.batchschedule"),
+                    {
+                        **_page("Files", "folder", "renderjobs.teamfile"),
+                        "link": reverse_lazy("admin:renderjobs_files"),
+                        "active": _is_below("admin:renderjobs_teamfile_changelist"),
+                    },
                     _page("Prompts", "edit_note", "renderjobs.promptexpansion"),
                 ],
             },
@@ -99,6 +109,12 @@ UNFOLD = {
                 "title": "Platform",
                 "items": [
                     _page("Models", "deployed_code", "assets.asset"),
+                    {
+                        **_page("Model zoo", "storefront", "assets.zooimport"),
+                        "link": reverse_lazy("admin:assets_zoo"),
+                        "active": _is_below("admin:assets_zooimport_changelist"),
+                    },
+                    _page("Imports", "drive_folder_upload", "renderjobs.directoryimport"),
                     _page("Pools", "memory", "fleet.pool"),
                     _page("Workers", "developer_board", "fleet.worker"),
                     _page("EAS services", "dynamic_form", "renderjobs.easservice"),
@@ -119,7 +135,7 @@ UNFOLD = {
                     _page("Holds", "lock_clock", "billing.hold"),
                     {
                         **_page("Ledger", "receipt_long", "billing.ledgertransaction"),
-                        "active": partial(_is_below, "admin:billing_ledgertransaction_changelist", "costs"),
+                        "active": _is_below("admin:billing_ledgertransaction_changelist", but="costs"),
                     },
                     _page("Usage", "timer", "billing.usagerecord"),
                     _page("Deployments", "dns", "billing.deploymentspan"),

@@ -33,6 +33,8 @@ CELERY_BEAT_SCHEDULE = {
     "expire leases": {"task": "renderjobs.expire_leases", "schedule": 5.0, "options": {"expires": 5}},
     "advance scripts": {"task": "renderjobs.advance_scripts", "schedule": 5.0, "options": {"expires": 5}},
     "resume intakes": {"task": "assets.resume", "schedule": 300.0, "options": {"expires": 300}},
+    "go on with the zoo": {"task": "assets.resume_zoo", "schedule": 60.0, "options": {"expires": 60}},
+    "tidy imports and files": {"task": "renderjobs.tidy", "schedule": 60.0, "options": {"expires": 60}},
     "seal the audit log": {"task": "audit.seal", "schedule": 60.0, "options": {"expires": 60}},
     "forget sessions": {"task": "accounts.forget_sessions", "schedule": 86_400.0, "options": {"expires": 86_400}},
     "settle idle time": {"task": "billing.settle_idle", "schedule": 3600.0, "options": {"expires": 3600}},

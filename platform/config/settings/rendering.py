@@ -10,6 +10,7 @@ MAX_PIXELS = env.integer("MAX_PIXELS", 16_777_216, minimum=4096, maximum=2**28)
 """Of one picture; the default is 4096 x 4096."""
 MAX_INPUT_PIXELS = env.integer("MAX_INPUT_PIXELS", 67_108_864, minimum=4096, maximum=2**28)
 """Of a picture a caller sends."""
+MAX_INPUT_SIDE_PX = 16_384
 MAX_STEPS = 1000
 MAX_BATCH_SIZE = 1000
 MAX_IMAGES_PER_JOB = env.integer("MAX_IMAGES_PER_JOB", 20_000, minimum=1, maximum=1_000_000)
@@ -60,3 +61,8 @@ EAS_MOUNTS = env.pairs(
     "EAS_MOUNTS", "/code/stable-diffusion-webui/data=data,/code/stable-diffusion-webui/data-oss=data"
 )
 """Mount path=folder within a team's files, for calls with ``save_dir``. The default has both paths of PAI-EAS's documents."""
+
+TEAM_FILES_BYTES = env.integer("TEAM_FILES_GIB", 50, minimum=1, maximum=1_048_576) * 1024**3
+"""Of what the people of one team upload in the file browser."""
+IMPORT_DIRS = env.folders("IMPORT_DIRS")
+"""Folders of the server below which superusers may name a data directory to take in; none: the admin imports none."""

@@ -1,5 +1,5 @@
-// Keeps pages of jobs and prompts as they are on the server while something on them is made: the page is asked for again, and the parts that
-// carry data-live take their new content. Nothing is asked while nobody looks, or once everything has ended.
+// Keeps pages as they are on the server while something on them is under way: the page is asked for again, and the parts that carry
+// data-live take their new content. Nothing is asked while nobody looks, or once everything has ended.
 "use strict";
 
 const REST_MS = 2000;
@@ -19,8 +19,8 @@ async function refresh() {
       // The server restarts or the line is down: the next round asks again.
     }
   }
-  // The facts around the section are the form's: once, at the end, the whole page comes anew.
-  if (document.querySelector("section[data-live]") && !document.querySelector("[data-live-until-ended]")) window.location.reload();
+  // The facts beside such a part are the form's: once, at the end, the whole page comes anew.
+  if (document.querySelector("[data-live-then-anew]") && !document.querySelector("[data-live-until-ended]")) window.location.reload();
   rest();
 }
 
