@@ -212,7 +212,7 @@ def test_p13_the_qr_code_is_one_that_a_phone_reads(chromium, platform, signed_in
 
 def test_u2_a_person_signs_in_and_cancels_a_job_without_a_mouse(chromium, platform):
     client = Client(platform)
-    job = client.submit(prompt="a red circle", n_iter=1000)["id"]
+    job = client.submit(prompt="a red circle", n_iter=200)["id"]
     client.session.post(
         f"{client.base}/jobs/{job}/pause", timeout=30
     )  # so that it has not ended before somebody gets there
