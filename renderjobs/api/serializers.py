@@ -444,7 +444,7 @@ class LinksSchema(serializers.Serializer):
 
 class JobSchema(serializers.Serializer):
     id = serializers.UUIDField()
-    kind = serializers.ChoiceField(JobKind.values)
+    kind = serializers.ChoiceField(JobKind.choices)
     state = serializers.ChoiceField(JobState.values)
     lane = serializers.ChoiceField(list(LANES))
     priority = serializers.IntegerField()
@@ -572,7 +572,7 @@ class RequestSchema(serializers.Serializer):
 
 
 class NewJobSchema(serializers.Serializer):
-    kind = serializers.ChoiceField(JobKind.values)
+    kind = serializers.ChoiceField(JobKind.choices)
     request = RequestSchema()
     lane = serializers.ChoiceField(list(LANES), required=False, default="standard")
     project = serializers.CharField(required=False)

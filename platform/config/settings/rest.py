@@ -26,4 +26,6 @@ SPECTACULAR_SETTINGS = {
     "SERVE_AUTHENTICATION": [],
     "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],
     "SCHEMA_PATH_PREFIX": "/api/v1",
+    # Two fields are called kind: of a job and of a model.
+    "ENUM_NAME_OVERRIDES": {"AssetKindEnum": "assets.models.AssetKind", "JobKindEnum": "renderjobs.choices.JobKind"},
 }
