@@ -119,8 +119,12 @@ def worker_name() -> str:
     return settings.WORKER_NAME or f"{platform.node()}-{settings.WORKER_POOL}-{os.getpid()}"
 
 
-def device_options() -> dict[str, str]:
-    return {"device": settings.TORCH_DEVICE, "dtype": settings.TORCH_DTYPE}
+def device_options() -> dict[str, Any]:
+    return {
+        "device": settings.TORCH_DEVICE,
+        "dtype": settings.TORCH_DTYPE,
+        "compile_shapes": settings.TORCH_COMPILE_SHAPES,
+    }
 
 
 def device_name(renderer: Any) -> str:

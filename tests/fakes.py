@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from gpuworker.contract import (
     AnyRecipe,
@@ -36,7 +36,7 @@ class PatternRenderer:
     device_name = "pattern"
     load_us = 0
 
-    def __init__(self, *, device: str = "cpu", dtype: str = "float32"):
+    def __init__(self, *, device: str = "cpu", dtype: str = "float32", compile_shapes: Sequence[str] = ()):
         self.step_seconds = float(os.environ.get("PATTERN_STEP_SECONDS", "0"))
         self.image_step_seconds = float(os.environ.get("PATTERN_IMAGE_STEP_SECONDS", "0"))
 

@@ -29,6 +29,7 @@ from gpuworker.contract import (
 )
 from gpuworker.contract.prompts import strip_network_tags
 from gpuworker.contract.recipe import LATENT_FACTOR
+from gpuworker.engine.compiling import CompiledShapes
 from gpuworker.engine.errors import CheckpointError, ControlNetworkError, EngineError, InvalidPictureError
 from gpuworker.engine.execution_plan import ExecutionPlan, PassPlan
 from gpuworker.engine.images.controlnet.hints import unit_of_pass
@@ -109,6 +110,7 @@ class Drawing:
         prompts: PromptEncoder,
         pictures: PictureEncoder,
         watch: Watch,
+        compiled: CompiledShapes,
     ) -> None:
         self.spec = spec
         self.plan = plan
@@ -116,6 +118,7 @@ class Drawing:
         self.prompts = prompts
         self.pictures = pictures
         self.watch = watch
+        self.compiled = compiled
         self.recipes = [recipe for recipe in spec.recipes if isinstance(recipe, Recipe)]
         self.failures: dict[int, EngineError] = {}
         """Images whose own input or control cannot be used; the others are drawn without them."""
@@ -596,7 +599,7 @@ class _Pass:
 
     def _network(self, loaded: LoadedCheckpoint) -> Network:
         """The checkpoint's UNet in the terms of the solver."""
-        unet: Denoiser = UNet(loaded.checkpoint.unet)
+        unet: Denoiser = UNet(loaded.checkpoint.unet, self.drawing.compiled if self._is_plain else None)
         if self._control:
             unet = ControlledUNet(UNet(loaded.checkpoint.unet), self._control)
         levels = self._levels(loaded)
@@ -608,6 +611,13 @@ class _Pass:
             case "lcm":
                 assert isinstance(levels, LcmNoiseLevels)
                 return LcmPrediction(unet, levels)
+
+    @property
+    def _is_plain(self) -> bool:
+        """Nothing hooks into the network or wraps its edges. Exact mode keeps to one kind of kernels (X1)."""
+        hypernetworks = any(use.kind == "hypernetwork" for use in self.networks)
+        hooked = self._control or self.plan.token_merging_ratio or hypernetworks
+        return not (hooked or self.recipe.tiling or self.recipe.exact)
 
     def _preview(self, latents: torch.Tensor) -> list[Picture]:
         checkpoint = self.loaded.checkpoint

@@ -6,7 +6,7 @@ A pass either starts or raises; after that every image gets its own outcome. Not
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -26,6 +26,7 @@ from gpuworker.contract import (
 )
 from gpuworker.contract.safety import PASSED, SENTENCES, VERDICT_OF_MODE
 from gpuworker.contract.texts import TextSpec, Written
+from gpuworker.engine.compiling import CanonicalShape, CompiledShapes
 from gpuworker.engine.drawing import Drawing, Drawn
 from gpuworker.engine.errors import EngineError, InvalidSpecError, OutOfMemoryError
 from gpuworker.engine.execution_plan import plan_passes
@@ -57,7 +58,11 @@ class DiffusersRenderer:
     """
 
     def __init__(
-        self, device: str = "cpu", dtype: str = "float32", max_resident_bytes: int = DEFAULT_RESIDENT_BYTES
+        self,
+        device: str = "cpu",
+        dtype: str = "float32",
+        max_resident_bytes: int = DEFAULT_RESIDENT_BYTES,
+        compile_shapes: Sequence[str] = (),
     ) -> None:
         """
         Args:
@@ -65,6 +70,7 @@ class DiffusersRenderer:
             dtype: ``float32``, ``float16``, ``bfloat16`` or ``auto``: half precision on a card, float32 on the CPU. Latents are
                 float32 between denoiser calls in any case.
             max_resident_bytes: Weights kept between passes.
+            compile_shapes: What networks are compiled for, such as ``512x512x8``: width, height, images of a micro-batch.
 
         Raises:
             InvalidSpecError: No such type, or a card is asked for and there is none.
@@ -91,10 +97,13 @@ class DiffusersRenderer:
         self.prompts = PromptEncoder()
         self.flow_prompts = FlowPrompts()
         self.pictures = PictureEncoder()
+        self.compiled = CompiledShapes([CanonicalShape.from_text(text) for text in compile_shapes])
 
     def report(self) -> dict[str, Any]:
         """What is loaded, within which limit, and the card's memory in bytes; another thread may ask."""
         found: dict[str, Any] = {"weights": self.shelf.report(), "weights_limit": self.shelf.max_bytes}
+        if compiled := self.compiled.report():
+            found["compiled"] = compiled
         if self.device.type == "cuda":
             free, found["vram_total"] = torch.cuda.mem_get_info(self.device)
             found["vram_used"] = found["vram_total"] - free
@@ -170,7 +179,7 @@ class DiffusersRenderer:
         family = flow_family(spec.file_of(recipe.checkpoint).path)
         if family:
             return FlowDrawing(spec, family, self.shelf, self.flow_prompts, watch)
-        return Drawing(spec, plan_passes(recipe), self.shelf, self.prompts, self.pictures, watch)
+        return Drawing(spec, plan_passes(recipe), self.shelf, self.prompts, self.pictures, watch, self.compiled)
 
     def _picture(self, drawing: Drawing | FlowDrawing, drawn: Drawn, position: int, share_us: int) -> ImageOutcome:
         """Decode and finish one image; what goes wrong here is this image's alone."""

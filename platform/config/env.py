@@ -64,6 +64,13 @@ def words(name: str, default: str = "") -> list[str]:
     return [word.strip() for word in os.environ.get(name, default).split(",") if word.strip()]
 
 
+def words_like(name: str, pattern: str, accepted: str) -> list[str]:
+    found = words(name)
+    if wrong := [word for word in found if not re.fullmatch(pattern, word)]:
+        raise ImproperlyConfigured(f"{name} holds {wrong[0]!r}; accepted are {accepted}.")
+    return found
+
+
 def integers(name: str, default: str, *, minimum: int, maximum: int) -> list[int]:
     found = words(name, default)
     if wrong := [word for word in found if not word.isdecimal() or not minimum <= int(word) <= maximum]:

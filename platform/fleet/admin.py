@@ -44,7 +44,7 @@ class WorkerPage(PlatformAdmin):
     search_fields = ("name", "device")
     fields = readonly_fields = (
         "name", "pool", "device", "card", "status", "quarantine_shown", "loaded", "loaded_hash", "card_memory",
-        "machine_memory", "started_at", "last_seen_at", "stopped_at",
+        "machine_memory", "compiled", "started_at", "last_seen_at", "stopped_at",
     )  # fmt: skip
     actions = ("drain", "resume", "quarantine", "release")
     change_form_outer_after_template = "fleet/worker.html"
@@ -133,6 +133,12 @@ class WorkerPage(PlatformAdmin):
     @display(description="Card's memory")
     def card_memory(self, worker: Worker) -> str:
         return of_total(worker.report.get("vram_used"), worker.report.get("vram_total"))
+
+    @display(description="Compiled shapes")
+    def compiled(self, worker: Worker) -> str:
+        """Graphs, and calls of networks by how they ran."""
+        counts = worker.report.get("compiled", {})
+        return ", ".join(f"{name.replace('_', ' ')}: {count}" for name, count in counts.items()) or "none"
 
     @display(description="Machine's memory")
     def machine_memory(self, worker: Worker) -> str:

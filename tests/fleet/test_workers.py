@@ -106,6 +106,7 @@ def test_a_workers_page_shows_what_it_renders_keeps_and_failed_at(root):
     report = {
         "weights": [{"kind": "checkpoint", "sha256": mini.sha256, "bytes": 2048}, {"kind": "vae", "sha256": "a" * 64, "bytes": 1}],
         "vram_used": 1024, "vram_total": 4096, "ram_used": 10, "ram_total": 100, "ram_available": 50,
+        "compiled": {"graphs": 2, "over_limit": 1},
     }  # fmt: skip
     worker = Worker.objects.get()
     worker_seen(worker_id=worker.pk, loaded_checkpoint_sha256=mini.sha256, report=report)
@@ -113,6 +114,7 @@ def test_a_workers_page_shows_what_it_renders_keeps_and_failed_at(root):
     body = shown.content.decode()
     (current,) = shown.context["work"]["current"]
     assert [image["index"] for image in current["images"]] == [1] and current["images"][0]["job_id"] == job.pk
+    assert "graphs: 2, over limit: 1" in body
     assert "It broke." in body and "1.0\xa0KB of 4.0\xa0KB" in body and "2.0\xa0KB" in body and "aaaaaaaaaa" in body
     assert "mini" in root.get(reverse("admin:index")).content.decode()
     assert "mini" in root.get(page("fleet_worker", "changelist")).content.decode()

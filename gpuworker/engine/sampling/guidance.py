@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 from gpuworker.contract import Settings
+from gpuworker.engine.compiling import CompiledShapes
 from gpuworker.engine.models.precision import type_of
 from gpuworker.engine.prompts.encoder import Cond, Conditioning
 from gpuworker.engine.sampling.schedules import LcmNoiseLevels, NoiseLevels
@@ -74,6 +75,8 @@ class UNet:
 
     unet: Any
     """``UNet2DConditionModel``."""
+    compiled: CompiledShapes | None = None
+    """Where the network is as it was loaded, and nothing is added to it."""
 
     def __call__(self, latents: torch.Tensor, timestep: Level, rows: Rows, **added: Any) -> torch.Tensor:
         """``added``: residuals, as ``UNet2DConditionModel`` names them."""
@@ -81,9 +84,12 @@ class UNet:
         timesteps = latents.new_full((len(latents),), float(timestep))
         dtype = type_of(self.unet)
         inputs = latents if rows.concat is None else torch.cat([latents, rows.concat.to(latents.dtype)], dim=1)
-        if rows.vector is not None:
-            added["class_labels"] = rows.vector.to(dtype)
-        predicted = self.unet(inputs.to(dtype), timesteps, rows.context.to(dtype), return_dict=False, **added)[0]
+        labels = None if rows.vector is None else rows.vector.to(dtype)
+        given = inputs.to(dtype), timesteps, rows.context.to(dtype)
+        if self.compiled:
+            predicted = self.compiled(self.unet, *given, labels)
+        else:
+            predicted = self.unet(*given, class_labels=labels, return_dict=False, **added)[0]
         return predicted.to(latents.dtype)
 
 

@@ -50,6 +50,10 @@ WORKER_CACHE_BYTES = env.integer("WORKER_CACHE_GIB", 200, minimum=1, maximum=1_0
 """Of weights and input pictures on the worker's own disk; what was used longest ago goes first, before the disk is full."""
 TORCH_DEVICE = env.choice("TORCH_DEVICE", ("auto", "cpu", "cuda"), "auto")
 TORCH_DTYPE = env.choice("TORCH_DTYPE", ("auto", "float32", "float16", "bfloat16"), "auto")
+TORCH_COMPILE_SHAPES = env.words_like(
+    "TORCH_COMPILE_SHAPES", r"[1-9]\d*x[1-9]\d*x[1-9]\d*", "width x height x images, such as 512x512x8"
+)
+"""Sizes and micro-batches for which workers compile the networks; the first pass of each takes a minute or two longer."""
 RENDERER = "gpuworker.engine.DiffusersRenderer"
 """Dotted path; tests of scheduling and faults name their pattern renderer here."""
 
