@@ -12,6 +12,11 @@ from django.db import connection
 from tests.services import RedisServer, redis_server
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, or one core would work it off at the end while the others have nothing left to do."""
+    items.sort(key=lambda item: "test_the_tests_of_rows_and_money_pass_on_postgresql" not in item.nodeid)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def flush_may_empty_the_ledger() -> Iterator[None]:
     """After a transactional test Django empties every table; SQLite's DELETE would meet the triggers.

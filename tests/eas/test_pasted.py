@@ -18,6 +18,7 @@ from tests.eas.conftest import client_python  # noqa: F401
 from tests.flows.conftest import ROOT, RunningPlatform, running_platform
 from tests.services import missing
 
+pytestmark = [pytest.mark.embedded, pytest.mark.timeout(240)]
 LOGIN = """
 from accounts.models import User
 from django.contrib.auth import login

@@ -26,7 +26,7 @@ ON_BOTH = [
 ]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_the_tests_of_rows_and_money_pass_on_postgresql(tmp_path_factory):
     if os.environ.get("DATABASE_URL"):
         pytest.skip("the suite itself runs on a server database")

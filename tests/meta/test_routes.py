@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextvars import copy_context
 from typing import Any
 
 import pytest
@@ -113,7 +114,8 @@ def handshake(**headers: str) -> int:
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    async_to_sync(application)(scope, receive, send)
+    # The door notes in its context on which threads it runs; that is not for the tests that follow.
+    copy_context().run(async_to_sync(application), scope, receive, send)
     return 101 if sent[0]["type"] == "websocket.accept" else sent[0]["status"]
 
 

@@ -11,6 +11,7 @@ from django.core.management import CommandError, call_command
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from assets.companions import COMPANIONS
 from assets.models import Asset, AssetKind
 from assets.zoo import FOLDER_OF_KIND
 from operations.invariants import violations
@@ -153,7 +154,7 @@ def test_d1_the_tree_has_a_folder_for_every_kind_and_is_made_once(tmp_path):
 def test_d8_the_zoo_names_folders_that_an_import_knows():
     for kind, folder in FOLDER_OF_KIND.items():
         assert kind_of(f"{folder}/a.safetensors") == kind
-    assert set(FOLDER_OF_KIND) == set(AssetKind)
+    assert set(FOLDER_OF_KIND) == set(AssetKind) - set(COMPANIONS)
 
 
 def test_weights_of_a_folder_that_is_not_used_are_named(directory, team):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from renderjobs.models.jobs import Source
 from renderjobs.pinning import UnknownNameError
 from renderjobs.submission import job_estimate, job_submit
 from tests.admin.pages import client_of, page
-from tests.factories import a_caller, a_checkpoint, a_job, a_platform, a_pool, a_request
+from tests.factories import a_caller, a_checkpoint, a_job, a_platform, a_pool, a_request, an_eas_service
 
 pytestmark = pytest.mark.django_db
 
@@ -65,10 +66,11 @@ def test_models_that_share_no_pool_are_named():
         a_job(checkpoint="heavy", prompt="a ring <lora:ink:1>")
 
 
-def test_a_wanted_pool_is_not_left_for_another_one():
+def test_a_services_pool_is_not_left_for_another_one():
     restricted("heavy", "large")
+    caller = replace(a_caller(), through=an_eas_service(pool=a_pool("default")))
     with pytest.raises(InvalidRequestError, match="may not run in default"):
-        job_submit(caller=a_caller(), request=a_request(checkpoint="heavy"), source=Source.API, pool=a_pool("default"))
+        job_submit(caller=caller, request=a_request(checkpoint="heavy"), source=Source.API)
 
 
 def test_an_estimate_is_refused_as_the_submission_would_be():

@@ -1,10 +1,11 @@
 // Gives a name to controls that the theme leaves without one: those in the cells of a table of forms take their column's, and the
 // search field of a choice of many takes the choice's. Rows that are added later are named as they come. And lets the keyboard into
-// tables that are wider than their frame, and to the field where a page begins.
+// tables that are wider than their frame, and to the field where a page begins. Buttons beside a title become items of their list.
 "use strict";
 
 document.addEventListener("DOMContentLoaded", () => {
   nameControls();
+  listTools();
   reachTables();
   window.addEventListener("resize", reachTables);
   for (const form of document.querySelectorAll('form[id$="_form"]')) {
@@ -33,6 +34,14 @@ function nameControls() {
 
 function nameIt(control, name) {
   if (!control.labels?.length && !control.hasAttribute("aria-label")) control.setAttribute("aria-label", name);
+}
+
+function listTools() {
+  for (const child of document.querySelectorAll("ul.object-tools > :not(li)")) {
+    const item = document.createElement("li");
+    child.replaceWith(item);
+    item.append(child);
+  }
 }
 
 function reachTables() {
