@@ -56,9 +56,13 @@ def commit(server: EasServer, *indexes: int) -> None:
 
 
 def has(frame: bytes, index: int, data: bytes) -> bool:
-    """Whether the protobuf is that frame's; its request id is the server's."""
-    head = Frame(index).to_protobuf()
-    return frame.startswith(head) and frame.endswith(data)
+    """Whether the protobuf is that frame's; its request id, between the two, is the server's."""
+    return frame.startswith(Frame(index).to_protobuf()) and ends_with(frame, data)
+
+
+def ends_with(frame: bytes, data: bytes) -> bool:
+    """Whether the protobuf's last field is that data; the bytes alone could also be the end of a request id."""
+    return frame.endswith(Frame(0, data=data).to_protobuf())
 
 
 @pytest.fixture(autouse=True)
@@ -120,9 +124,11 @@ def described(server: EasServer, uid: str) -> str:
 
 
 def test_automatic_commits_tags_and_indexes_alone_are_as_over_a_websocket(server):
-    put(server, 3)
+    indexes = put(server, 3)
     with watching(server, _auto_commit_="true", _index_only_="true") as watcher:
-        assert not any(watcher.frame().endswith(b"%d" % number) for number in range(3))
+        frames = [watcher.frame() for _ in indexes]
+    for number, (frame, index) in enumerate(zip(frames, indexes, strict=True)):
+        assert frame.startswith(Frame(index).to_protobuf()) and not ends_with(frame, b"%d" % number)
     assert length(server) == "0"
 
 
