@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,12 +10,22 @@ import pytest
 from django.conf import settings
 from django.db import connection
 
+from tests.prepared import migrated_database
 from tests.services import RedisServer, redis_server
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first, or one core would work it off at the end while the others have nothing left to do."""
     items.sort(key=lambda item: "test_the_tests_of_rows_and_money_pass_on_postgresql" not in item.nodeid)
+
+
+@pytest.fixture(scope="session")
+def django_db_keepdb() -> bool:
+    """On SQLite Django finds a database in which nothing is left to migrate."""
+    if connection.vendor != "sqlite":
+        return False
+    shutil.copy(migrated_database(), settings.DATABASES["default"]["TEST"]["NAME"])
+    return True
 
 
 @pytest.fixture(scope="session", autouse=True)

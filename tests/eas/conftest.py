@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from tests.flows.conftest import ROOT, RunningPlatform
+from tests.prepared import platform_copy
 from tests.services import missing, redis_server
 
 HERE = Path(__file__).parent
@@ -125,8 +126,7 @@ def running_server(client_python: Path, tmp_path_factory: pytest.TempPathFactory
     with ExitStack() as stack:
         stack.enter_context(redis_server(data_dir / "redis.sock"))
         stack.callback(platform.stop_all)
-        platform.manage("migrate", "--verbosity", "0")
-        platform.manage("bootstrap")
+        platform_copy(data_dir)
         server = EasServer(platform, client_python)
         platform.start_web()
         yield server

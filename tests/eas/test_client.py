@@ -13,7 +13,6 @@ import pytest
 import requests
 
 from tests.eas.conftest import EasServer
-from tests.flows.conftest import MINIATURE
 from tests.services import wait_until
 
 pytestmark = [pytest.mark.embedded, pytest.mark.timeout(120)]
@@ -209,7 +208,6 @@ def test_a_request_whose_worker_is_killed_twice_has_one_job_and_one_result(serve
     """The process of queued requests dies while the job renders; the next one finds the job by the frame."""
     clear(server)
     platform = server.platform
-    platform.manage("import_asset", str(MINIATURE), "--kind", "checkpoint", "--public")
     platform.start_worker()
     address = f"{platform.address}/api/predict/sd_async/sdapi/v1/txt2img?task_id=t0"
     body = {"prompt": "a ring", "width": 64, "height": 64, "steps": 8, "seed": 3}

@@ -17,10 +17,9 @@ import pytest
 import requests
 
 from operations.launcher import WEBSOCKETS
+from tests.prepared import ROOT, SET_UP, platform_copy
 from tests.services import redis_server, wait_until
 
-ROOT = Path(__file__).resolve().parents[2]
-MINIATURE = ROOT / "miniature" / "renderkiln-miniature.safetensors"
 WORKER = [sys.executable, "-m", "celery", "-A", "gpuworker", "worker", "--loglevel", "INFO"]
 
 
@@ -138,9 +137,11 @@ def running_platform(data_dir: Path, **environment: str) -> Iterator[RunningPlat
         platform = RunningPlatform(data_dir, **environment)
         stack.enter_context(redis_server(data_dir / "redis.sock"))
         stack.callback(platform.stop_all)
-        platform.manage("migrate", "--verbosity", "0")
-        platform.manage("bootstrap")
-        platform.manage("import_asset", str(MINIATURE), "--kind", "checkpoint", "--public")
+        if platform.environment.keys() & {"DATABASE_URL", "STORAGE_URL"}:
+            for command in SET_UP:
+                platform.manage(*command)
+        else:
+            platform_copy(data_dir)
         platform.start_web()
         yield platform
 

@@ -13,8 +13,9 @@ import requests
 from playwright.sync_api import Page, expect
 
 from tests.assets.zoo_server import SERVED, ModelServer, model_server
-from tests.flows.conftest import MINIATURE, RunningPlatform, running_platform
+from tests.flows.conftest import RunningPlatform, running_platform
 from tests.flows.test_admin_browser import CHORES, PASSWORD, browser, page, photograph  # noqa: F401  fixtures
+from tests.prepared import MINIATURE
 from tests.renderjobs.test_data_directory import a_png, write
 
 pytestmark = pytest.mark.timeout(240)
