@@ -13,15 +13,17 @@ import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 
 from accounts.services import token_revoke
-from billing.models import LedgerTransaction
+from billing.models import BudgetPeriod, LedgerTransaction
 from common.database import now_plus
 from renderjobs.compat.eas import queues, requests, workers
 from renderjobs.compat.eas.requests import request_again, request_answer, requests_take
 from renderjobs.compat.sdapi import views
+from renderjobs.compat.sdapi.script_calls import script_begin
 from renderjobs.compat.sdapi.urls import CONTROLNET_ROUTES, ROUTES
 from renderjobs.delivery import image_deliver, image_fail
 from renderjobs.models import EasFrame, EasService, RenderJob
 from renderjobs.submission import job_cancel
+from tests.billing.budgets import a_budget
 from tests.eas.calls import Calls
 from tests.factories import a_caller, a_platform, an_eas_service
 from tests.renderjobs.test_delivery import begun
@@ -166,6 +168,61 @@ def test_a_deleted_request_leaves_no_result(service):
     assert not requests.request_keep(taken)
     assert not request_answer(taken=taken, answer=requests.Answer(200, b"{}"))
     assert results(service) == []
+
+
+def in_hand(service: EasService, body: Any = SMALL) -> tuple[int, requests.Taken]:
+    """A request whose job waits for a GPU worker."""
+    index = put(service, body)
+    (taken,) = requests_take()
+    assert taken.caller is not None
+    request = taken.as_request(taken.caller)
+    if "script_name" in body:
+        key = request.headers["Idempotency-Key"]
+        script_begin(caller=taken.caller, body=body, tab="txt2img", most_images=9, idempotency_key=key)
+    else:
+        values = views.wire.parsed(body, {**views.wire.TXT2IMG, **views.wire.OURS})
+        views.generation_submit(request, taken.caller, body, values, "txt2img")
+    return index, taken
+
+
+SCRIPT = {**SMALL, "script_name": "Prompt matrix", "script_args": [False, False, "positive", "comma", 0]}
+DELETIONS = {
+    "delete": lambda index: {"_indexes_": index},
+    "truncate": lambda index: {"_trunc_": "true", "_index_": index + 1},
+}
+
+
+@pytest.mark.parametrize("how", DELETIONS)
+@pytest.mark.parametrize("body", [SMALL, SCRIPT], ids=["a picture", "a script"])
+def test_deleting_a_queued_request_takes_its_job_back_and_frees_its_hold(service, how, body):
+    budget = a_budget("team", limit="1000", team=service.team)
+    index, _ = in_hand(service, body)
+    assert BudgetPeriod.objects.get(budget=budget).held > 0
+    for _ in range(2):
+        assert Calls.to(service).call("DELETE", DELETIONS[how](index)).content == b"OK"
+    assert set(RenderJob.objects.values_list("state", flat=True)) == {"cancelled"}
+    assert BudgetPeriod.objects.get(budget=budget).held == 0 and results(service) == []
+
+
+def test_deleting_a_request_leaves_other_requests_jobs_alone(service):
+    first, _ = in_hand(service)
+    EasService.objects.update(window=8)
+    in_hand(service, {**SMALL, "seed": 6})
+    Calls.to(service).call("DELETE", {"_indexes_": first})
+    assert sorted(RenderJob.objects.values_list("state", flat=True)) == ["cancelled", "queued"]
+
+
+def test_a_job_that_was_made_while_its_request_was_deleted_is_taken_back_by_its_worker(service, monkeypatch):
+    _, taken = in_hand(service)
+    EasFrame.objects.all().delete()  # by who looked for the job before there was one
+    monkeypatch.setattr(workers, "KEEP_SECONDS", 0.01)
+
+    async def never(job_id: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(views, "job_wait", never)
+    async_to_sync(workers.RequestWorkers()._do)(taken)
+    assert RenderJob.objects.get().state == "cancelled" and results(service) == []
 
 
 REFUSED = {

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from django.db import OperationalError
 
 from renderjobs.compat.eas import queues
+from renderjobs.compat.eas.errors import EasError
 from renderjobs.compat.eas.frames import Frame
 from renderjobs.compat.eas.threads import in_database
 from renderjobs.compat.eas.wakeups import QueueHub
@@ -22,14 +23,14 @@ SEND_SECONDS = 15.0
 """A consumer that takes longer over one message is stuck."""
 
 
-async def frames_of(seat: queues.Seat) -> AsyncIterator[Frame]:
-    """For ever: each frame as soon as the seat's window has room for it.
+async def frames_of(seat: queues.Seat, is_over: Callable[[], bool] = lambda: False) -> AsyncIterator[Frame]:
+    """Each frame as soon as the seat's window has room for it; for ever, or until it ``is_over``.
 
     Raises:
         SeatTaken: Another connection of the consumer took over.
     """
     hub, queue_id = QueueHub.of_this_loop(), seat.watch.queue_id
-    while True:
+    while not is_over():
         seen = hub.changes_of(queue_id)
         frames = await _taken(seat)
         for frame in frames:
@@ -51,18 +52,32 @@ async def _taken(seat: queues.Seat) -> list[Frame]:
     return found
 
 
-async def seat_kept(seat: queues.Seat, is_silent: Callable[[], bool] = lambda: False) -> None:
-    """Say every few seconds that the consumer is there; return when it is not."""
+async def seat_kept(
+    seat: queues.Seat, *, admit: Callable[[], object], is_silent: Callable[[], bool] = lambda: False
+) -> None:
+    """Say every few seconds that the consumer is there; return when it is not, or may not be there any more.
+
+    Args:
+        admit: As when it came; a token may end, and a service may be stopped, while somebody watches.
+    """
     while True:
         await asyncio.sleep(HEARTBEAT_SECONDS)
         if is_silent():
             return
         with contextlib.suppress(OperationalError):
-            if not await in_database(queues.consumer_seen, seat=seat):
+            if not await in_database(_is_kept, seat, admit):
                 return
 
 
-async def stream_of(watch: queues.Watch) -> AsyncIterator[bytes]:
+def _is_kept(seat: queues.Seat, admit: Callable[[], object]) -> bool:
+    try:
+        admit()
+    except EasError:
+        return False
+    return queues.consumer_seen(seat=seat)
+
+
+async def stream_of(watch: queues.Watch, admit: Callable[[], object]) -> AsyncIterator[bytes]:
     """Of plain HTTP: four bytes of length, the largest first, then the frame; again and again, until one of the two sides ends it.
 
     Nothing comes up from such a client, so only the end of its connection, or a frame it does not take, tells that it is gone.
@@ -70,11 +85,11 @@ async def stream_of(watch: queues.Watch) -> AsyncIterator[bytes]:
     seat = await in_database(queues.consumer_join, watch=watch)
     began: float | None = None
     keeping = asyncio.create_task(
-        seat_kept(seat, lambda: began is not None and time.monotonic() - began > SEND_SECONDS)
+        seat_kept(seat, admit=admit, is_silent=lambda: began is not None and time.monotonic() - began > SEND_SECONDS)
     )
     try:
         with contextlib.suppress(queues.SeatTaken):
-            async for frame in frames_of(seat):
+            async for frame in frames_of(seat, keeping.done):
                 message = frame.to_protobuf()
                 began = time.monotonic()
                 yield len(message).to_bytes(4, "big") + message

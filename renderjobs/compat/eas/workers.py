@@ -67,6 +67,7 @@ class RequestWorkers:
         try:
             while not (await asyncio.wait({call}, timeout=KEEP_SECONDS))[0]:
                 if not await self._kept(taken):
+                    await in_database(requests.request_abandon, taken)
                     return
             answer = call.result()
             if answer.status >= requests.TRANSIENT and await in_database(requests.request_again, taken):
