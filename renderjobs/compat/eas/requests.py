@@ -28,6 +28,7 @@ from common.database import now_plus
 from renderjobs.choices import JOB_OPEN, Lane
 from renderjobs.compat.eas.queues import NewFrame, Removed, frames_append, is_full, queue_locked, remove
 from renderjobs.compat.eas.wakeups import announce
+from renderjobs.compat.pai.wire import id_task_of
 from renderjobs.compat.sdapi.inside import InsideRequest
 from renderjobs.compat.sdapi.script_calls import script_interrupt
 from renderjobs.models import EasEdition, EasFrame, EasQueue, EasService, IdempotencyRecord, QueueKind, ScriptCall
@@ -224,7 +225,7 @@ def refusal(taken: Taken, status: int, message: str, *, body: bytes = b"") -> An
         **said,
         "images": [],
         "parameters": {
-            "id_task": _id_task(taken.data),
+            "id_task": id_task_of(_object(taken.data).get("alwayson_scripts")),
             "status": status,
             "image_url": "",
             "seed": "",
@@ -256,14 +257,9 @@ def _reason(said: Mapping[str, Any]) -> str:
     return ""
 
 
-def _id_task(data: bytes) -> Any:
-    scripts = _object(data).get("alwayson_scripts")
-    return scripts.get("id_task") if isinstance(scripts, dict) else None
-
-
 def _object(data: bytes) -> dict[str, Any]:
     try:
         found = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
