@@ -310,8 +310,10 @@ def is_present(prefix: str = "") -> Q:
     )
 
 
-def frames_take(*, seat: Seat) -> list[Frame]:
+def frames_take(*, seat: Seat) -> list[Frame] | None:
     """What is to be sent to the consumer now, in the order of sending; noted as sent, or committed with ``auto_commit``.
+
+    None when its window is full, so that nothing was looked for.
 
     Raises:
         SeatTaken: A newer connection has the seat.
@@ -323,7 +325,7 @@ def frames_take(*, seat: Seat) -> list[Frame]:
             raise SeatTaken
         room = _room(seat)
         if room <= 0:
-            return []
+            return None
         rows = _sent_again(seat, room)
         rows += _new_frames(seat, room - len(rows))
         if not rows:

@@ -29,26 +29,33 @@ async def frames_of(seat: queues.Seat, is_over: Callable[[], bool] = lambda: Fal
     Raises:
         SeatTaken: Another connection of the consumer took over.
     """
-    hub, queue_id = QueueHub.of_this_loop(), seat.watch.queue_id
+    hub, watch, has_own = QueueHub.of_this_loop(), seat.watch, True
+    turn = hub.turn_of((watch.queue_id, watch.group, seat.start_index, tuple(sorted(watch.tags.items()))))
     while not is_over():
-        seen = hub.changes_of(queue_id)
-        frames = await _taken(seat)
-        for frame in frames:
+        seen = hub.changes_of(watch.queue_id)
+        async with turn.lock:
+            # What an earlier connection had is this consumer's alone: until there is none of it, it looks for itself.
+            is_known = not has_own and turn.is_in_vain(since=seen)
+            frames = [] if is_known else await _taken(seat)
+            if frames == [] and not is_known:
+                turn.in_vain(since=seen)
+                has_own = False
+        for frame in frames or ():
             yield frame
         if not frames:
-            await hub.wait(queue_id, since=seen)
-            if seat.watch.window > 1 and not seat.watch.auto_commit:
+            await hub.wait(watch.queue_id, since=seen)
+            if watch.window > 1 and not watch.auto_commit:
                 # It has frames left; several commits are answered with several frames at once.
                 await asyncio.sleep(TOGETHER_SECONDS)
 
 
-async def _taken(seat: queues.Seat) -> list[Frame]:
+async def _taken(seat: queues.Seat) -> list[Frame] | None:
     """A database that is away for a moment costs the watcher a moment, not its connection."""
     try:
-        found: list[Frame] = await in_database(queues.frames_take, seat=seat)
+        found: list[Frame] | None = await in_database(queues.frames_take, seat=seat)
     except OperationalError as error:
         logger.warning("Queue %s could not be read; trying again: %s", seat.watch.queue_id, error)
-        return []
+        return None
     return found
 
 
