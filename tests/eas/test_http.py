@@ -186,6 +186,7 @@ WRONG = {
     "a priority": ("POST", {"_priority_": "7"}, 400),
     "a tag's length": ("POST", {"task_id": "x" * 1025}, 400),
     "too many tags": ("POST", {f"tag{number}": 1 for number in range(65)}, 400),
+    "a thousand parameters and one": ("GET", {f"_p{number}_": 1 for number in range(1001)}, 400),
     "a zero byte": ("POST", {"task_id": "a\0"}, 400),
     "an end of the stream": ("POST", {"_eos_": "true"}, 403),
     "a watch's window": ("GET", {"_watch_": "true", "_window_": "0"}, 400),

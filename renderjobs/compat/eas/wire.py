@@ -11,6 +11,7 @@ from renderjobs.compat.eas.errors import EasError
 from renderjobs.models.eas import QueueKind
 
 MAX_TAGS, MAX_TAG_KEY, MAX_TAG_VALUE = 64, 128, 1024
+MAX_PARAMETERS = 1000
 MAX_REQUEST_ID = 200
 MAX_INDEXES = 10_000
 LARGEST = 2**63 - 1
@@ -40,8 +41,11 @@ class Query:
 
     @classmethod
     def of(cls, text: str) -> Query:
-        """Raises: EasError: A tag cannot be kept."""
-        pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=1000)
+        """Raises: EasError: A tag cannot be kept, or there are too many parameters."""
+        try:
+            pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=MAX_PARAMETERS)
+        except ValueError:
+            raise EasError(400, f"There are more than {MAX_PARAMETERS} parameters.") from None
         own = {key: value for key, value in pairs if key.startswith("_")}
         tags = {key: value for key, value in pairs if not key.startswith("_")}
         for key, value in pairs:
