@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from types import SimpleNamespace
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -96,6 +97,8 @@ def test_calls_beyond_the_limits_are_450_and_429_and_make_no_job(service, calls,
     monkeypatch.setitem(synchronous._running, service.pk, service.max_queue_size)
     assert call(calls) == 450
     monkeypatch.setitem(synchronous._running, service.pk, 0)
+    monkeypatch.setattr(synchronous, "_began", {})
+    monkeypatch.setattr(synchronous, "time", SimpleNamespace(monotonic=lambda: 5.0))  # all within one second
     EasService.objects.update(rate_limit=2)
     assert [call(calls, "/sdapi/v1/samplers", "GET") for _ in range(3)] == [200, 200, 429]
     assert not RenderJob.objects.exists()
