@@ -42,17 +42,27 @@ DOTTED = re.compile(r"\d{1,3}(\.\d{1,3}){3}")
 CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
 NUMBER = re.compile(r"\d+|0x[0-9a-f]*")
 METADATA = tuple(
-    ipaddress.ip_network(text) for text in ("169.254.0.0/16", "fe80::/10", "100.100.100.200/32", "fd00:ec2::254/128")
-)
+    ipaddress.ip_network(text)
+    for text in (
+        "169.254.0.0/16", "fe80::/10", "100.100.100.200/32",  # most clouds, Alibaba
+        "168.63.129.16/32", "192.0.0.192/32",  # Azure, although it is a public address, and Oracle
+        "fd00:ec2::/32", "fd20:ce::/32",  # Amazon, Google
+    )
+)  # fmt: skip
 """Where clouds tell a machine its own secrets; no setting opens them."""
 SPECIAL = tuple(
     ipaddress.ip_network(text)
     for text in (
         "::/96", "64:ff9b::/96", "64:ff9b:1::/48", "2001::/32", "2002::/16",  # compatible, NAT64, Teredo, 6to4
         "192.88.99.0/24", "192.0.0.0/24", "fec0::/10",  # 6to4 relays, protocol assignments, site-local
+        "3fff::/20",  # documentation
     )
 )  # fmt: skip
 """Refused although the standard library calls parts of them global: gateways to an IPv4 address inside, and old private ones."""
+
+
+LAST_BITS = tuple(ipaddress.ip_network(text) for text in ("::/96", "64:ff9b::/96", "64:ff9b:1::/48"))
+"""IPv6 networks whose addresses end in one of IPv4."""
 
 
 class FetchError(Exception):
@@ -93,7 +103,8 @@ class FetchPolicy:
         )
 
     def allows_address(self, address: Address) -> bool:
-        if any(address in network for network in METADATA):
+        inside = _embedded(address)
+        if any(one in network for network in METADATA for one in (address, inside) if one is not None):
             return False
         return is_public(address) or any(address in network for network in self.private_networks)
 
@@ -288,6 +299,15 @@ def is_public(address: Address) -> bool:
     if any(address in network for network in SPECIAL):
         return False
     return address.is_global and not (address.is_multicast or address.is_reserved or address.is_unspecified)
+
+
+def _embedded(address: Address) -> ipaddress.IPv4Address | None:
+    """The IPv4 address that a gateway finds in an IPv6 one: mapped, compatible, NAT64, 6to4."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return None
+    if any(address in network for network in LAST_BITS):
+        return ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
+    return address.ipv4_mapped or address.sixtofour
 
 
 def checked_address(target: Target, policy: FetchPolicy, resolver: Resolver, deadline: float) -> str:

@@ -81,6 +81,10 @@ class EasServiceQuerySet(models.QuerySet["EasService"]):
         """Services of the user's teams; a superuser sees all."""
         return self if user.is_superuser else self.filter(team__memberships__user=user)
 
+    def named(self, name: str) -> EasServiceQuerySet:
+        """By the name that a caller gave, which may be none that a database can look for."""
+        return self.none() if "\0" in name else self.filter(name=name)
+
 
 class EasService(models.Model):
     """What a deployment is on the original: here it is an address with a token, limits and folders of one team."""
@@ -192,6 +196,13 @@ class EasService(models.Model):
         """What is deployed is logged with whatever changes it."""
         super().save(*args, **kwargs)
         deployment_follow(self)
+
+    @transaction.atomic
+    def delete(self, *args: Any, **kwargs: Any) -> tuple[int, dict[str, int]]:
+        """Nothing here offers it; who does it all the same, from a shell, ends the bill of its instances too."""
+        self.enabled = False
+        self.save(update_fields=["enabled"])
+        return super().delete(*args, **kwargs)
 
     def clean(self) -> None:
         """Raises: ValidationError: Values that do not go together."""

@@ -41,8 +41,9 @@ from billing.subjects import Subject
 from fleet.models import Pool, WorkerDay
 from fleet.services import worker_register
 from operations.invariants import violations
-from renderjobs.compat.eas.services import service_token_renew
+from renderjobs.compat.eas.services import service_start, service_stop, service_token_renew
 from renderjobs.delivery import image_fail, load_record
+from renderjobs.models import EasService
 from renderjobs.models.jobs import Source
 from renderjobs.submission import job_submit
 from tests.billing.budgets import a_budget
@@ -51,7 +52,7 @@ from tests.factories import a_caller, a_card_of, a_checkpoint, a_pool, a_request
 from tests.renderjobs.test_delivery import begun, deliver
 
 pytestmark = pytest.mark.django_db
-SECOND, HOUR = 1_000_000, timedelta(hours=1)
+SECOND, MINUTE, HOUR = 1_000_000, timedelta(minutes=1), timedelta(hours=1)
 START = datetime(2021, 5, 3, tzinfo=UTC)
 """A Monday, long settled anywhere but here."""
 NOON = START + 12 * HOUR
@@ -100,6 +101,19 @@ def test_a_service_is_logged_when_it_is_made_scaled_stopped_and_started():
     rows = list(DeploymentSpan.objects.order_by("pk"))
     assert all(before.ended_at == after.started_at for before, after in zip(rows, rows[1:], strict=False))
     assert broken_rows() == []
+
+
+def test_whoever_stops_starts_or_deletes_a_service_stops_and_starts_its_clock():
+    a_priced_platform()
+    a_service(replicas=2)
+    for change in (service_stop, service_stop, service_start):
+        time.sleep(0.005)
+        change(service=EasService.objects.get())
+    assert spans() == [(2, False), (0, False), (2, True)] and broken_rows() == []
+    time.sleep(0.005)
+    EasService.objects.get().delete()
+    assert spans() == [(2, False), (0, False), (2, False), (0, True)]
+    assert not EasService.objects.exists() and broken_rows() == []
 
 
 def test_a_save_of_other_fields_logs_what_the_row_says_and_not_what_the_object_thinks():
@@ -219,6 +233,37 @@ def test_j6_a_day_costs_instances_times_time_times_price():
     assert (deployments_settle(), deployments_settle()) == (1, 0)
     assert on_the_bill() == (2 * 2 + 5) * HOURLY and report("service") == {"sd": 9 * HOURLY}
     assert LedgerTransaction.objects.get().gpu_us == 9 * 3600 * SECOND and broken_rows() == []
+
+
+def test_j6_a_service_that_stops_and_starts_within_an_hour_and_a_price_that_changes_within_it_cost_their_minutes():
+    a_priced_platform(Decimal("6"))
+    a_card_of(RatePrice(per_gpu_second=1, per_instance_hour=12), name="v2", valid_from=NOON + 50 * MINUTE)
+    times = (NOON + 7 * MINUTE, 1), (NOON + 20 * MINUTE, 0), (NOON + 45 * MINUTE, 3), (NOON + 59 * MINUTE, 0)
+    logged(a_service(), *times)
+    assert deployments_settle() == 1
+    assert on_the_bill() == Decimal("0.1") * (13 + 3 * 5) + Decimal("0.2") * 3 * 9 and broken_rows() == []
+
+
+def test_a_night_from_one_month_into_the_next_is_on_two_bills():
+    a_priced_platform()
+    service, caller = a_service(replicas=2), a_caller()
+    last_hours = MAY.end - 2 * HOUR
+    before, after = (rendered(service, caller, at, 600 * SECOND) for at in (last_hours, MAY.end))
+    logged(service, (last_hours, 2), (MAY.end + 3 * HOUR, 0))
+    assert deployments_settle() == 2
+    june = Period(start=MAY.end, end=datetime(2021, 7, 1, tzinfo=UTC))
+    assert (report("service"), report("service", period=june)) == ({"sd": 4 * HOURLY}, {"sd": 6 * HOURLY})
+    assert set(report("job")) == {before.pk, None} and set(report("job", period=june)) == {after.pk, None}
+    assert on_the_bill() == 10 * HOURLY and broken_rows() == []
+
+
+def test_what_a_deleted_service_cost_stays_on_the_bill():
+    a_priced_platform()
+    service = a_service()
+    logged(service, (START, 1), (START + 2 * HOUR, 0))
+    service.delete()
+    assert deployments_settle() == 1 and report("service") == {"sd": 2 * HOURLY}
+    assert [row for row in unsettled(MAY) if row["cost"] == "accrued_deployment"] == [] == broken_rows()
 
 
 def test_j5_a_day_is_spread_over_its_jobs_by_their_time_and_the_rest_is_nobodys():

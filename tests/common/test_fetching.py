@@ -137,6 +137,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_short(self, _: str) -> None:
         self.do_picture("", b"x" * 5, Content_Length="10")
 
+    def do_longer(self, _: str) -> None:
+        self.do_picture("", b"1234567890", Content_Length="5")
+
     def do_packed(self, _: str) -> None:
         self.do_picture("", gzip.compress(bytes(1_000_000)), Content_Encoding="gzip")
 
@@ -256,13 +259,14 @@ NOT_PUBLIC = [
     "127.0.0.1", "127.8.8.8", "0.0.0.0", "10.0.0.1", "172.16.0.1", "192.168.1.1", "100.64.0.1", "100.100.100.200",
     "169.254.169.254", "192.0.0.8", "192.0.2.1", "192.88.99.1", "198.18.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255",
     "::", "::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "::127.0.0.1", "fe80::1", "fec0::1", "fc00::1", "fd00:ec2::254",
+    "168.63.129.16", "192.0.0.192", "fd20:ce::254", "3fff::1", "5f00::1", "::ffff:0:127.0.0.1", "::ffff:7f00:1",
     "ff02::1", "2001:db8::1", "2002:7f00:1::", "64:ff9b::7f00:1", "64:ff9b:1::1", "2001:0:7f00:1::", "100::1",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("address", NOT_PUBLIC)
 def test_an_address_that_is_not_public_is_refused_as_a_literal_and_behind_a_name(pictures, address):
-    assert not is_public(ipaddress.ip_address(address))
+    assert not pictures.policy.allows_address(ipaddress.ip_address(address))
     literal = f"[{address}]" if ":" in address else address
     pictures.addresses["name.example"] = [[address]]
     for host in (literal, "name.example"):
@@ -282,10 +286,28 @@ def test_a_name_with_one_private_address_among_public_ones_is_refused(pictures):
         pictures.get(host="name.example")
 
 
-@pytest.mark.parametrize("network", ["169.254.0.0/16", "0.0.0.0/0"])
-def test_no_setting_opens_the_address_where_a_cloud_tells_secrets(pictures, network):
+SECRETS = [
+    "169.254.169.254", "100.100.100.200", "168.63.129.16", "192.0.0.192", "[fd00:ec2::254]", "[fd20:ce::254]",
+    "[::ffff:169.254.169.254]", "[::a9fe:a9fe]", "[64:ff9b::a9fe:a9fe]", "[64:ff9b:1::a9fe:a9fe]", "[2002:a9fe:a9fe::]",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("host", SECRETS)
+def test_no_setting_opens_the_address_where_a_cloud_tells_secrets(pictures, host):
+    everything = (ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0"))
     with pytest.raises(FetchForbiddenError):
-        pictures.get(host="169.254.169.254", private_networks=(ipaddress.ip_network(network),))
+        pictures.get(host=host, private_networks=everything)
+    assert pictures.asked == []
+
+
+@pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"])
+def test_a_proxy_of_the_environment_is_not_asked(pictures, monkeypatch, name):
+    monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert pictures.get().data == PICTURE
+
+
+def test_an_answer_ends_where_it_says_it_does(pictures):
+    assert pictures.get("/longer").data == b"12345"
 
 
 def test_a_name_is_resolved_once_and_the_checked_address_is_connected_to(pictures):

@@ -166,11 +166,12 @@ queues.frames_put(queue=sink, frames=[queues.NewFrame(data=b"%d" % number) for n
 """
 
 
-def test_a_thousand_waiting_frames_reach_a_watcher_with_window_5_in_order(server):
+@pytest.mark.parametrize("auto_commit", [False, True], ids=["manual", "automatic"])
+def test_a_thousand_waiting_frames_reach_a_watcher_with_window_5_in_order(server, auto_commit):
     clear(server)
     wait_for_consumers(server, 0)  # frames are kept for the groups of other tests as long as their grace lasts
     server.platform.manage("shell", "-c", FILL)
-    frames = server.run("watches", count=1000, window=5)
+    frames = server.run("watches", count=1000, window=5, auto_commit=auto_commit)
     assert texts(frames) == [str(number) for number in range(1000)] and length(server) == "0"
 
 

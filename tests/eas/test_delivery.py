@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -31,7 +32,7 @@ def join(sink: EasQueue, uid: str = "one", group: str = "eas", **watch: object) 
 
 
 def taken(seat: queues.Seat) -> list[int]:
-    return [frame.index for frame in frames_take(seat=seat)]
+    return [frame.index for frame in frames_take(seat=seat) or ()]
 
 
 def commit(sink: EasQueue, *indexes: int, group: str = "eas") -> None:
@@ -57,9 +58,23 @@ def test_each_commit_frees_one_slot_of_the_window(sink):
     assert taken(seat) == [4] and left(sink) == [4]
 
 
-def test_automatic_commits_ignore_the_window_and_leave_nothing(sink):
-    put(sink, count=4)
-    assert taken(join(sink, window=1, auto_commit=True)) == [1, 2, 3, 4] and left(sink) == []
+def test_an_automatic_commit_is_of_the_frame_that_is_sent_and_of_no_other(sink):
+    """A connection or a server that ends then loses none of those behind it. The window does not count."""
+    put(sink, count=3)
+    seat = join(sink, window=1, auto_commit=True)
+    assert [(taken(seat), left(sink)) for _ in range(4)] == [([1], [2, 3]), ([2], [3]), ([3], []), ([], [])]
+
+
+def test_frames_that_are_large_are_read_few_at_a_time(sink, monkeypatch):
+    monkeypatch.setattr(queues, "BYTES_AT_ONCE", 100)
+    put(sink, *(NewFrame(data=bytes(size)) for size in (60, 40, 1, 500, 1)))
+    get = partial(queues.frames_get, queue=sink, index=0, length=9, tags={})
+    assert [frame.index for frame in get(auto_delete=False)] == [1, 2]
+    seat = join(sink, window=9)
+    assert [taken(seat) for _ in range(4)] == [[1, 2], [3], [4], [5]]
+    again = join(sink, window=9)
+    assert [taken(again) for _ in range(4)] == [[1, 2], [3], [4], [5]]
+    assert [[frame.index for frame in get(auto_delete=True)] for _ in range(4)] == [[1, 2], [3], [4], [5]]
 
 
 def test_priority_goes_first_then_the_index(sink):
@@ -86,7 +101,7 @@ def test_only_frames_with_all_the_tags_come(sink):
 
 def test_index_only_leaves_the_data_out(sink):
     put(sink, NewFrame(b"large", {"k": "1"}))
-    (frame,) = frames_take(seat=join(sink, index_only=True))
+    (frame,) = frames_take(seat=join(sink, index_only=True)) or ()
     assert (frame.data, frame.tags["k"]) == (b"", "1")
 
 

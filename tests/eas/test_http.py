@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from urllib.parse import quote
 
 import pytest
 from django.test import Client
@@ -85,6 +86,11 @@ def test_a_priority_may_come_in_the_header_the_attributes_name(results):
     header = results.attributes()["meta.header.priority"]
     results.call("POST", body=b"x", **{header: "1"})
     assert EasFrame.objects.get().priority == 1
+
+
+def test_a_length_beyond_what_one_answer_holds_is_no_error(results):
+    results.put()
+    assert len(results.get(_length_=10**6)) == 1
 
 
 def test_get_filters_by_index_and_by_tags(results):
@@ -180,11 +186,18 @@ WRONG = {
     "a priority": ("POST", {"_priority_": "7"}, 400),
     "a tag's length": ("POST", {"task_id": "x" * 1025}, 400),
     "too many tags": ("POST", {f"tag{number}": 1 for number in range(65)}, 400),
+    "a thousand parameters and one": ("GET", {f"_p{number}_": 1 for number in range(1001)}, 400),
     "a zero byte": ("POST", {"task_id": "a\0"}, 400),
     "an end of the stream": ("POST", {"_eos_": "true"}, 403),
     "a watch's window": ("GET", {"_watch_": "true", "_window_": "0"}, 400),
     "a method": ("PATCH", {}, 405),
     "a code": ("PUT", {"_indexes_": "1", "_negative_": "true"}, 400),
+    "an index of thousands of digits": ("DELETE", {"_indexes_": "9" * 5000}, 400),
+    "a priority of thousands of digits": ("POST", {"_priority_": "1" * 5000}, 400),
+    "a request id that no header can answer": ("POST", {"requestId": "a\nX-Evil: 1"}, 400),
+    "a request id beyond ASCII": ("POST", {"requestId": "ä"}, 400),
+    "a request id with spaces around": ("POST", {"requestId": " a "}, 400),
+    "a request id too long": ("POST", {"requestId": "x" * 201}, 400),
 }
 
 
@@ -195,7 +208,31 @@ def test_what_is_wrong_is_answered_in_plain_text_and_changes_nothing(results, wh
     answer = results.call(method, query, body=b"_code_=" + b"x" * 30)
     assert answer.status_code == status, answer.content
     assert answer["Content-Type"].startswith("text/plain") and answer.content
-    assert results.length() == 1
+    assert results.length() == 1, "a client repeats a refused call six times"
+
+
+@pytest.mark.parametrize("path", ["/a\0b", "/" + "x" * 200], ids=["a zero byte", "too long"])
+def test_a_web_path_that_cannot_be_kept_is_refused(requests, path):
+    assert requests.call("POST", path=quote(path)).status_code == 400 and requests.length() == 0
+
+
+def test_a_service_whose_name_is_no_text_is_unknown(requests):
+    named = Calls("/api/predict/a%00b", requests.token)
+    assert (named.call("POST").status_code, named.call("GET", Accept="text/html").status_code) == (404, 404)
+
+
+@pytest.mark.parametrize("slashed", ["/sink/", "//sink", "//sink//"])
+def test_a_slash_too_many_leads_to_the_same_queue_and_never_to_another(requests, results, slashed):
+    requests.put()
+    results.put(b"a result")
+    found = Calls(requests.path + slashed, requests.token).call("GET", {"_timeout_": "0s"})
+    assert found.content == b"a result" and (requests.length(), results.length()) == (1, 0)
+
+
+@pytest.mark.parametrize("slashed", ["//sdapi/v1/txt2img", "/sdapi/v1/txt2img/"])
+def test_an_address_pasted_with_its_last_slash_names_the_same_web_path(requests, slashed):
+    requests.put(path=slashed)
+    assert EasFrame.objects.get().path == "/sdapi/v1/txt2img"
 
 
 def test_a_frame_above_the_limit_is_refused_with_advice(results):

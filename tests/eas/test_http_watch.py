@@ -39,8 +39,10 @@ class Watcher:
 
 
 @contextmanager
-def watching(server: EasServer, *, uid: str = "", seconds: float = 20, **query: object) -> Iterator[Watcher]:
-    headers = {**HEADERS, "Authorization": server.token}
+def watching(
+    server: EasServer, *, uid: str = "", token: str = "", seconds: float = 20, **query: object
+) -> Iterator[Watcher]:
+    headers = {**HEADERS, "Authorization": token or server.token}
     if uid:
         headers["X-EAS-QueueService-Redis-Uid"] = uid
     asked = {"_watch_": "true", "_index_": 0, "_window_": 5, "_index_only_": "false", "_auto_commit_": "false", **query}

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from renderjobs.compat.eas.calling import ways_of
 from tests.eas.conftest import client_python  # noqa: F401
 from tests.flows.conftest import ROOT, RunningPlatform, running_platform
 from tests.services import missing
@@ -90,3 +91,13 @@ def test_the_asynchronous_examples(pages, client_python, tmp_path):  # noqa: F81
     program = pages.printed("sd_async", "asynchronous", "python")
     said = pages.pasted("sd_async", [str(client_python), "-c", program], tmp_path)
     assert re.search(r"^job_001 \d+ bytes$", said, re.MULTILINE)
+
+
+def test_behind_https_the_vendors_client_is_given_whole_addresses(pages, client_python, tmp_path):  # noqa: F811
+    host = pages.platform.address.removeprefix("http://")
+    *_, way = ways_of("sd_async", is_asynchronous=True, host=host, scheme="https")
+    assert way.python.count(f'init(custom_url="https://{host}/api/predict/sd_async/') == 2
+    program = way.python.replace("https://", "http://")  # there is no certificate here
+    assert re.search(
+        r"^job_001 \d+ bytes$", pages.pasted("sd_async", [str(client_python), "-c", program], tmp_path), re.M
+    )

@@ -11,17 +11,20 @@ from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
+from django.test import Client
 
 from accounts.services import token_revoke
-from billing.models import LedgerTransaction
+from billing.models import BudgetPeriod, LedgerTransaction
 from common.database import now_plus
 from renderjobs.compat.eas import queues, requests, workers
 from renderjobs.compat.eas.requests import request_again, request_answer, requests_take
 from renderjobs.compat.sdapi import views
-from renderjobs.compat.sdapi.urls import CONTROLNET_ROUTES, ROUTES
+from renderjobs.compat.sdapi.script_calls import script_begin
+from renderjobs.compat.sdapi.urls import PREFIXES
 from renderjobs.delivery import image_deliver, image_fail
 from renderjobs.models import EasFrame, EasService, RenderJob
 from renderjobs.submission import job_cancel
+from tests.billing.budgets import a_budget
 from tests.eas.calls import Calls
 from tests.factories import a_caller, a_platform, an_eas_service
 from tests.renderjobs.test_delivery import begun
@@ -50,6 +53,11 @@ def results(service: EasService) -> list[dict[str, Any]]:
     for frame in frames:
         frame["data"] = json.loads(base64.b64decode(frame["data"]))
     return frames
+
+
+def raw_results(service: EasService) -> list[dict[str, Any]]:
+    """As ``results``, with whatever data."""
+    return Calls.to(service, "sink").get(_length_=100, _auto_delete_="false")
 
 
 def deliver(job_id: object) -> None:
@@ -168,6 +176,61 @@ def test_a_deleted_request_leaves_no_result(service):
     assert results(service) == []
 
 
+def in_hand(service: EasService, body: Any = SMALL) -> tuple[int, requests.Taken]:
+    """A request whose job waits for a GPU worker."""
+    index = put(service, body)
+    (taken,) = requests_take()
+    assert taken.caller is not None
+    request = taken.as_request(taken.caller)
+    if "script_name" in body:
+        key = request.headers["Idempotency-Key"]
+        script_begin(caller=taken.caller, body=body, tab="txt2img", most_images=9, idempotency_key=key)
+    else:
+        values = views.wire.parsed(body, {**views.wire.TXT2IMG, **views.wire.OURS})
+        views.generation_submit(request, taken.caller, body, values, "txt2img")
+    return index, taken
+
+
+SCRIPT = {**SMALL, "script_name": "Prompt matrix", "script_args": [False, False, "positive", "comma", 0]}
+DELETIONS = {
+    "delete": lambda index: {"_indexes_": index},
+    "truncate": lambda index: {"_trunc_": "true", "_index_": index + 1},
+}
+
+
+@pytest.mark.parametrize("how", DELETIONS)
+@pytest.mark.parametrize("body", [SMALL, SCRIPT], ids=["a picture", "a script"])
+def test_deleting_a_queued_request_takes_its_job_back_and_frees_its_hold(service, how, body):
+    budget = a_budget("team", limit="1000", team=service.team)
+    index, _ = in_hand(service, body)
+    assert BudgetPeriod.objects.get(budget=budget).held > 0
+    for _ in range(2):
+        assert Calls.to(service).call("DELETE", DELETIONS[how](index)).content == b"OK"
+    assert set(RenderJob.objects.values_list("state", flat=True)) == {"cancelled"}
+    assert BudgetPeriod.objects.get(budget=budget).held == 0 and results(service) == []
+
+
+def test_deleting_a_request_leaves_other_requests_jobs_alone(service):
+    first, _ = in_hand(service)
+    EasService.objects.update(window=8)
+    in_hand(service, {**SMALL, "seed": 6})
+    Calls.to(service).call("DELETE", {"_indexes_": first})
+    assert sorted(RenderJob.objects.values_list("state", flat=True)) == ["cancelled", "queued"]
+
+
+def test_a_job_that_was_made_while_its_request_was_deleted_is_taken_back_by_its_worker(service, monkeypatch):
+    _, taken = in_hand(service)
+    EasFrame.objects.all().delete()  # by who looked for the job before there was one
+    monkeypatch.setattr(workers, "KEEP_SECONDS", 0.01)
+
+    async def never(job_id: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(views, "job_wait", never)
+    async_to_sync(workers.RequestWorkers()._do)(taken)
+    assert RenderJob.objects.get().state == "cancelled" and results(service) == []
+
+
 REFUSED = {
     "no JSON": (b"prompt: a ring", TXT2IMG, 422, ""),
     "no object": ([1], TXT2IMG, 422, ""),
@@ -194,6 +257,20 @@ def test_what_cannot_be_made_is_answered_too(service, what):
     assert found["status"] == status and said in found["error_msg"] and found["error_msg"]
     assert found["id_task"] == ("14837" if isinstance(body, dict) else None)
     assert frame["data"]["images"] == [] and json.loads(frame["data"]["info"])["hostname"]
+
+
+@pytest.mark.parametrize("given", [{"ID_Task": {"args": [14837]}}, {"id_task": 14837, "save_dir": 3}])
+def test_a_refusal_echoes_the_id_as_a_result_would(service, given):
+    put(service, {**SMALL, "steps": "many", "alwayson_scripts": given})
+    work_off()
+    assert results(service)[0]["data"]["parameters"]["id_task"] == "14837"
+
+
+def test_a_body_nested_without_end_is_answered_as_wrong(service):
+    put(service, b"[" * 200_000)
+    work_off()
+    (frame,) = results(service)
+    assert frame["tags"]["lastCode"] == "422" and frame["data"]["parameters"]["error_msg"]
 
 
 def test_a_failed_request_is_delivered_again_where_the_service_allows_it(service):
@@ -248,22 +325,55 @@ def test_a_cancelled_job_is_answered_with_the_pictures_there_are(service, monkey
     assert frame["data"]["images"] == [] and "lastCode" not in frame["tags"]
 
 
-def test_every_post_interface_can_be_queued_by_its_path(service):
-    bodies = {
-        "txt2img": SMALL,
-        "img2img": {**SMALL, "init_images": [picture_text()]},
-        "png-info": {"image": picture_text()},
-        "extra-single-image": {"image": picture_text()},
-    }
-    for name, body in bodies.items():
-        put(service, body, path=f"/sdapi/v1/{name}", task_id=name)
-    work_off()
-    found = {frame["tags"]["task_id"]: frame for frame in results(service)}
-    assert set(found) == set(bodies)
-    assert not any("lastCode" in frame["tags"] for frame in found.values()), found
-    assert set(workers.VIEWS) == {f"/sdapi/v1/{name}" for name in ROUTES} | {
-        f"/controlnet/{name}" for name in CONTROLNET_ROUTES
-    }
+POSTS = {
+    "/sdapi/v1/txt2img": (SMALL, 200),
+    "/sdapi/v1/img2img": ({**SMALL, "init_images": ["PICTURE"]}, 200),
+    "/sdapi/v1/png-info": ({"image": "PICTURE"}, 200),
+    "/sdapi/v1/extra-single-image": ({"image": "PICTURE"}, 200),
+    "/sdapi/v1/extra-batch-images": ({"imageList": [{"data": "PICTURE", "name": "a.png"}]}, 200),
+    "/sdapi/v1/interrogate": ({"image": "PICTURE", "model": "clip"}, 501),
+    "/sdapi/v1/interrupt": ({}, 200),
+    "/sdapi/v1/skip": ({}, 200),
+    "/sdapi/v1/options": ({"CLIP_stop_at_last_layers": 2}, 200),
+    "/sdapi/v1/unload-checkpoint": ({}, 200),
+    "/sdapi/v1/reload-checkpoint": ({}, 200),
+    "/sdapi/v1/refresh-checkpoints": ({}, 200),
+    "/sdapi/v1/refresh-vae": ({}, 200),
+    "/sdapi/v1/refresh-loras": ({}, 200),
+    "/sdapi/v1/refresh-embeddings": ({}, 200),
+    "/sdapi/v1/create/embedding": ({}, 501),
+    "/sdapi/v1/create/hypernetwork": ({}, 501),
+    "/sdapi/v1/train/embedding": ({}, 501),
+    "/sdapi/v1/train/hypernetwork": ({}, 501),
+    "/sdapi/v1/server-kill": ({}, 501),
+    "/sdapi/v1/server-restart": ({}, 501),
+    "/sdapi/v1/server-stop": ({}, 501),
+    "/controlnet/detect": ({"controlnet_module": "canny", "controlnet_input_images": ["PICTURE"]}, 200),
+    "/controlnet/render_openpose_json": ([], 200),
+    "/internal/progress": ({"id_task": "x"}, 200),
+    "/agent-scheduler/v1/queue/txt2img": (SMALL, 200),
+    "/agent-scheduler/v1/queue/img2img": ({**SMALL, "init_images": ["PICTURE"]}, 200),
+    "/agent-scheduler/v1/history/clear": ({}, 200),
+}
+"""Calls that A1111 and its extensions know as a POST → body, and what it is answered with."""
+
+
+@pytest.mark.parametrize("path", POSTS)
+def test_every_post_interface_can_be_queued_by_its_path(service, path):
+    body, status = POSTS[path]
+    put(service, json.loads(json.dumps(body).replace("PICTURE", picture_text())), path=path, task_id="t")
+    assert work_off() == 1
+    found = [(frame["tags"]["task_id"], int(frame["tags"].get("lastCode", 200))) for frame in raw_results(service)]
+    assert found == [("t", status)]
+
+
+def test_no_post_interface_is_left_out():
+    """Of the routes, those whose view takes a POST: told by what an empty call is answered."""
+    for prefix, routes in PREFIXES.items():
+        for name in routes:
+            path = f"/{prefix}/{name}"
+            if "<" not in path and Client().post(path).status_code != 405 and prefix != "agent-scheduler/v1":
+                assert path in POSTS, path
 
 
 def test_two_services_work_apart(service):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+from types import SimpleNamespace
 
 import pytest
+from asgiref.sync import sync_to_async
 
 from renderjobs.compat.eas import synchronous
 from renderjobs.compat.sdapi import views
@@ -43,6 +45,16 @@ def test_lists_are_answered_too(calls):
     assert calls.call("GET", path="/sdapi/v1/sd-models").json()[0]["model_name"] == "mini"
 
 
+def test_a_calls_query_is_read_and_other_interfaces_of_the_web_ui_are_there(calls):
+    full, plain = (
+        calls.call("GET", {"skip_current_image": value}, path="/sdapi/v1/progress").status_code
+        for value in ("true", "x")
+    )
+    assert (full, plain) == (200, 422)
+    assert calls.call("GET", {"limit": 1}, path="/agent-scheduler/v1/history").json()["total"] == 0
+    assert calls.call("POST", path="/internal/progress", body=b'{"id_task": "x"}').json()["active"] is False
+
+
 def test_the_queues_operations_find_no_queue(calls):
     for method, query in (("POST", {}), ("GET", {"_attrs_": "true"}), ("DELETE", {"_indexes_": "1"})):
         assert calls.call(method, query).status_code == 404
@@ -66,10 +78,27 @@ def test_a_call_that_takes_too_long_is_408_and_its_job_goes_on(calls, monkeypatc
     assert RenderJob.objects.get().state == "queued"
 
 
+def test_a_call_while_as_many_run_as_the_service_takes_is_450_and_its_place_is_free_afterwards(calls, monkeypatch):
+    EasService.objects.update(max_queue_size=1)
+    while_it_ran = []
+
+    async def asks_again(job_id: object) -> None:
+        while_it_ran.append(await sync_to_async(call)(calls))
+        await rendered(job_id)
+
+    rendered = views.job_wait
+    monkeypatch.setattr(views, "job_wait", asks_again)
+    assert (call(calls), while_it_ran) == (200, [450])
+    monkeypatch.setattr(views, "job_wait", rendered)
+    assert call(calls) == 200 and RenderJob.objects.count() == 2
+
+
 def test_calls_beyond_the_limits_are_450_and_429_and_make_no_job(service, calls, monkeypatch):
     monkeypatch.setitem(synchronous._running, service.pk, service.max_queue_size)
     assert call(calls) == 450
     monkeypatch.setitem(synchronous._running, service.pk, 0)
+    monkeypatch.setattr(synchronous, "_began", {})
+    monkeypatch.setattr(synchronous, "time", SimpleNamespace(monotonic=lambda: 5.0))  # all within one second
     EasService.objects.update(rate_limit=2)
     assert [call(calls, "/sdapi/v1/samplers", "GET") for _ in range(3)] == [200, 200, 429]
     assert not RenderJob.objects.exists()

@@ -53,7 +53,7 @@ def service_called(
         EasError: No usable token (401), no such service or another team's (404), or the token lacks the scope (403).
     """
     services = EasService.objects.select_related("team", "user", "pool").defer("document")
-    service = services.filter(name=name, enabled=True).first()
+    service = services.named(name).filter(enabled=True).first()
     if header.startswith(SIGNATURE):
         caller = _signer(service, header.removeprefix(SIGNATURE), signed, address) if service and signed else None
     else:

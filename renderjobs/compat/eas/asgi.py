@@ -8,13 +8,15 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from django.core.exceptions import RequestAborted
+from django.conf import settings
+from django.core.exceptions import RequestAborted, RequestDataTooBig
 from django.core.handlers.asgi import ASGIHandler, get_script_prefix
 from django.core.handlers.exception import convert_exception_to_response
 from django.http import HttpRequest
 from django.urls import set_script_prefix
 
 from renderjobs.compat.eas import threads
+from renderjobs.compat.eas.errors import answer_of
 
 PREFIX = "/api/predict/"
 
@@ -34,6 +36,9 @@ class BareHandler(ASGIHandler):
             body = await self.read_body(receive)
         except RequestAborted:
             return
+        except RequestDataTooBig as error:
+            await self.send_response(answer_of(error), send)
+            return
         set_script_prefix(get_script_prefix(scope))
         with body:
             request, refusal = self.create_request(scope, body)
@@ -43,6 +48,24 @@ class BareHandler(ASGIHandler):
                 await self._unless_gone(request, receive, send)
             else:
                 await self._answer(request, send)
+
+    async def read_body(self, receive: Any) -> Any:
+        """As Django does it, but only what is accepted: what nobody will read needs no room on the disk.
+
+        Raises:
+            RequestDataTooBig: More came.
+        """
+        size = 0
+
+        async def counted() -> Any:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > settings.DATA_UPLOAD_MAX_MEMORY_SIZE:
+                raise RequestDataTooBig
+            return message
+
+        return await super().read_body(counted)
 
     async def _answer(self, request: HttpRequest, send: Any) -> None:
         await self.send_response(await self.get_response_async(request), send)

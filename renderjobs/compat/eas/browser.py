@@ -28,7 +28,7 @@ def is_opened(request: HttpRequest, query: Query, path: str) -> bool:
 def page_of(request: HttpRequest, name: str) -> HttpResponse:
     """401 without a session, else 404: there is a page, but nothing to use."""
     user = _signed_in(request)
-    service = EasService.objects.visible_to(user).filter(name=name).first() if user else None
+    service = EasService.objects.visible_to(user).named(name).first() if user else None
     context = {
         "name": name,
         "is_signed_in": user is not None,

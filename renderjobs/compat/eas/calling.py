@@ -32,12 +32,12 @@ from eas_prediction import QueueClient  # pip install eas_prediction
 
 requests = QueueClient("{host}", "{name}/sdapi/v1/txt2img")
 requests.set_token(os.environ["TOKEN"])
-requests.init()
+requests.init({requests})
 index, request_id = requests.put('{body}', {{"task_id": "job_001"}})
 
 results = QueueClient("{host}", "{name}/sink")
 results.set_token(os.environ["TOKEN"])
-results.init()
+results.init({results})
 watcher = results.watch(0, 5, auto_commit=False)
 for frame in watcher.run():
     print(frame.tags["task_id"], len(frame.data), "bytes")
@@ -83,6 +83,17 @@ def ways_of(name: str, *, is_asynchronous: bool, host: str, scheme: str) -> list
         queue,
         f"The answer is the request's index; the result comes to {queue}/sink.",
         ASYNCHRONOUS_CURL.format(address=queue, body=BODY),
-        ASYNCHRONOUS_PYTHON.format(host=host, name=name, body=BODY),
+        ASYNCHRONOUS_PYTHON.format(
+            host=host,
+            name=name,
+            body=BODY,
+            requests=_custom(f"{queue}/sdapi/v1/txt2img"),
+            results=_custom(f"{queue}/sink"),
+        ),
     )
     return [synchronous, asynchronous] if is_asynchronous else [synchronous]
+
+
+def _custom(address: str) -> str:
+    """The client takes every endpoint for one of plain HTTP; only a whole address may be of another scheme."""
+    return f'custom_url="{address}"' if address.startswith("https:") else ""

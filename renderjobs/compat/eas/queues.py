@@ -13,7 +13,7 @@ from datetime import datetime
 
 from django.db import transaction
 from django.db.models import Count, Exists, F, Max, Min, OuterRef, Q, QuerySet
-from django.db.models.functions import Now
+from django.db.models.functions import Length, Now
 
 from accounts.models import ApiToken
 from common.database import ValueOfKey, now_plus
@@ -38,12 +38,10 @@ GRACE_SECONDS = 5
 SILENT_SECONDS = 15
 """A consumer not seen for this long is gone, though nobody said so (its server was killed)."""
 FORGOTTEN_SECONDS = 3600
-AT_ONCE = 100
-"""Frames one transaction hands to a consumer that commits by itself; fewer when the group shares."""
-AT_ONCE_SHARED = 10
 MAX_WINDOW = 1000
 MAX_GET = 1000
-HIGH_PRIORITY = 1
+BYTES_AT_ONCE = 64 * 2**20
+"""Data that is read for one answer, or for one step of a watch; a single frame may have more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +54,15 @@ class NewFrame:
     path: str = ""
     token: ApiToken | None = None
     answer_to: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What is to be known of a frame that was deleted: whether work goes on for it."""
+
+    frame_id: int
+    token_id: int | None
+    delivery: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,14 +190,15 @@ def frames_ready(*, queue: EasQueue, index: int, length: int, tags: Mapping[str,
 
 def frames_get(*, queue: EasQueue, index: int, length: int, tags: Mapping[str, str], auto_delete: bool) -> list[Frame]:
     """Frames at or after ``index``, by priority, then index. They are deleted with ``auto_delete``."""
-    found = _readable(queue, index, tags)[: 1 if index == NEWEST else min(length, MAX_GET)]
+    most = 1 if index == NEWEST else min(length, MAX_GET)
+    found = _readable(queue, index, tags)
     if not auto_delete:
-        return [as_frame(row) for row in found]
+        return [as_frame(row) for row in _fitting(found, most)]
     if not found.exists():  # polls find nothing most of the time and should not take the lock
         return []
     with transaction.atomic():
         queue_locked(queue.pk)
-        rows = list(found.all())
+        rows = _fitting(found, most)
         remove([row.pk for row in rows])
     announce(queue.pk)
     return [as_frame(row) for row in rows]
@@ -213,6 +221,21 @@ def matching(rows: QuerySet[EasFrame], tags: Mapping[str, str]) -> QuerySet[EasF
             rows = rows.alias(**{f"tag_{number}": ValueOfKey("tags", key)})
             rows = rows.filter(**{f"tag_{number}": value})
     return rows
+
+
+def _fitting(rows: QuerySet[EasFrame], most: int) -> list[EasFrame]:
+    """The first ``most`` of the rows, or fewer when their data would be too much to hold at once."""
+    if most <= 1:
+        return list(rows[:most])
+    ids: list[int] = []
+    size = 0
+    for pk, its_size in rows[:most].values_list("pk", Length("data")):
+        size += its_size
+        if ids and size > BYTES_AT_ONCE:
+            break
+        ids.append(pk)
+    found = EasFrame.objects.in_bulk(ids)
+    return [found[pk] for pk in ids if pk in found]
 
 
 def as_frame(row: EasFrame, *, index_only: bool = False) -> Frame:
@@ -287,8 +310,10 @@ def is_present(prefix: str = "") -> Q:
     )
 
 
-def frames_take(*, seat: Seat) -> list[Frame]:
+def frames_take(*, seat: Seat) -> list[Frame] | None:
     """What is to be sent to the consumer now, in the order of sending; noted as sent, or committed with ``auto_commit``.
+
+    None when its window is full, so that nothing was looked for.
 
     Raises:
         SeatTaken: A newer connection has the seat.
@@ -300,7 +325,7 @@ def frames_take(*, seat: Seat) -> list[Frame]:
             raise SeatTaken
         room = _room(seat)
         if room <= 0:
-            return []
+            return None
         rows = _sent_again(seat, room)
         rows += _new_frames(seat, room - len(rows))
         if not rows:
@@ -313,12 +338,10 @@ def frames_take(*, seat: Seat) -> list[Frame]:
 
 
 def _room(seat: Seat) -> int:
-    watch = seat.watch
-    if watch.auto_commit:
-        others = EasConsumer.objects.filter(is_present(), queue_id=watch.queue_id, group=watch.group)
-        return AT_ONCE_SHARED if others.count() > 1 else AT_ONCE
+    if seat.watch.auto_commit:
+        return 1  # committed when it is sent: what is not on its way yet must not be lost with the connection
     held = EasDelivery.objects.filter(consumer_id=seat.consumer_id, connection=seat.connection, committed=False)
-    return watch.window - held.count()
+    return seat.watch.window - held.count()
 
 
 def _sent_again(seat: Seat, most: int) -> list[EasFrame]:
@@ -331,7 +354,7 @@ def _sent_again(seat: Seat, most: int) -> list[EasFrame]:
     free = Q(consumer=None) | ~Q(consumer=seat.consumer_id) & ~is_present("consumer__")
     open_ones = held.filter(own | free, frame__index__gte=seat.start_index)
     frames = matching(EasFrame.objects.filter(pk__in=open_ones.values("frame")), watch.tags)
-    rows = list(frames.order_by("index")[:most])
+    rows = _fitting(frames.order_by("index"), most)
     again = EasDelivery.objects.filter(frame__in=[row.pk for row in rows], group=watch.group)
     again.update(consumer=seat.consumer_id, connection=seat.connection, sent=F("sent") + 1)
     return rows
@@ -343,7 +366,7 @@ def _new_frames(seat: Seat, most: int) -> list[EasFrame]:
         return []
     known = EasDelivery.objects.filter(frame=OuterRef("pk"), group=watch.group)
     frames = EasFrame.objects.filter(queue_id=watch.queue_id, index__gte=seat.start_index).exclude(Exists(known))
-    rows = list(matching(frames, watch.tags).order_by("-priority", "index")[:most])
+    rows = _fitting(matching(frames, watch.tags).order_by("-priority", "index"), most)
     EasDelivery.objects.bulk_create(
         EasDelivery(frame=row, group=watch.group, consumer_id=seat.consumer_id, connection=seat.connection, sent=1)
         for row in rows
@@ -416,20 +439,32 @@ def frames_give_back(*, queue: EasQueue, group: str, indexes: Sequence[int]) -> 
     announce(queue.pk)
 
 
-def frames_delete(*, queue: EasQueue, indexes: Sequence[int]) -> None:
+def frames_delete(*, queue: EasQueue, indexes: Sequence[int]) -> list[Removed]:
     """At once and for all groups, whoever has them."""
     with transaction.atomic():
         queue_locked(queue.pk)
-        remove(_frame_ids(queue, indexes))
+        removed = _removed(queue, _frame_ids(queue, indexes))
     announce(queue.pk)
+    return removed
 
 
-def queue_truncate(*, queue: EasQueue, index: int) -> None:
+def queue_truncate(*, queue: EasQueue, index: int) -> list[Removed]:
     """Delete every frame below ``index``; the frame of that index stays."""
     with transaction.atomic():
         queue_locked(queue.pk)
-        remove(list(EasFrame.objects.filter(queue=queue, index__lt=index).values_list("pk", flat=True)))
+        removed = _removed(queue, EasFrame.objects.filter(queue=queue, index__lt=index).values_list("pk", flat=True))
     announce(queue.pk)
+    return removed
+
+
+def _removed(queue: EasQueue, frame_ids: Iterable[int]) -> list[Removed]:
+    """Requests only: nothing is done for a result."""
+    ids, found = list(frame_ids), []
+    for some in batched(ids, ROWS_PER_STATEMENT) if queue.kind == QueueKind.INPUT else ():
+        rows = EasFrame.objects.filter(pk__in=some).order_by("pk")
+        found += [Removed(*row) for row in rows.values_list("pk", "token_id", "deliveries")]
+    remove(ids)
+    return found
 
 
 def _frame_ids(queue: EasQueue, indexes: Iterable[int]) -> list[int]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,18 +25,23 @@ from django.db.models.functions import Now
 from accounts.authentication import Caller
 from accounts.models import ApiToken, Scope
 from common.database import now_plus
-from renderjobs.choices import Lane
-from renderjobs.compat.eas.queues import NewFrame, frames_append, is_full, queue_locked, remove
+from renderjobs.choices import JOB_OPEN, Lane
+from renderjobs.compat.eas.queues import NewFrame, Removed, frames_append, is_full, queue_locked, remove
 from renderjobs.compat.eas.wakeups import announce
+from renderjobs.compat.pai.wire import id_task_of
 from renderjobs.compat.sdapi.inside import InsideRequest
-from renderjobs.models import EasEdition, EasFrame, EasQueue, EasService, QueueKind
+from renderjobs.compat.sdapi.script_calls import script_interrupt
+from renderjobs.models import EasEdition, EasFrame, EasQueue, EasService, IdempotencyRecord, QueueKind, ScriptCall
 from renderjobs.models.jobs import Source
+from renderjobs.submission import job_cancel
 
 TAKEN_SECONDS = 30
 """A taken request that nobody renews for so long is taken by another worker."""
 MAX_TRIES = 5
 """A request that was with so many workers which were all lost is answered instead of taking the next one along."""
 LAST_CODE = "lastCode"
+KEY = "eas-"
+DELETED = "its queued request was deleted"
 TRANSIENT = 500
 """From this status on, another delivery may help."""
 
@@ -63,10 +68,15 @@ class Taken:
             query=query,
             body=self.data,
             caller=caller,
-            idempotency_key=f"eas-{self.frame_id}-{self.delivery}",
+            idempotency_key=key_of(self.frame_id, self.delivery),
             source=Source.EAS,
             lane=Lane.STANDARD,
         )
+
+
+def key_of(frame_id: int, delivery: int) -> str:
+    """The idempotency key of the call that is made for a request, the so-many-th time."""
+    return f"{KEY}{frame_id}-{delivery}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +169,31 @@ def request_again(taken: Taken) -> bool:
     return True
 
 
+def requests_abandon(*, service: EasService, removed: Iterable[Removed]) -> None:
+    """Take back what is not delivered for requests that were deleted; what was held for it is free then.
+
+    Doing it twice does nothing more. A job that is made at the same moment is taken back by who keeps its request in hand.
+    """
+    keys = {(one.token_id, key_of(one.frame_id, one.delivery)) for one in removed if one.token_id}
+    if not keys:
+        return
+    # By what is open, which is little, not by what was deleted, which may be a whole queue.
+    records = IdempotencyRecord.objects.filter(job__service=service, job__state__in=JOB_OPEN, key__startswith=KEY)
+    for record in records.select_related("job").order_by("pk"):
+        if (record.token_id, record.key) in keys:
+            job_cancel(job=record.job, cause=DELETED)
+    calls = ScriptCall.objects.filter(service=service, ended_at=None, idempotency_key__startswith=KEY)
+    for call in calls.order_by("pk"):
+        if (call.token_id, call.idempotency_key) in keys:
+            script_interrupt(call, cause=DELETED)
+
+
+def request_abandon(taken: Taken) -> None:
+    token = taken.caller.token if taken.caller else None
+    removed = Removed(taken.frame_id, token.pk if token else None, taken.delivery)
+    requests_abandon(service=taken.service, removed=[removed])
+
+
 # --- answering --------------------------------------------------------------------------------------------------------
 
 
@@ -190,7 +225,7 @@ def refusal(taken: Taken, status: int, message: str, *, body: bytes = b"") -> An
         **said,
         "images": [],
         "parameters": {
-            "id_task": _id_task(taken.data),
+            "id_task": id_task_of(_object(taken.data).get("alwayson_scripts")),
             "status": status,
             "image_url": "",
             "seed": "",
@@ -222,14 +257,9 @@ def _reason(said: Mapping[str, Any]) -> str:
     return ""
 
 
-def _id_task(data: bytes) -> Any:
-    scripts = _object(data).get("alwayson_scripts")
-    return scripts.get("id_task") if isinstance(scripts, dict) else None
-
-
 def _object(data: bytes) -> dict[str, Any]:
     try:
         found = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -134,9 +134,10 @@ def service_start(*, service: EasService) -> None:
     _enable(service, True)
 
 
+@transaction.atomic
 def _enable(service: EasService, on: bool) -> None:
-    EasService.objects.filter(pk=service.pk).update(enabled=on)
     service.enabled = on
+    service.save(update_fields=["enabled"])  # by which its instances are billed, or are not
     for queue_id in service.queues.order_by("pk").values_list("pk", flat=True):
         announce(queue_id)
 

@@ -19,8 +19,8 @@ from renderjobs.choices import Lane
 from renderjobs.compat.eas import threads
 from renderjobs.compat.eas.call_log import call_logged
 from renderjobs.compat.eas.errors import EasError
-from renderjobs.compat.eas.workers import VIEWS
 from renderjobs.compat.sdapi.inside import InsideRequest
+from renderjobs.compat.sdapi.urls import call_of
 from renderjobs.models import EasService
 from renderjobs.models.jobs import Source
 from renderjobs.waiting import release_request_thread
@@ -41,7 +41,7 @@ async def call_answer(request: HttpRequest, service: EasService, caller: Caller,
 
 
 async def _answer(request: HttpRequest, service: EasService, caller: Caller, path: str) -> HttpResponseBase:
-    view = VIEWS.get(path)
+    view = call_of(path)
     if view is None:
         raise EasError(404, f"There is no call {path[:80]!r}.")
     _admit(service)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from functools import partial
 from urllib.parse import parse_qs
 
 from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
@@ -20,17 +21,27 @@ from renderjobs.compat.eas.access import Signed, service_called
 from renderjobs.compat.eas.browser import is_opened, page_of
 from renderjobs.compat.eas.errors import EasError, plain, speaks_eas
 from renderjobs.compat.eas.frames import PROTOBUF, Frame, attributes_to_protobuf, list_to_protobuf
+from renderjobs.compat.eas.requests import requests_abandon
 from renderjobs.compat.eas.synchronous import call_answer
 from renderjobs.compat.eas.threads import in_database
 from renderjobs.compat.eas.wakeups import QueueHub
 from renderjobs.compat.eas.watching import stream_of
-from renderjobs.compat.eas.wire import NEWEST, PRIORITY_HEADER, REQUEST_ID, REQUEST_ID_HEADER, Query, member_of
+from renderjobs.compat.eas.wire import (
+    NEWEST,
+    PRIORITY_HEADER,
+    REQUEST_ID,
+    REQUEST_ID_HEADER,
+    Query,
+    addressed,
+    member_of,
+)
 from renderjobs.models import EasQueue, EasService, QueueKind
 
 DEFAULT_GET_SECONDS, LONGEST_GET_SECONDS = 0.0, 30.0
 EARLY_SECONDS = 0.5
 """A waiting get is answered so much before its time: the clients' socket times out at the very same moment."""
-MAX_PRIORITY = 1
+PRIORITIES = ("0", "1")
+MAX_PATH = 200
 METHODS = ("GET", "POST", "PUT", "DELETE")
 
 
@@ -39,13 +50,11 @@ async def predict(request: HttpRequest, service: str, path: str = "") -> HttpRes
     if request.method not in METHODS:
         return _not_allowed()
     query = Query.of(request.META.get("QUERY_STRING", ""))
-    if is_opened(request, query, path):
+    kind, path = addressed(path)
+    if kind == QueueKind.INPUT and is_opened(request, query, path):
         return await in_database(page_of, request, service)
-    if path == QueueKind.SINK:
-        return await _operation(request, query, service, QueueKind.SINK, "")
-    path = f"/{path}" if path else ""
     try:
-        return await _operation(request, query, service, QueueKind.INPUT, path)
+        return await _operation(request, query, service, kind, path)
     except queues.NoQueueError:
         if not path:
             raise
@@ -109,8 +118,9 @@ def _put_now(request: HttpRequest, query: Query, name: str, kind: str, path: str
     if size > most:
         advice = "send pictures as image_link and results to save_dir"
         raise EasError(413, f"The data has {size} bytes; at most {most} are accepted. To keep it small, {advice}.")
-    if len(path) > 200:
-        raise EasError(400, "The path is too long.")
+    if len(path) > MAX_PATH or "\0" in path:
+        raise EasError(400, f"The path is at most {MAX_PATH} characters of text.")
+    query.check_request_id()
     frame = queues.NewFrame(
         data=request.body, tags=query.tags, priority=_priority(request, query), path=path, token=caller.token
     )
@@ -121,8 +131,8 @@ def _put_now(request: HttpRequest, query: Query, name: str, kind: str, path: str
 def _priority(request: HttpRequest, query: Query) -> int:
     """Raises: EasError: It is no priority."""
     text = query.own.get("_priority_") or request.headers.get(PRIORITY_HEADER) or "0"
-    if not text.isdecimal() or int(text) > MAX_PRIORITY:
-        raise EasError(400, f"_priority_ is {text[:20]!r}; accepted are 0 and {MAX_PRIORITY}.")
+    if text not in PRIORITIES:
+        raise EasError(400, f"_priority_ is {text[:20]!r}; accepted are {' and '.join(PRIORITIES)}.")
     return int(text)
 
 
@@ -138,7 +148,7 @@ async def _get(request: HttpRequest, query: Query, name: str, kind: str) -> Http
     deadline = time.monotonic() + seconds - EARLY_SECONDS
     wanted = {
         "index": query.number("_index_", 0, first=NEWEST),
-        "length": query.number("_length_", 1, first=1, last=queues.MAX_GET),
+        "length": query.number("_length_", 1, first=1),
         "tags": query.tags,
     }
     hub = QueueHub.of_this_loop()
@@ -168,8 +178,8 @@ def _frames_answer(request: HttpRequest, query: Query, found: list[Frame]) -> Ht
 
 async def _watch(request: HttpRequest, query: Query, name: str, kind: str) -> HttpResponseBase:
     """For clients without WebSockets."""
-    watch = await in_database(_watch_asked, request, query, name, kind)
-    response = StreamingHttpResponse(stream_of(watch), content_type="application/octet-stream")
+    ask = partial(_watch_asked, request, query, name, kind)
+    response = StreamingHttpResponse(stream_of(await in_database(ask), ask), content_type="application/octet-stream")
     response["X-Accel-Buffering"] = "no"  # a proxy that waits for more would keep frames back
     return response
 
@@ -199,13 +209,15 @@ def _give_back(request: HttpRequest, query: Query, name: str, kind: str) -> Http
 
 def _delete(request: HttpRequest, query: Query, name: str, kind: str) -> HttpResponse:
     queue, _ = _queue(request, name, kind)
-    queues.frames_delete(queue=queue, indexes=query.indexes())
+    removed = queues.frames_delete(queue=queue, indexes=query.indexes())
+    requests_abandon(service=queue.service, removed=removed)
     return plain(200, "OK")
 
 
 def _truncate(request: HttpRequest, query: Query, name: str, kind: str) -> HttpResponse:
     queue, _ = _queue(request, name, kind)
-    queues.queue_truncate(queue=queue, index=query.number("_index_", 0))
+    removed = queues.queue_truncate(queue=queue, index=query.number("_index_", 0))
+    requests_abandon(service=queue.service, removed=removed)
     return plain(200, "OK")
 
 

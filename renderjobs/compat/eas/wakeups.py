@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
+from collections.abc import Hashable
 from functools import cache
+from weakref import WeakValueDictionary
 
 import redis
 import redis.asyncio
@@ -37,12 +40,29 @@ def _client() -> redis.Redis:
     return redis.Redis.from_url(settings.REDIS_URL, socket_timeout=2, socket_connect_timeout=1)
 
 
+class Turn:
+    """Those who look for the same, one after the other: who looks in vain does so for all of them."""
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self._seen, self._looked_at = -1, 0.0
+
+    def in_vain(self, *, since: int) -> None:
+        """There was nothing for anybody, as of this change."""
+        self._seen, self._looked_at = since, time.monotonic()
+
+    def is_in_vain(self, *, since: int) -> bool:
+        """Whether somebody looked after this change, and not as long as a poll interval ago."""
+        return self._seen == since and time.monotonic() - self._looked_at < 0.9 * POLL_SECONDS
+
+
 class QueueHub:
     """The changes one event loop has heard of: a number per queue, and those who wait for it to grow."""
 
     _of_loop: dict[asyncio.AbstractEventLoop, QueueHub] = {}
 
     def __init__(self) -> None:
+        self._turns: WeakValueDictionary[Hashable, Turn] = WeakValueDictionary()
         self._changes: dict[int, int] = {}
         self._waiters: dict[int, set[asyncio.Event]] = {}
         self._task: asyncio.Task[None] | None = None
@@ -71,6 +91,10 @@ class QueueHub:
             waiters.discard(woken)
             if not waiters:
                 self._waiters.pop(queue_id, None)
+
+    def turn_of(self, kind: Hashable) -> Turn:
+        """To be kept as long as things of this kind are looked for."""
+        return self._turns.setdefault(kind, Turn())
 
     def _wake(self, queue_id: int) -> None:
         for changed in (queue_id, ANY):

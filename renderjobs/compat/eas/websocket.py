@@ -11,6 +11,7 @@ import contextlib
 import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 from django.conf import settings
@@ -21,8 +22,7 @@ from renderjobs.compat.eas.access import service_called
 from renderjobs.compat.eas.errors import EasError
 from renderjobs.compat.eas.threads import in_database
 from renderjobs.compat.eas.watching import SEND_SECONDS, frames_of, seat_kept
-from renderjobs.compat.eas.wire import HEARD, Query
-from renderjobs.models import QueueKind
+from renderjobs.compat.eas.wire import HEARD, Query, addressed
 
 logger = logging.getLogger(__name__)
 PATH = re.compile(r"/api/predict/(?P<service>[^/]+)(?P<rest>/.*)?")
@@ -81,7 +81,7 @@ def _admitted(scope: Mapping[str, Any]) -> queues.Watch:
         raise EasError(403, "The origin is not one of this server.")
     address = (scope.get("client") or ("",))[0]
     service, _ = service_called(found["service"], headers.get("Authorization", ""), address=address)
-    kind = QueueKind.SINK if found["rest"] == "/sink" else QueueKind.INPUT
+    kind, _ = addressed(found["rest"] or "")
     query = Query.of(scope["query_string"].decode("latin-1"))
     if not query.flag("_watch_"):
         raise EasError(400, "A WebSocket here watches a queue; _watch_=true is missing.")
@@ -107,11 +107,11 @@ async def _refuse(send: Send, scope: Mapping[str, Any], error: EasError) -> None
 
 
 async def _serve(seat: queues.Seat, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
-    """Until the client leaves, falls silent, or another connection takes its seat."""
+    """Until the client leaves, falls silent, may watch no longer, or another connection takes its seat."""
     tasks = {
         asyncio.create_task(_until_left(receive)),
         asyncio.create_task(_feed(seat, send)),
-        asyncio.create_task(seat_kept(seat, _silence_of(scope))),
+        asyncio.create_task(seat_kept(seat, admit=partial(_admitted, scope), is_silent=_silence_of(scope))),
     }
     done, running = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in running:

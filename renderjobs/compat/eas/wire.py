@@ -8,10 +8,15 @@ from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
 from renderjobs.compat.eas.errors import EasError
+from renderjobs.models.eas import QueueKind
 
 MAX_TAGS, MAX_TAG_KEY, MAX_TAG_VALUE = 64, 128, 1024
+MAX_PARAMETERS = 1000
+MAX_REQUEST_ID = 200
 MAX_INDEXES = 10_000
 LARGEST = 2**63 - 1
+MAX_DIGITS = 40
+"""Of a number; more than Python reads is no number either."""
 NEWEST = -1
 """As ``_index_``: what comes from now on, or the newest only."""
 DEFAULT_GROUP = "eas"
@@ -36,8 +41,11 @@ class Query:
 
     @classmethod
     def of(cls, text: str) -> Query:
-        """Raises: EasError: A tag cannot be kept."""
-        pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=1000)
+        """Raises: EasError: A tag cannot be kept, or there are too many parameters."""
+        try:
+            pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=MAX_PARAMETERS)
+        except ValueError:
+            raise EasError(400, f"There are more than {MAX_PARAMETERS} parameters.") from None
         own = {key: value for key, value in pairs if key.startswith("_")}
         tags = {key: value for key, value in pairs if not key.startswith("_")}
         for key, value in pairs:
@@ -51,11 +59,17 @@ class Query:
             raise EasError(400, f"There are {len(tags)} tags; at most {MAX_TAGS} are accepted.")
         return cls(own, tags)
 
+    def check_request_id(self) -> None:
+        """Raises: EasError: The client's own cannot stand in the header that answers it."""
+        text = self.tags.get(REQUEST_ID, "")
+        if len(text) > MAX_REQUEST_ID or not (text.isascii() and text.isprintable() and text == text.strip()):
+            raise EasError(400, f"{REQUEST_ID} is at most {MAX_REQUEST_ID} printable ASCII characters.")
+
     def flag(self, name: str, default: bool = False) -> bool:
         value = self.own.get(name)
         return default if value is None else value.lower() in ("true", "1", "t")
 
-    def number(self, name: str, default: int, *, first: int = 0, last: int = LARGEST) -> int:
+    def number(self, name: str, default: int, *, first: int = 0) -> int:
         """Raises: EasError: It is no number, or out of range."""
         text = self.own.get(name, "")
         if not text:
@@ -64,14 +78,14 @@ class Query:
             value = int(text)
         except ValueError:
             value = first - 1
-        if not first <= value <= last:
+        if not first <= value <= LARGEST:
             raise EasError(400, f"{name} is {text[:40]!r}; a whole number from {first} is accepted.")
         return value
 
     def indexes(self) -> list[int]:
         """Raises: EasError: ``_indexes_`` is no list of indexes."""
         words = [word for word in self.own.get("_indexes_", "").split(",") if word.strip()]
-        if not words or len(words) > MAX_INDEXES or not all(word.strip().isdecimal() for word in words):
+        if not words or len(words) > MAX_INDEXES or not all(map(_is_number, words)):
             raise EasError(400, f"_indexes_ must be 1 to {MAX_INDEXES} indexes, separated by commas.")
         return [min(int(word), LARGEST) for word in words]
 
@@ -94,12 +108,24 @@ class Query:
             return sum(float(number) * UNITS[unit] for number, unit in parts)
 
 
+def _is_number(word: str) -> bool:
+    return word.strip().isdecimal() and len(word) <= MAX_DIGITS
+
+
 def _is_text(value: str) -> bool:
     try:
         value.encode()
     except UnicodeEncodeError:
         return False
     return True
+
+
+def addressed(rest: str) -> tuple[str, str]:
+    """Queue and web path that are meant by what follows a service's name; slashes too many at its ends say nothing."""
+    path = rest.strip("/")
+    if path == QueueKind.SINK:
+        return QueueKind.SINK.value, ""
+    return QueueKind.INPUT.value, f"/{path}" if path else ""
 
 
 def member_of(headers: Mapping[str, str]) -> tuple[str, str]:

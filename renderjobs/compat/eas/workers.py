@@ -18,13 +18,9 @@ from renderjobs.compat.eas import requests, threads
 from renderjobs.compat.eas.queues import committed_remove, consumers_forget
 from renderjobs.compat.eas.threads import in_database
 from renderjobs.compat.eas.wakeups import QueueHub
-from renderjobs.compat.sdapi.urls import CONTROLNET_ROUTES, ROUTES
+from renderjobs.compat.sdapi.urls import call_of
 
 logger = logging.getLogger(__name__)
-VIEWS = {f"/sdapi/v1/{name}": view for name, view in ROUTES.items()} | {
-    f"/controlnet/{name}": view for name, view in CONTROLNET_ROUTES.items()
-}
-"""What can be queued, by its path."""
 KEEP_SECONDS = requests.TAKEN_SECONDS / 3
 POLL_SECONDS = 2.0
 TIDY_SECONDS = 5.0
@@ -67,6 +63,7 @@ class RequestWorkers:
         try:
             while not (await asyncio.wait({call}, timeout=KEEP_SECONDS))[0]:
                 if not await self._kept(taken):
+                    await in_database(requests.request_abandon, taken)
                     return
             answer = call.result()
             if answer.status >= requests.TRANSIENT and await in_database(requests.request_again, taken):
@@ -119,7 +116,7 @@ async def answer_to(taken: requests.Taken) -> requests.Answer:
     if taken.tries > requests.MAX_TRIES:
         return requests.refusal(taken, 500, f"The request was lost {requests.MAX_TRIES} times with its worker.")
     request = taken.as_request(taken.caller)
-    view = VIEWS.get(request.path)
+    view = call_of(request.path)
     if view is None:
         return requests.refusal(taken, 404, f"There is no call {request.path[:80]!r}.")
     response: HttpResponseBase = await view(request)

@@ -43,6 +43,15 @@ def additions_of(scripts: Mapping[str, Any]) -> Additions:
     )
 
 
+def id_task_of(scripts: Any) -> str | None:
+    """The caller's id of a request, whatever else is wrong with it; None where there is none that can be kept."""
+    given = {str(name).lower(): value for name, value in scripts.items()} if isinstance(scripts, Mapping) else {}
+    try:
+        return _identifier("id_task", _text("id_task", given.get("id_task"))) or None
+    except WireError:
+        return None
+
+
 def with_linked_picture(body: Mapping[str, Any]) -> dict[str, Any]:
     """The body of an img2img call with the picture of ``image_link`` where A1111 has it.
 

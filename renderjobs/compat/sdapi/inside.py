@@ -5,7 +5,7 @@ Nothing a client sends can make one; the views take the caller from it instead o
 
 from __future__ import annotations
 
-from django.http import HttpRequest
+from django.http import HttpRequest, QueryDict
 
 from accounts.authentication import Caller
 from renderjobs.choices import Lane
@@ -28,6 +28,7 @@ class InsideRequest(HttpRequest):
         super().__init__()
         self.method, self.path, self.path_info = method, path, path
         self._body = body
+        self.GET = QueryDict(query)
         self.META = {"QUERY_STRING": query, "CONTENT_LENGTH": str(len(body))}
         if idempotency_key:
             self.META["HTTP_IDEMPOTENCY_KEY"] = idempotency_key

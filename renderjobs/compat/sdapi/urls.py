@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from django.urls import path
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+from django.http.response import HttpResponseBase
+from django.urls import Resolver404, path, resolve
 
 from common.document_pages import DocumentPage
 from renderjobs.compat.sdapi import agent_scheduler, internal, views
@@ -128,3 +132,14 @@ urlpatterns = [
     path("openapi.json", openapi_json, name="sdapi-document"),
     path("docs", DocumentPage.as_view(url_name="sdapi-document")),
 ]
+
+
+def call_of(address: str) -> Callable[..., Awaitable[HttpResponseBase]] | None:
+    """What answers a call of this path, for requests that come by other ways than the URL; None where nothing does."""
+    if address.endswith("/") or not address.startswith(tuple(f"/{prefix}/" for prefix in PREFIXES)):
+        return None
+    try:
+        found = resolve(address, urlconf=__name__)
+    except Resolver404:
+        return None
+    return partial(found.func, **found.kwargs)

@@ -316,6 +316,16 @@ def test_09_a_picture_to_begin_from_is_named_by_its_address(documented: Document
     assert answer["parameters"]["seed"] == "111,112"
 
 
+def test_09_its_remarks_are_fields_too(documented: Documented):
+    """What the printed request has behind number signs: a script with its arguments."""
+    remarked = body_of(re.sub(r'#(?=")', "", IMG2IMG), {PICTURES: documented.pictures})
+    assert remarked["script_args"] == ["Outpainting", 128, 8, ["left", "right", "up", "down"], 1, 0.05]
+    parameters = documented.request("/sdapi/v1/img2img", {**remarked, "steps": 2})["parameters"]
+    paths = parameters["image_url"].split(",")
+    assert (parameters["status"], parameters["error_msg"]) == (0, "")
+    assert all(re.match(rf"{MOUNT}-oss/outputs/img2img-(images|grids)/{DATE}/", path) for path in paths)
+
+
 CONTROLNET = """
 {
     "alwayson_scripts": {

@@ -1,7 +1,7 @@
 """Document 001, Alibaba's page on SDWebUI in its older, longer form (Japanese): what it prints, in its order.
 
-The copy has lost the line breaks of its programs; they are put back here, and the remarks, which say nothing to a machine, are left
-out. Its Java programs send the requests that are posted here, to the same address.
+The copy has lost the line breaks of its programs; they are put back here. What its Java program for requests sends is read from the
+program and sent as the Java client sends it; its Java program for results asks for what the Python one (07) asks for.
 """
 
 from __future__ import annotations
@@ -47,8 +47,11 @@ import requests
 import oss2
 from oss2.credentials import EnvironmentVariableCredentialsProvider
 
+# ステップ 1: リクエストを送信します。生成された画像は OSS に保存されます。
 url = "<service_url>"
+# Alibaba Cloud アカウントの AccessKey ペアは、すべての API 操作に対する権限を持っています。これらの認証情報を使用して OSS で操作を実行することは、高いリスクを伴う操作です。RAM ユーザーを使用して API 操作を呼び出すか、日常の O&M を実行することを推奨します。RAM ユーザーを作成するには、RAM コンソールにログインしてください。
 auth = oss2.ProviderAuth(EnvironmentVariableCredentialsProvider())
+# この例では、中国 (杭州) リージョンのエンドポイントを使用します。実際の エンドポイントを指定してください。
 bucket = oss2.Bucket(auth, '<endpoint>', '<examplebucket>')
 
 payload = {
@@ -74,14 +77,19 @@ if response.status_code != 200:
 
 data = response.json()
 
+# ステップ 2: OSS から画像を取得し、オンプレミスのデバイスに画像をダウンロードします。
+# サービスをデプロイしたときに指定した OSS の mount_path 設定。
 mount_path = "/code/stable-diffusion-webui/data"
+# サービスをデプロイしたときに指定した OSS パス。
 oss_url = "oss://examplebucket/data-oss"
 
 for idx, img_path in enumerate(data['parameters']['image_url'].split(',')):
+    # OSS で生成された画像の実際の URL を取得します。
     img_oss_path = img_path.replace(mount_path, oss_url)
     print(idx, img_oss_path, url)
+    # OSS オブジェクトをオンプレミスのファイルシステムにダウンロードします。<examplebucket> を作成した OSS バケットの名前に置き換えます。
     bucket.get_object_to_file(img_oss_path[len("oss://examplebucket/"):], f'output-{idx}.png')
-"""
+"""  # noqa: E501
 
 
 def test_02_pictures_are_saved_in_the_bucket_and_got_from_there(documented: Documented, tmp_path: Path):
@@ -116,6 +124,7 @@ if response.status_code != 200:
 
 data = response.json()
 
+# 同期リクエストから Base64 エンコードされた画像を取得できますが、代わりに画像 URL を取得することを推奨します。
 for idx, im in enumerate(data['images']):
     image = Image.open(io.BytesIO(base64.b64decode(im.split(",", 1)[0])))
 
@@ -200,33 +209,92 @@ def test_05_ten_requests_are_queued(documented: Documented, tmp_path: Path):
     assert len(indexes) == 10 and indexes == sorted(set(indexes))
 
 
-JAVA = {
-    "txt2img": """{
-        "prompt": "cute dog",
-        "steps":20,
-        "alwayson_scripts":{
-            "save_dir":"/code/stable-diffusion-webui/data-oss/outputs/txt2img"
+JAVA = r"""
+import com.aliyun.openservices.eas.predict.http.HttpConfig;
+import com.aliyun.openservices.eas.predict.http.QueueClient;
+import com.aliyun.openservices.eas.predict.queue_client.QueueUser;
+import org.apache.commons.lang3.tuple.Pair;
+import java.util.HashMap;
+
+public class SDWebuiAsyncPutTest {
+    public static void main(String[] args) throws Exception {
+        // キューサービスのクライアントを作成します。
+        String queueEndpoint = "http://166233998075****.cn-hangzhou.pai-eas.aliyuncs.com";
+        String queueToken = "xxxxx==";
+        // 入力キューの名前は、サービス名と使用したいリクエストパスで構成されます。
+        String inputQueueName = "<service_name>/sdapi/v1/txt2img";
+        // 入力キューを作成します。入力キューにリクエストデータを追加すると、推論サービスは自動的に入力キューからリクエストデータを読み取ります。
+        QueueClient inputQueue = new QueueClient(queueEndpoint, inputQueueName, queueToken, new HttpConfig(), new QueueUser());
+        // キューデータをクリアします。注意して進めてください。
+        // input_queue.clear();
+        // 入力キューにリクエストデータを追加します。
+        int count = 5;
+        for (int i = 0; i < count; ++i) {
+            // リクエストデータを作成します。
+            String data = "{\n" +
+                    " \"prompt\": \"cute dog\", \n" +
+                    " \"steps\":20,\n" +
+                    " \"alwayson_scripts\":{\n" +
+                    " \"save_dir\":\"/code/stable-diffusion-webui/data-oss/outputs/txt2img\"\n" +
+                    " }\n" +
+                    " }";
+            // カスタムタグを作成します。
+            HashMap<String, String> map = new HashMap<String, String>(1);
+            map.put("task_id", "txt2img_" + i);
+            Pair<Long, String> entry = inputQueue.put(data.getBytes(), map);
+            System.out.println(String.format("send success, index is %d, request_id is %s", entry.getKey(), entry.getValue()));
+            // キューサービスは多優先度キューをサポートしています。put 関数を使用してリクエストの優先度レベルを設定できます。デフォルト値は 0 です。値 1 は高い優先度を指定します。
+            // inputQueue.put(data.getBytes(), 0L, null);
         }
-    }""",
-    "img2img": """{
-        "prompt": "cute dog",
-        "steps":20,
-        "alwayson_scripts":{
-            "save_dir":"/code/stable-diffusion-webui/data-oss/outputs/img2img",
-            "image_link":"https://eas-cache-cn-hangzhou.oss-cn-hangzhou-internal.aliyuncs.com/stable-diffusion-cache/tests/boy.png"
+        // クライアントを閉じます。
+        inputQueue.shutdown();
+
+        inputQueueName = "<service_name>/sdapi/v1/img2img";
+        inputQueue = new QueueClient(queueEndpoint, inputQueueName, queueToken, new HttpConfig(), new QueueUser());
+        for (int i = 0; i < count; ++i) {
+            // リクエストデータを作成します。
+            String data = "{\n" +
+                    " \"prompt\": \"cute dog\", \n" +
+                    " \"steps\":20,\n" +
+                    " \"alwayson_scripts\":{\n" +
+                    " \"save_dir\":\"/code/stable-diffusion-webui/data-oss/outputs/img2img\",\n" +
+                    " \"image_link\":\"https://eas-cache-cn-hangzhou.oss-cn-hangzhou-internal.aliyuncs.com/stable-diffusion-cache/tests/boy.png\"\n" +
+                    " }\n" +
+                    " }";
+            HashMap<String, String> map = new HashMap<String, String>(1);
+            map.put("task_id", "img2img_" + i);
+            Pair<Long, String> entry = inputQueue.put(data.getBytes(), map);
+            System.out.println(String.format("send success, index is %d, requestId is %s", entry.getKey(), entry.getValue()));
         }
-    }""",
+        // クライアントを閉じます。
+        inputQueue.shutdown();
+    }
 }
+"""  # noqa: E501
 
 
-@pytest.mark.parametrize("kind", JAVA)
-def test_06_the_requests_of_the_java_program_are_queued(documented: Documented, kind: str):
-    data = JAVA[kind].replace(PICTURES, documented.pictures)
-    put = requests.post(
-        f"{documented.queue_url}/sdapi/v1/{kind}", data.encode(), headers={"Authorization": documented.queue_token},
-        params={"task_id": f"{kind}_0", "_priority_": 0}, timeout=30,
-    )  # fmt: skip
-    assert put.status_code == 200 and put.text.isdecimal() and put.headers["X-Eas-Queueservice-Request-Id"]
+def java_puts() -> list[tuple[str, str]]:
+    """Of the Java program: the queue's name and the data, of each of its two loops."""
+    names = re.findall(r'inputQueueName = "(.*?)"', JAVA)
+    data = re.findall(r"String data = (.*?);\n", JAVA, re.DOTALL)
+    texts = ["".join(json.loads(part) for part in re.findall(r'"(?:[^"\\]|\\.)*"', code)) for code in data]
+    return list(zip(names, texts, strict=True))
+
+
+@pytest.mark.parametrize(("queue", "data"), java_puts(), ids=["txt2img", "img2img"])
+def test_06_the_requests_of_the_java_program_are_queued(documented: Documented, queue: str, data: str):
+    address = f"{documented.url}/api/predict/{queue.replace('<service_name>', 'sd_async')}"
+    member = {"X-EAS-QueueService-Redis-Uid": "b6f0", "X-EAS-QueueService-Redis-Gid": "eas"}
+    indexes = []
+    for number in range(5):
+        put = requests.post(
+            address, data.replace(PICTURES, documented.pictures).encode(), timeout=30,
+            headers={"Authorization": documented.queue_token, **member},
+            params={"task_id": f"{queue.rpartition('/')[2]}_{number}"},
+        )  # fmt: skip
+        assert put.status_code == 200 and len(put.headers["X-Eas-Queueservice-Request-Id"]) == 36
+        indexes.append(int(put.text))
+    assert indexes == sorted(set(indexes))
 
 
 SUBSCRIBED = """
@@ -241,7 +309,9 @@ sink_queue.init()
 
 mount_path = "/code/stable-diffusion-webui/data-oss"
 oss_url = "oss://<examplebucket>/aohai-singapore"
+# Alibaba Cloud アカウントの AccessKey ペアは、すべての API 操作に対する権限を持っています。これらの認証情報を使用して OSS で操作を実行することは、高いリスクを伴う操作です。RAM ユーザーを使用して API 操作を呼び出すか、日常の O&M を実行することを推奨します。RAM ユーザーを作成するには、RAM コンソールにログインしてください。
 auth = oss2.ProviderAuth(EnvironmentVariableCredentialsProvider())
+# この例では、中国 (杭州) リージョンのエンドポイントを使用します。実際の エンドポイントを指定してください。
 bucket = oss2.Bucket(auth, 'http://oss-cn-hangzhou.aliyuncs.com', '<examplebucket>')
 
 watcher = sink_queue.watch(0, 5, auto_commit=False)
@@ -254,11 +324,12 @@ for x in watcher.run():
         data = json.loads(x.data.decode('utf-8'))
         for idx, path in enumerate(data['parameters']['image_url'].split(',')):
             url = path.replace(mount_path, oss_url)
+            # OSS オブジェクトをオンプレミスのファイルシステムにダウンロードします。
             bucket.get_object_to_file(url[len("oss://<examplebucket>/"):], f'{x.index}-output-{idx}.png')
             print(f'save {url} to {x.index}-output-{idx}.png')
     except Exception as e:
         print(f'index {x.index} process data error {e}')
-"""
+"""  # noqa: E501
 
 
 def test_07_results_are_pushed_committed_and_their_pictures_got(
@@ -317,6 +388,7 @@ def test_09_a_request_with_checkpoint_folder_and_vae(documented: Documented):
 
 
 CURL_SAVED = """
+# 同期 API を呼び出してモデルをテストします。
 curl --location --request POST '<service_url>/sdapi/v1/txt2img' \\
 --header 'Authorization: <token>' \\
 --header 'Content-Type: application/json' \\
@@ -342,6 +414,7 @@ def test_10_the_same_by_curl(documented: Documented, tmp_path: Path):
 
 
 CURL_QUEUED = """
+# データを非同期キューに送信します。
 curl --location --request POST '<service_url>/sdapi/v1/txt2img' \\
 --header 'Authorization: <token>' \\
 --header 'Content-Type: application/json' \\
@@ -401,8 +474,10 @@ IMG2IMG = """
   "inpaint_full_res": 0, # index of ["Whole picture", "Only masked"], インペイントエリア
   "inpaint_full_res_padding": 32, #minimum=0, maximum=256, step=4, value=32, Only masked padding, pixels
   #"image_cfg_scale": 1, # スケールでリサイズ
+  #"script_name": "Outpainting mk2", # スクリプト名。スクリプトを使用しない場合はこのフィールドをスキップします。
+  #"script_args": ["Outpainting", 128, 8, ["left", "right", "up", "down"], 1, 0.05] # スクリプトのパラメーターを次の順序で指定します:固定フィールド、ピクセル、mask_blur、方向、noise_q、および color_variation。
 }
-"""
+"""  # noqa: E501
 
 
 def test_12_a_picture_to_begin_from_is_named_by_its_address(documented: Documented):
