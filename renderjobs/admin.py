@@ -477,14 +477,16 @@ class TemplatePage(WorkAdmin):
         return job
 
 
+TIMING = (*CRON_FIELDS, "timezone", "window_from", "window_until")
+"""What says when a schedule runs."""
+
+
 class ScheduleForm(forms.ModelForm):
     timezone = forms.ChoiceField(choices=[], initial="UTC", widget=UnfoldAdminSelectWidget, label="Time zone")
 
     class Meta:
         model = BatchSchedule
-        fields = (
-            "template", *CRON_FIELDS, "timezone", "window_from", "window_until", "missed", "overlap", "ceiling", "enabled",
-        )  # fmt: skip
+        fields = ("template", *TIMING, "missed", "overlap", "ceiling", "enabled")
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -493,8 +495,7 @@ class ScheduleForm(forms.ModelForm):
 
     def clean(self) -> dict[str, Any]:
         cleaned = super().clean() or self.cleaned_data
-        names = (*CRON_FIELDS, "timezone", "window_from", "window_until")
-        cron = {name: cleaned[name] for name in names if name in cleaned}
+        cron = {name: cleaned[name] for name in TIMING if name in cleaned}
         schedule = BatchSchedule(**cron)
         try:
             cron_of(schedule)
@@ -527,7 +528,7 @@ class SchedulePage(WorkAdmin):
 
     def save_model(self, request: HttpRequest, obj: BatchSchedule, form: Any, change: bool) -> None:
         super().save_model(request, obj, form, change)
-        schedule_sync(obj)
+        schedule_sync(obj, retimed=change and bool({*TIMING} & {*form.changed_data}))
 
     def delete_model(self, request: HttpRequest, obj: BatchSchedule) -> None:
         schedule_remove(obj)
