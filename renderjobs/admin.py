@@ -43,7 +43,7 @@ from renderjobs.choices import ImageState, JobKind, JobState
 from renderjobs.compat.eas import admin as eas_admin  # noqa: F401  registers its page
 from renderjobs.expansion import recipe_from
 from renderjobs.files import base_of, file_url
-from renderjobs.gallery_pages import GalleryPages
+from renderjobs.gallery_pages import LOOKED, GalleryPages
 from renderjobs.models import (
     BatchSchedule,
     BatchTemplate,
@@ -70,7 +70,6 @@ from renderjobs.selectors import images_of, job_progress
 from renderjobs.submission import job_cancel, job_repeat
 
 IMAGES_PER_PAGE = 48
-LOOKED = "looked at the pictures"
 EVENTS_SHOWN = 50
 RUNS_SHOWN = 20
 RUN_ROW = '<tr><td>{}</td><td>{}</td><td>{}</td><td class="rk-figure">{}</td></tr>'
@@ -148,6 +147,7 @@ class JobPage(GalleryPages, ListExport, WorkAdmin):
             **self.admin_site.each_context(request),
             "title": f"Image {index} of {self.short_id(job)}",
             "opts": self.opts,
+            "original": job,
             **image_details(request, job, image),
         }
         return render(request, "renderjobs/job_image.html", context)

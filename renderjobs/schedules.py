@@ -146,7 +146,7 @@ def _by_policy(schedule: BatchSchedule, minutes: list[datetime], now: datetime) 
 
 @transaction.atomic
 def _settled(schedule: BatchSchedule, minute: datetime, missed: str) -> ScheduledRun | None:
-    """The minute's outcome; None where the schedule was removed. Of two callers the second waits and finds what the first one wrote."""
+    """The minute's outcome; None where the schedule was removed. Whoever comes second finds what the first one wrote."""
     if not BatchSchedule.objects.select_for_update().filter(pk=schedule.pk).exists():
         return None
     if earlier := ScheduledRun.objects.filter(schedule=schedule, planned_for=minute).select_related("job").first():
@@ -243,7 +243,12 @@ def cron_of(schedule: BatchSchedule) -> crontab:
             errors.append(FieldError(name, message, value))
     if errors:
         raise InvalidRequestError(errors)
-    return crontab(**{name: getattr(schedule, name) for name in CRON_FIELDS})
+    try:
+        return crontab(**{name: getattr(schedule, name) for name in CRON_FIELDS})
+    except ValueError as error:  # each can be read, but there is no such day
+        day, month = schedule.day_of_month, schedule.month_of_year
+        message = f"No month of {month!r} has a day of {day!r}."
+        raise InvalidRequestError([FieldError("day_of_month", message, day)]) from error
 
 
 def zone_of(name: str) -> ZoneInfo:

@@ -12,6 +12,7 @@ from django_celery_beat.models import PeriodicTask
 
 from accounts.services import member_ensure
 from billing.models import Hold
+from common.errors import InvalidRequestError
 from renderjobs.models import BatchSchedule, RenderJob, ScheduledRun
 from renderjobs.schedules import in_window, next_runs, schedule_run, schedule_sync, schedules_behind
 from renderjobs.tasks import settle_schedules
@@ -300,3 +301,8 @@ def test_times_that_never_lie_in_the_window_are_told_at_once():
     schedule = BatchSchedule(minute="*", hour="0-11", window_from=time(12), window_until=time(13))
     began = monotonic()
     assert next_runs(schedule, 1) == [] and monotonic() - began < 1
+
+
+def test_a_day_that_the_month_does_not_have_is_named():
+    with pytest.raises(InvalidRequestError, match="No month of 'feb' has a day of '30'"):
+        next_runs(BatchSchedule(day_of_month="30", month_of_year="feb"))
