@@ -147,7 +147,7 @@ def _by_policy(schedule: BatchSchedule, minutes: list[datetime], now: datetime) 
 @transaction.atomic
 def _settled(schedule: BatchSchedule, minute: datetime, missed: str) -> ScheduledRun | None:
     """The minute's outcome; None where the schedule was removed. Whoever comes second finds what the first one wrote."""
-    if not BatchSchedule.objects.select_for_update().filter(pk=schedule.pk).exists():
+    if BatchSchedule.objects.select_for_update().filter(pk=schedule.pk).first() is None:
         return None
     if earlier := ScheduledRun.objects.filter(schedule=schedule, planned_for=minute).select_related("job").first():
         return earlier
