@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import uuid
 from collections.abc import Callable
@@ -43,7 +44,7 @@ from renderjobs.choices import ImageState, JobKind, JobState
 from renderjobs.compat.eas import admin as eas_admin  # noqa: F401  registers its page
 from renderjobs.expansion import recipe_from
 from renderjobs.files import base_of, file_url
-from renderjobs.gallery_pages import GalleryPages
+from renderjobs.gallery_pages import LOOKED, GalleryPages
 from renderjobs.models import (
     BatchSchedule,
     BatchTemplate,
@@ -70,7 +71,6 @@ from renderjobs.selectors import images_of, job_progress
 from renderjobs.submission import job_cancel, job_repeat
 
 IMAGES_PER_PAGE = 48
-LOOKED = "looked at the pictures"
 EVENTS_SHOWN = 50
 RUNS_SHOWN = 20
 RUN_ROW = '<tr><td>{}</td><td>{}</td><td>{}</td><td class="rk-figure">{}</td></tr>'
@@ -148,6 +148,7 @@ class JobPage(GalleryPages, ListExport, WorkAdmin):
             **self.admin_site.each_context(request),
             "title": f"Image {index} of {self.short_id(job)}",
             "opts": self.opts,
+            "original": job,
             **image_details(request, job, image),
         }
         return render(request, "renderjobs/job_image.html", context)
@@ -453,11 +454,12 @@ class TemplatePage(WorkAdmin):
         if version is None:
             raise Http404
         form = SubmitForm(version, request.POST or None)
+        once = request.POST.get("once", "")[:64] or uuid.uuid4().hex
         if "prompt" in form.fields and not form.fields["prompt"].disabled:
             form.fields["prompt"].initial = prompt_chosen(request, template.team_id) or form.fields["prompt"].initial
         if request.method == "POST" and form.is_valid():
             try:
-                job = self._submitted(request, template, form)
+                job = self._submitted(request, template, form, once)
             except PlatformError as error:
                 form.add_error(None, error.message)
             else:
@@ -466,15 +468,33 @@ class TemplatePage(WorkAdmin):
             **self.admin_site.each_context(request),
             "title": f"Submit {version}",
             "form": form,
+            "once": once,
             "opts": self.opts,
         }
         return render(request, "renderjobs/submit_template.html", context)
 
-    def _submitted(self, request: HttpRequest, template: BatchTemplate, form: SubmitForm) -> RenderJob:
-        caller = Caller(user=request.user, team=template.team)  # type: ignore[arg-type]
-        job = template_submit(caller=caller, version=form.version, source=Source.ADMIN, changes=form.changes()).job
-        self.message_user(request, "The job is submitted; this page shows how far it is.", messages.SUCCESS)
-        return job
+    def _submitted(self, request: HttpRequest, template: BatchTemplate, form: SubmitForm, once: str) -> RenderJob:
+        """One form with one content makes one job, however often it is sent."""
+        caller, changes = Caller(user=request.user, team=template.team), form.changes()  # type: ignore[arg-type]
+        said = json.dumps([once, form.version.pk, changes], sort_keys=True)
+        task_id = f"form-{hashlib.sha256(said.encode()).hexdigest()[:32]}"
+        submitted = template_submit(
+            caller=caller, version=form.version, source=Source.ADMIN, changes=changes, task_id=task_id
+        )
+        what = "was submitted already" if submitted.replayed else "is submitted"
+        self.message_user(request, f"The job {what}; this page shows how far it is.", messages.SUCCESS)
+        return submitted.job
+
+
+TIMING = (*CRON_FIELDS, "timezone", "window_from", "window_until")
+"""What says when a schedule runs."""
+CRON_HELP = {
+    "minute": "Such as 0, 0,30 or */15.",
+    "hour": "Such as 3, 8-17 or *. A time that daylight saving skips runs as much later; one that comes twice runs once.",
+    "day_of_month": "Such as 1, 1,15 or *. Where a day of the week is given as well, both have to match.",
+    "month_of_year": "Such as 1-6, jan,jul or *.",
+    "day_of_week": "Such as mon-fri, 0,6 or *; 0 is Sunday.",
+}
 
 
 class ScheduleForm(forms.ModelForm):
@@ -482,19 +502,19 @@ class ScheduleForm(forms.ModelForm):
 
     class Meta:
         model = BatchSchedule
-        fields = (
-            "template", *CRON_FIELDS, "timezone", "window_from", "window_until", "missed", "overlap", "ceiling", "enabled",
-        )  # fmt: skip
+        fields = ("template", *TIMING, "missed", "overlap", "ceiling", "enabled")
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         if field := self.fields.get("timezone"):
             field.choices = [(name, name) for name in sorted(available_timezones())]
+        for name, help_text in CRON_HELP.items():
+            if field := self.fields.get(name):
+                field.help_text = help_text
 
     def clean(self) -> dict[str, Any]:
         cleaned = super().clean() or self.cleaned_data
-        names = (*CRON_FIELDS, "timezone", "window_from", "window_until")
-        cron = {name: cleaned[name] for name in names if name in cleaned}
+        cron = {name: cleaned[name] for name in TIMING if name in cleaned}
         schedule = BatchSchedule(**cron)
         try:
             cron_of(schedule)
@@ -527,7 +547,7 @@ class SchedulePage(WorkAdmin):
 
     def save_model(self, request: HttpRequest, obj: BatchSchedule, form: Any, change: bool) -> None:
         super().save_model(request, obj, form, change)
-        schedule_sync(obj)
+        schedule_sync(obj, retimed=change and bool({*TIMING} & {*form.changed_data}))
 
     def delete_model(self, request: HttpRequest, obj: BatchSchedule) -> None:
         schedule_remove(obj)

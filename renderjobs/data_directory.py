@@ -15,6 +15,8 @@ from enum import Enum
 from pathlib import Path
 from typing import IO, Any
 
+from django.db.models import Q
+
 from accounts.models import Team
 from assets.hashing import sha256_of
 from assets.intake import asset_process, asset_receive
@@ -149,15 +151,15 @@ def _model(path: Path, relative: str, kind: AssetKind, team: Team, *, public: bo
     with path.open("rb") as opened:
         file: Any = Told(opened, progress)
         sha256 = sha256_of(file)
-        known = Asset.objects.filter(kind=kind, state=AssetState.APPROVED, name=path.stem)
-        for one in known:
+        reach = Q(access=Access.PUBLIC) if public else Q(access=Access.PUBLIC) | Q(access=Access.TEAMS, teams=team)
+        for one in Asset.objects.filter(reach, kind=kind, state=AssetState.APPROVED, name=path.stem):
             if sha256 in (one.sha256, one.original_sha256):
                 asset_complete(asset=one, card=about.card, preview=about.preview)
                 return TakenIn(relative, kind, True, " ".join([HERE_ALREADY, *about.passed_over]))
         file.seek(0)
         config = path.with_suffix(".yaml")
         try:
-            has_config = kind == AssetKind.CHECKPOINT and config.is_file()
+            has_config = kind == AssetKind.CHECKPOINT and config.is_file() and not config.is_symlink()
             with config.open("rb") if has_config else nullcontext() as beside:
                 asset = asset_receive(
                     file=file,

@@ -15,6 +15,7 @@ from django.urls import URLPattern, path, reverse
 
 from accounts.admin import is_superuser, teams_as
 from accounts.models import Project, Role, Team
+from audit.reading import readings_note
 from common.errors import FieldError, InvalidRequestError
 from renderjobs.expansion import recipe_from
 from renderjobs.files import base_of, file_url
@@ -24,6 +25,7 @@ from renderjobs.models.reviews import MOST_STARS
 from renderjobs.thumbnails import CONTENT_TYPE, thumbnail_of
 
 MOST_COMPARED = 4
+LOOKED = "looked at the pictures"
 KEPT_SECONDS = 86_400
 """Of a small picture in its reader's browser; behind one address it never changes."""
 REVIEWERS = (Role.LEAD, Role.MEMBER)
@@ -51,6 +53,7 @@ class GalleryPages:
         except InvalidRequestError as error:
             refusal = " ".join(item.message for item in error.errors)
         images, before = pictures_page(teams, choice, before=_id_in(request.GET.get("before", "")))
+        _note_readings(request, images)
         following = f"?{urlencode({**choice.given(), 'before': before})}" if before else ""
         shown = {"tiles": [tile(image) for image in images], "following": following, "stars": range(MOST_STARS + 1)}
         if "tiles" in request.GET:
@@ -75,6 +78,7 @@ class GalleryPages:
         found = {image.pk: image for image in pictures_of(self._teams_seen(request)).filter(pk__in=asked)}
         if len(found) < len(asked):
             raise Http404
+        _note_readings(request, list(found.values()))
         context = {
             **self.admin_site.each_context(request),
             "title": "Compare",
@@ -123,6 +127,11 @@ class GalleryPages:
 
     def _may_review_any(self: Any, request: HttpRequest) -> bool:
         return is_superuser(request) or bool(teams_as(request, *REVIEWERS))
+
+
+def _note_readings(request: HttpRequest, images: list[RenderImage]) -> None:
+    shown = [(image.job, image.job.user_id) for image in images]
+    readings_note(reader=request.user, shown=shown, what=LOOKED)  # type: ignore[arg-type]
 
 
 def choices_offered(team_ids: frozenset[int] | None) -> dict[str, Any]:

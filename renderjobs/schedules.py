@@ -1,20 +1,22 @@
 """Saved batches by cron: the rows Celery beat reads, the next run times, and the run itself, which is one ordinary job.
 
 Beat only sends "schedule 7 is due"; what that makes of which planned minute is decided here, by the rows: each planned minute gets
-one ``ScheduledRun``. What a template is lives in ``saved_batches``.
+one ``ScheduledRun``. What beat's message should have done and did not is found a minute later. What a template is lives in
+``saved_batches``.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from datetime import UTC, date, datetime, time, timedelta
 from itertools import islice
 from typing import Any
 from zoneinfo import ZoneInfo
 
 from celery.schedules import ParseException, crontab
-from django.db import IntegrityError, transaction
+from django.db import transaction
 from django.db.models import Q
 from django.db.models.functions import Now
 from django_celery_beat.models import CrontabSchedule, PeriodicTask
@@ -33,6 +35,8 @@ HORIZON_DAYS = 9 * 366
 """The 29th of February can be eight years away."""
 CLOCK_TOLERANCE = timedelta(seconds=10)
 """The clock beat goes by may be this much ahead of the database's."""
+MESSAGE_TIME = timedelta(seconds=30)
+"""How long a planned minute is left to beat's message."""
 ON_TIME = timedelta(minutes=5)
 """A run that begins no later than this was not missed: messages wait while workers are busy."""
 MOST_AT_ONCE = 24
@@ -44,8 +48,12 @@ Window = tuple[time, time]
 
 
 @transaction.atomic
-def schedule_sync(schedule: BatchSchedule) -> PeriodicTask:
-    """Make beat's rows say what the schedule says."""
+def schedule_sync(schedule: BatchSchedule, *, retimed: bool = False) -> PeriodicTask:
+    """Make beat's rows say what the schedule says.
+
+    Args:
+        retimed: It was planned for other times before; what the new ones would have been until now was not missed.
+    """
     cron = {name: getattr(schedule, name) for name in CRON_FIELDS} | {"timezone": schedule.timezone}
     times = CrontabSchedule.objects.filter(**cron).first() or CrontabSchedule.objects.create(**cron)
     name = _task_name(schedule.pk)
@@ -55,7 +63,7 @@ def schedule_sync(schedule: BatchSchedule) -> PeriodicTask:
         defaults={"task": TASK, "args": json.dumps([schedule.pk]), "crontab": times, "enabled": schedule.enabled},
     )
     changes: dict[str, Any] = {"periodic_task": task}
-    if not was_on:
+    if retimed or not was_on:
         changes["handled_until"] = Now()  # what was planned while it was off, or before it was there, was not missed
     BatchSchedule.objects.filter(pk=schedule.pk).update(**changes)
     schedule.refresh_from_db(fields=list(changes))
@@ -91,7 +99,8 @@ def schedule_run(*, schedule_id: int, due: datetime) -> list[ScheduledRun]:
             PeriodicTask.objects.filter(name=_task_name(schedule_id)).delete()  # went with its team
         return []  # removed or switched off while the message was on its way
     minutes = unsettled_minutes(schedule, due + CLOCK_TOLERANCE)
-    runs = [_settled(schedule, minute, reason) for minute, reason in _by_policy(schedule, minutes, due)]
+    settled = [_settled(schedule, minute, reason) for minute, reason in _by_policy(schedule, minutes, due)]
+    runs = [run for run in settled if run is not None]
     if minutes:
         later = BatchSchedule.objects.filter(Q(handled_until=None) | Q(handled_until__lt=minutes[-1]), pk=schedule.pk)
         later.update(handled_until=minutes[-1])
@@ -135,35 +144,43 @@ def _by_policy(schedule: BatchSchedule, minutes: list[datetime], now: datetime) 
             yield minute, ""
 
 
-def _settled(schedule: BatchSchedule, minute: datetime, missed: str) -> ScheduledRun:
+@transaction.atomic
+def _settled(schedule: BatchSchedule, minute: datetime, missed: str) -> ScheduledRun | None:
+    """The minute's outcome; None where the schedule was removed. Whoever comes second finds what the first one wrote."""
+    if BatchSchedule.objects.select_for_update().filter(pk=schedule.pk).first() is None:
+        return None
     if earlier := ScheduledRun.objects.filter(schedule=schedule, planned_for=minute).select_related("job").first():
         return earlier
     outcome, job, reason = (RunOutcome.MISSED, None, missed) if missed else _submitted(schedule, minute)
-    run, _ = ScheduledRun.objects.get_or_create(
-        schedule=schedule, planned_for=minute, defaults={"outcome": outcome, "job": job, "reason": reason}
-    )
-    return run
+    return ScheduledRun.objects.create(schedule=schedule, planned_for=minute, outcome=outcome, job=job, reason=reason)
 
 
 def _submitted(schedule: BatchSchedule, minute: datetime) -> tuple[str, RenderJob | None, str]:
     runs = RenderJob.objects.filter(schedule=schedule)
-    this = runs.filter(scheduled_for=minute)
-    if earlier := this.first():
+    if earlier := runs.filter(scheduled_for=minute).first():
         return RunOutcome.SUBMITTED, earlier, ""  # of a call that was killed before it wrote the outcome
     others = runs.filter(state__in=JOB_OPEN)
     if schedule.overlap == OverlapPolicy.SKIP and (other := others.first()):
         return RunOutcome.OVERLAPPED, None, f"Job {other.pk} of the run before had not ended."
-    if schedule.overlap == OverlapPolicy.CANCEL:
-        for other in others:
-            job_cancel(job=other, cause=f"the run of {minute:%Y-%m-%d %H:%M} UTC takes its place")
     try:
-        return RunOutcome.SUBMITTED, _submit(schedule, minute), ""
+        with transaction.atomic():  # a run that is refused takes no other's place
+            if schedule.overlap == OverlapPolicy.CANCEL:
+                for other in others:
+                    job_cancel(job=other, cause=f"the run of {minute:%Y-%m-%d %H:%M} UTC takes its place")
+            return RunOutcome.SUBMITTED, _submit(schedule, minute), ""
     except PlatformError as error:
         return RunOutcome.REFUSED, None, error.message
-    except IntegrityError:
-        if earlier := this.first():
-            return RunOutcome.SUBMITTED, earlier, ""  # the other of two messages was faster
-        raise
+
+
+def schedules_behind(moment: datetime) -> list[int]:
+    """Those of which a planned minute has no outcome although its message had time to come: it was lost, or never sent."""
+    until = moment - MESSAGE_TIME
+    found = []
+    for schedule in BatchSchedule.objects.filter(enabled=True, handled_until__lt=until).order_by("pk"):
+        with suppress(InvalidRequestError):  # a time zone that the machine's database has no more
+            if unsettled_minutes(schedule, until):
+                found.append(schedule.pk)
+    return found
 
 
 def database_now() -> datetime:
@@ -200,7 +217,7 @@ def next_runs(schedule: BatchSchedule, count: int = 5, *, after: datetime | None
     """The next run times in the schedule's time zone; fewer than ``count`` when the cron fields hardly ever meet.
 
     As Celery counts: a wall time that a change to daylight-saving time skips runs as much later as the clock was put
-    forward; of those that come twice the first counts.
+    forward, also where that is behind the window's end; of those that come twice the first counts.
 
     Raises:
         InvalidRequestError: A cron field or the time zone cannot be read.
@@ -226,7 +243,12 @@ def cron_of(schedule: BatchSchedule) -> crontab:
             errors.append(FieldError(name, message, value))
     if errors:
         raise InvalidRequestError(errors)
-    return crontab(**{name: getattr(schedule, name) for name in CRON_FIELDS})
+    try:
+        return crontab(**{name: getattr(schedule, name) for name in CRON_FIELDS})
+    except ValueError as error:  # each can be read, but there is no such day
+        day, month = schedule.day_of_month, schedule.month_of_year
+        message = f"No month of {month!r} has a day of {day!r}."
+        raise InvalidRequestError([FieldError("day_of_month", message, day)]) from error
 
 
 def zone_of(name: str) -> ZoneInfo:
@@ -258,18 +280,18 @@ def _submit(schedule: BatchSchedule, minute: datetime) -> RenderJob:
 
 
 def _runs(cron: crontab, zone: ZoneInfo, days: Iterable[date], window: Window | None) -> Iterator[datetime]:
-    """The run times of the days within the window, in the zone's wall time; each once."""
+    """The run times of the days within the window, in the zone's wall time and in their order; each once."""
+    times = [time(hour, minute) for hour in cron.hour for minute in cron.minute]
+    planned = [wall for wall in times if in_window(wall, window)]
     last = None
-    for day in days:
+    for day in days if planned else ():
         weekday = day.isoweekday() % 7  # cron's Sunday is 0
         if day.month in cron.month_of_year and day.day in cron.day_of_month and weekday in cron.day_of_week:
-            for hour in sorted(cron.hour):
-                for minute in sorted(cron.minute):
-                    wall = datetime.combine(day, time(hour, minute), zone)
-                    run = wall.astimezone(UTC).astimezone(zone)  # moves a time that the clock skips
-                    if (last is None or run.astimezone(UTC) > last) and in_window(run.time(), window):
-                        last = run.astimezone(UTC)
-                        yield run
+            # A time that the clock skips becomes a later one, which may lie behind another time of the plan or be one.
+            for run in sorted({datetime.combine(day, wall, zone).astimezone(UTC) for wall in planned}):
+                if last is None or run > last:
+                    last = run
+                    yield run.astimezone(zone)
 
 
 def _task_name(schedule_id: int) -> str:

@@ -12,7 +12,7 @@ from renderjobs.compat.sdapi.script_calls import script_advance, scripts_to_adva
 from renderjobs.directory_imports import import_run, imports_waiting
 from renderjobs.dispatch import wake
 from renderjobs.models import PromptExpansion, RenderImage
-from renderjobs.schedules import database_now, schedule_run
+from renderjobs.schedules import database_now, schedule_run, schedules_behind
 from renderjobs.team_files import files_tidy
 
 
@@ -34,6 +34,13 @@ def wake_pools() -> None:
 def submit_schedule(schedule_id: int) -> None:
     """Sent by beat. A message that comes late or twice makes one job per planned minute."""
     schedule_run(schedule_id=schedule_id, due=database_now())
+
+
+@shared_task(name="renderjobs.settle_schedules")
+def settle_schedules() -> None:
+    """For messages of beat that a lost broker swallowed, and for times that beat itself has passed over."""
+    for schedule_id in schedules_behind(database_now()):
+        submit_schedule.delay(schedule_id)
 
 
 @shared_task(name="renderjobs.advance_scripts")

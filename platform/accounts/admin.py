@@ -10,11 +10,12 @@ from typing import Any
 
 from django import forms
 from django.contrib import admin, messages
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.options import InlineModelAdmin
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.contrib.auth.models import Group
 from django.db.models import Count, Exists, ForeignKey, Model, OuterRef, Q, QuerySet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils import timezone
 from django_otp.plugins.otp_totp.models import TOTPDevice
 from unfold.admin import ModelAdmin, TabularInline
@@ -23,6 +24,7 @@ from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationFo
 from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget, UnfoldAdminTextInputWidget
 
 from accounts.imports import MemberRows, ProjectRows
+from accounts.links import reader_set
 from accounts.models import ApiToken, Membership, Project, Role, Scope, Team, User
 from accounts.second_factor import second_factor_remove
 from accounts.services import networks_read, token_issue, token_revoke
@@ -60,6 +62,20 @@ class PlatformAdmin(ModelAdmin):
 
     def reads_all(self, request: HttpRequest) -> bool:
         return is_superuser(request) or (self.about_money and is_finance(request))
+
+    def render_change_form(self, request: HttpRequest, context: Any, *args: Any, **options: Any) -> HttpResponse:
+        reader_set(context["adminform"].form, request)
+        return super().render_change_form(request, context, *args, **options)
+
+    def response_action(self, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponse | None:
+        """Django would answer keys that no row can have with an error of the server."""
+        try:
+            for key in request.POST.getlist(ACTION_CHECKBOX_NAME):
+                self.opts.pk.clean(key, None)
+        except forms.ValidationError:
+            self.message_user(request, "Choose rows of this list.", messages.ERROR)
+            return HttpResponseRedirect(request.get_full_path())
+        return super().response_action(request, queryset)  # type: ignore[no-any-return]
 
     def may_visit(self, request: HttpRequest) -> bool:
         return self.reads_all(request)
@@ -325,7 +341,9 @@ class UserPage(ListExport, DjangoUserAdmin, PlatformAdmin):
 
 class TokenForm(forms.ModelForm):
     scopes = forms.MultipleChoiceField(
-        choices=Scope.choices, initial=list(Scope.values), widget=UnfoldAdminCheckboxSelectMultipleWidget
+        choices=[(scope, scope) for scope in Scope.values],  # the words of the API and its refusals
+        initial=list(Scope.values),
+        widget=UnfoldAdminCheckboxSelectMultipleWidget,
     )
 
     networks = forms.CharField(

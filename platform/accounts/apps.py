@@ -17,7 +17,8 @@ class AccountsConfig(AppConfig):
 
     def ready(self) -> None:
         import accounts.schema  # noqa: F401  registers itself with drf-spectacular
-        from accounts import sessions, throttling
+        from accounts import links, sessions, throttling
 
+        links.connect()
         sessions.connect()
         throttling.connect()

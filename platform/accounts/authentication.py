@@ -17,7 +17,7 @@ from rest_framework.authentication import BaseAuthentication, SessionAuthenticat
 from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.request import Request
 
-from accounts.models import READING_ROLES, ApiToken, Membership, Scope, Team, User
+from accounts.models import READING_ROLES, ApiToken, Membership, Role, Scope, Team, User
 from accounts.services import token_digest
 from common.errors import ForbiddenError
 
@@ -63,11 +63,13 @@ class Caller:
         return tuple(dict.fromkeys(service for service in (self.through, *own) if service is not None))
 
     def require(self, scope: str) -> None:
-        """Raises: ForbiddenError: The token lacks the scope, or its user's role writes nothing, whatever the token was given."""
+        """Raises: ForbiddenError: The token lacks the scope, or its user's role does not allow it, whatever the token was given."""
         if self.token is not None and not self.token.has_scope(scope):
             raise ForbiddenError(f"The token lacks the scope {str(scope)!r}.")
         if scope in JOB_WRITES and self.role in READING_ROLES:
             raise ForbiddenError(f"Jobs are changed by leads and members, not in the role {self.role}.")
+        if scope == Scope.JOBS_READ and self.role == Role.FINANCE:
+            raise ForbiddenError(f"Jobs are read by leads, members and viewers, not in the role {self.role}.")
 
 
 @dataclass(frozen=True, slots=True)

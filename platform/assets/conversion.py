@@ -6,6 +6,7 @@ writes is checked here as an upload is. Nothing of torch is imported on this sid
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO
 
-from assets.folders import archive_merge, is_folder_archive
+from assets.folders import archive_merge, archive_refuse_growth, is_folder_archive
 from assets.scanning import UnsafeFileError, header_read
 
 SCRIPT = Path(__file__).with_name("unpickling.py")
@@ -34,6 +35,8 @@ BASE_SECONDS = 120
 BYTES_PER_SECOND = 16 * 1024**2
 MAX_REASON_CHARACTERS = 300
 MAX_ARCHIVE_ENTRIES = 100_000
+MAX_DIRECTORY_BYTES = 32 * 1024**2
+"""Some 300 bytes for each of that many entries."""
 
 
 def needs_conversion(file: IO[bytes]) -> bool:
@@ -87,13 +90,27 @@ def _named(source: Path) -> str:
 
 
 def _archive_names(source: Path) -> list[str]:
-    """Of a zip archive's entries; none where it is no archive, or one no model comes in."""
+    """Of a zip archive's entries; none where it is no archive, or one no model comes in.
+
+    Raises:
+        UnsafeFileError: It unpacks to far more than it is.
+    """
     try:
-        with zipfile.ZipFile(source) as archive:
+        with _BoundedFile(source) as file, zipfile.ZipFile(file) as archive:
+            archive_refuse_growth(archive, size_bytes=source.stat().st_size)
             names = archive.namelist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         return []
     return names if len(names) <= MAX_ARCHIVE_ENTRIES else []
+
+
+class _BoundedFile(io.FileIO):
+    """``zipfile`` reads a directory at once, whatever length the archive gives it."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > MAX_DIRECTORY_BYTES:
+            raise zipfile.BadZipFile(f"A directory of {size} bytes.")
+        return super().read(size)  # type: ignore[arg-type]
 
 
 def _unpickled(source: Path, written: Path) -> str:

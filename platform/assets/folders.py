@@ -95,14 +95,19 @@ def archive_merge(source: Path, target: Path) -> None:
     """As ``folder_merge``, for a zip file."""
     try:
         with zipfile.ZipFile(source) as file:
-            unpacked = sum(entry.file_size for entry in file.infolist())
-            if unpacked > ARCHIVE_GROWTH * source.stat().st_size + MAX_TEXT_BYTES:
-                raise UnsafeFileError(f"The zip archive unpacks to {unpacked} bytes, more than weights can.")
+            archive_refuse_growth(file, size_bytes=source.stat().st_size)
             folder_merge(Archive(file), target)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
         raise UnsafeFileError(
             "The zip archive is damaged, encrypted or packed in a way nobody packs weights."
         ) from error
+
+
+def archive_refuse_growth(file: zipfile.ZipFile, *, size_bytes: int) -> None:
+    """Raises: UnsafeFileError: What is packed in it is made to fill a disk or a memory."""
+    unpacked = sum(entry.file_size for entry in file.infolist())
+    if unpacked > ARCHIVE_GROWTH * size_bytes + MAX_TEXT_BYTES:
+        raise UnsafeFileError(f"The zip archive unpacks to {unpacked} bytes, more than weights can.")
 
 
 def folder_merge(folder: Folder, target: Path) -> None:

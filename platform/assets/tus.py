@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 VERSION = "1.0.0"
 SPOOLED_IN_MEMORY = 4 * 1024**2
 PART_TYPE = "application/offset+octet-stream"
+WHO_UPLOADS = "Models are uploaded by those who run the platform and by team leads."
 RESUMABLE = OpenApiParameter(
     "Tus-Resumable", str, OpenApiParameter.HEADER, required=True, enum=[VERSION], description="The protocol's version."
 )
@@ -146,6 +147,7 @@ class UploadView(TusView):
     )
     def patch(self, request: Request, upload_id: UUID) -> Response:
         upload = own_upload(request, upload_id)
+        require_still_uploads(uploader(request), upload)
         if request.content_type != PART_TYPE:
             raise UnsupportedTypeError(f"A part is sent as {PART_TYPE}.")
         with spooled(request) as part:
@@ -201,6 +203,12 @@ def own_upload(request: Request, upload_id: UUID) -> Upload:
     return upload
 
 
+def require_still_uploads(user: User, upload: Upload) -> None:
+    """Raises: ForbiddenError: The role with which it was begun is another now."""
+    if not user.is_superuser and not any(user.role_in(team) == Role.LEAD for team in upload.asset.teams.all()):
+        raise ForbiddenError(WHO_UPLOADS)
+
+
 def who_may_use(request: Request, values: Mapping[str, str]) -> tuple[str, tuple[Team, ...], tuple[User, ...]]:
     """Those who run the platform decide; a team's lead uploads for the own team.
 
@@ -220,7 +228,7 @@ def who_may_use(request: Request, values: Mapping[str, str]) -> tuple[str, tuple
         if access not in ("", Access.TEAMS):
             raise ForbiddenError("A team's lead uploads models for the own team: access `teams`.")
         return Access.TEAMS, (team,), ()
-    raise ForbiddenError("Models are uploaded by those who run the platform and by team leads.")
+    raise ForbiddenError(WHO_UPLOADS)
 
 
 def chosen(model: type[Any], ids: str) -> tuple[Any, ...]:

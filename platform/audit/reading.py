@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Iterable
 from datetime import timedelta
 
 from auditlog.models import LogEntry
@@ -32,20 +33,32 @@ _lock = threading.Lock()
 
 
 def reading_note(*, reader: User, obj: Model, owner_id: int | None, what: str) -> None:
-    """The reader is shown pictures of ``obj``. Of one's own things nothing is noted.
+    """As ``readings_note``, of one."""
+    readings_note(reader=reader, shown=[(obj, owner_id)], what=what)
+
+
+def readings_note(*, reader: User, shown: Iterable[tuple[Model, int | None]], what: str) -> None:
+    """The reader is shown pictures of these. Of one's own things nothing is noted; one statement at most.
 
     Args:
-        owner_id: Of the user whose they are.
+        shown: Each with the user whose it is.
         what: In words, such as "looked at the pictures".
     """
-    if reader.pk == owner_id:
-        return
     window = int(time.time()) // WINDOW_SECONDS
-    key = (reader.pk, obj._meta.label, str(obj.pk), window)
-    if _is_noted(key):
-        return
+    others = {
+        (reader.pk, obj._meta.label, str(obj.pk), window): obj for obj, owner_id in shown if owner_id != reader.pk
+    }
+    new = {key: obj for key, obj in others.items() if not _is_noted(key)}
+    if new:
+        rows = [_row(reader, obj, what, window) for obj in new.values()]
+        Reading.objects.bulk_create(rows, ignore_conflicts=True)
+    for key in new:
+        _remember(key)
+
+
+def _row(reader: User, obj: Model, what: str, window: int) -> Reading:
     request = acting.get()
-    row = Reading(
+    return Reading(
         reader_id=reader.pk,
         by=reader.get_username(),
         content_type=ContentType.objects.get_for_model(obj),
@@ -56,8 +69,6 @@ def reading_note(*, reader: User, obj: Model, owner_id: int | None, what: str) -
         window=window,
         read_at=Now(),
     )
-    Reading.objects.bulk_create([row], ignore_conflicts=True)
-    _remember(key)
 
 
 def _is_noted(key: tuple[int, str, str, int]) -> bool:

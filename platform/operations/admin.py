@@ -5,3 +5,4 @@ from __future__ import annotations
 from django.contrib import admin
 
 admin.site.index_template = "operations/dashboard.html"
+admin.site.index_title = "Dashboard"

@@ -13,7 +13,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from accounts.models import ApiToken, Role, User
-from accounts.services import member_ensure
+from accounts.services import member_ensure, team_ensure
 from assets.models import Asset
 from billing.models import Budget, LedgerTransaction, RateCard
 from renderjobs.models import RenderJob
@@ -192,6 +192,16 @@ def test_a_template_is_submitted_with_changes_and_its_job_opens(root):
     job = RenderJob.objects.get()
     assert answer.url == page("renderjobs_renderjob", "change", job.pk)
     assert (job.request["prompt"], job.request["width"], job.request["steps"]) == ("a disc", 128, 2)
+
+
+def test_one_form_of_a_template_makes_one_job_until_something_in_it_is_changed(root):
+    template = a_template(User.objects.get(username="root"), team_ensure("team-a"))
+    url = reverse("admin:renderjobs_batchtemplate_submit", args=[template.pk])
+    sent = {**template.newest.request, "once": root.get(url).context["once"]}
+    pages = [root.post(url, {**sent, **changes})["Location"] for changes in ({}, {}, {"prompt": "a disc"})]
+    assert pages[0] == pages[1] != pages[2] and RenderJob.objects.count() == 2
+    root.post(url, {**sent, "once": root.get(url).context["once"]})
+    assert RenderJob.objects.count() == 3
 
 
 def test_a_wrong_change_of_a_template_is_shown_and_submits_nothing(root):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from django.contrib import admin
 from django.test import Client
@@ -281,3 +283,34 @@ def test_a_member_cancels_the_own_jobs_and_no_others(people):
     people["member"].post(page("renderjobs_renderjob", "changelist"), chosen)
     states = dict(RenderJob.objects.values_list("pk", "state"))
     assert (states[others.pk], states[own.pk]) == ("queued", "cancelled")
+
+
+@pytest.mark.parametrize("name", [name for name, rights in PAGES.items() if rights["read"]])
+@pytest.mark.parametrize("key", ["x", "-1", "9" * 40, "\N{SUPERSCRIPT TWO}"])
+def test_an_action_on_keys_that_no_row_has_changes_nothing(people, name, key):
+    listed = people["root"].get(page(name, "changelist"))
+    for action in (
+        listed.context["cl"].model_admin.get_actions(listed.wsgi_request) if listed.status_code == 200 else ()
+    ):
+        chosen = {"action": action, "_selected_action": [key], "post": "yes"}
+        assert people["root"].post(page(name, "changelist"), chosen).status_code in (200, 302)
+
+
+def links_in(answer: object) -> list[str]:
+    return re.findall(r'<a[^>]* href="(/admin/[^"]*/change/)"', answer.content.decode())  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", sorted(OF_A_TEAM))
+def test_a_page_links_to_no_row_that_its_reader_may_not_open(people, name):
+    rendered_job("team-a", "ada")
+    at = page(name, "change", one_of(name))
+    found = {who: [link for link in links_in(client.get(at)) if link != at] for who, client in people.items()}
+    closed = {(who, link) for who, links in found.items() for link in links if people[who].get(link).status_code != 200}
+    assert not closed
+
+
+def test_a_link_to_a_team_is_for_those_who_lead_that_team(people):
+    job = rendered_job("viewed", "zoltan")
+    member_ensure(team_name="viewed", user_name="lead", role=Role.VIEWER)
+    at, team = page("renderjobs_renderjob", "change", job.pk), page("accounts_team", "change", job.team_id)
+    assert team not in links_in(people["lead"].get(at)) and team in links_in(people["root"].get(at))

@@ -285,7 +285,17 @@ def test_who_only_reads_changes_no_job_whatever_the_token_was_given(caller, role
     job.refresh_from_db()
     assert refused == {403} and (job.state, job.paused_at) == ("queued", None)
     assert post(reader, GOOD).status_code == 403 and RenderJob.objects.count() == 1
-    assert reader.get(f"/api/v1/jobs/{job.pk}").status_code == 200
+
+
+@pytest.mark.parametrize(("role", "status"), [("lead", 200), ("member", 200), ("viewer", 200), ("finance", 403)])
+def test_p11_who_reads_money_reads_no_jobs(caller, role, status):
+    job, reader = a_job(caller), client_of(a_caller("team-a", "rosa", role=role))
+    paths = [
+        "/api/v1/jobs",
+        *(f"/api/v1/{path.format(job.pk)}" for path in ("jobs/{}", "jobs/{}/images", "jobs/{}/events")),
+    ]
+    assert {reader.get(path).status_code for path in paths} == {status}
+    assert reader.get("/api/v1/usage").status_code == 200
 
 
 def test_s2_another_teams_job_and_a_random_id_get_the_same_answer(caller):

@@ -27,3 +27,8 @@ class ObjectStore(Storage):
 
     def delete(self, name: str) -> None:
         self.objects.pop(name, None)
+
+    def listdir(self, path: str) -> tuple[list[str], list[str]]:
+        below = [name.removeprefix(f"{path}/") for name in self.objects if name.startswith(f"{path}/")]
+        folders = {name.split("/")[0] for name in below if "/" in name}
+        return sorted(folders), [name for name in below if "/" not in name]

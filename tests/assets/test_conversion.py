@@ -6,8 +6,11 @@ import hashlib
 import io
 import json
 import os
+import struct
 import sys
+import tracemalloc
 import types
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +224,28 @@ def test_a_file_that_pytorch_never_wrote_starts_no_process(tmp_path, script):
     ):
         with pytest.raises(UnsafeFileError, match=reason):
             converted(tmp_path, data)
+
+
+def test_s11_a_small_archive_of_much_memory_starts_no_process(tmp_path, script):
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}.")
+        archive.writestr("archive/data/0", bytes(40 * 1024**2))
+    with pytest.raises(UnsafeFileError, match="unpacks to 41943044 bytes, more than weights can"):
+        converted(tmp_path, packed.getvalue())
+
+
+def test_s11_a_directory_of_a_whole_memory_is_not_read(tmp_path, script):
+    """Its end says how long it is, and ``zipfile`` reads it at once."""
+    length = conversion.MAX_DIRECTORY_BYTES + 1
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 1, 1, length, 30, 0)
+    tracemalloc.start()
+    with pytest.raises(UnsafeFileError, match="neither one that PyTorch writes"):
+        (tmp_path / "source").write_bytes(b"PK\x03\x04" + bytes(26 + length) + end)
+        tracemalloc.reset_peak()
+        convert(tmp_path / "source", tmp_path / "target")
+    assert tracemalloc.get_traced_memory()[1] < length
+    tracemalloc.stop()
 
 
 def test_a_safetensors_file_is_never_taken_for_a_pickle():

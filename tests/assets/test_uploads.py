@@ -225,6 +225,15 @@ def test_a_member_uploads_no_models_and_a_lead_those_of_the_own_team():
     assert (asset.access, list(asset.teams.all())) == ("teams", [lead.caller.team])
 
 
+def test_who_leads_no_more_sends_no_further_part_and_may_give_the_upload_up(tmp_path):
+    lead = Sender(superuser=False, user="lea", role=Role.LEAD)
+    address = lead.begin(b"x" * 10)["Location"]
+    assert lead.part(address, 0, b"xxxxx").status_code == 204
+    lead.caller.user.memberships.update(role=Role.MEMBER)
+    assert lead.part(address, 5, b"xxxxx").status_code == 403
+    assert lead.client.delete(address).status_code == 204 and stored(tmp_path) == []
+
+
 def test_a_token_needs_the_scope_and_nobody_comes_without_one():
     assert Sender(scopes=["models:read"]).begin(b"x").status_code == 403
     assert Client(headers={"Tus-Resumable": "1.0.0"}).post(UPLOADS).status_code == 401

@@ -19,9 +19,10 @@ from audit.models import Reading
 from audit.reading import readings_enter
 from audit.sealing import broken_seals, seal_entries
 from audit.tasks import seal
-from renderjobs.models import RenderJob
+from renderjobs.models import RenderImage, RenderJob
 from tests.admin.pages import client_of, page, rendered_job
 from tests.factories import a_caller, a_job
+from tests.renderjobs.test_delivery import begun, deliver
 
 pytestmark = pytest.mark.django_db
 
@@ -87,6 +88,20 @@ def test_pictures_given_by_the_api_count_too(job, what):
     with suppress(FileNotFoundError):  # the sheet itself is none of this test's
         colleague.get(f"/api/v1/jobs/{job.pk}/{what}")
     assert kept() == [("max", "was given the pictures", str(job.pk))]
+
+
+def test_the_gallery_and_its_comparison_count_for_each_job_and_cost_one_statement(root, job):
+    others = []
+    for _ in range(2):
+        others.append(a_job(a_caller("team-b", "eve")))
+        deliver(begun(), key=f"{others[-1].pk}.png")
+    with CaptureQueriesContext(connection) as queries:
+        root.get(reverse("admin:renderjobs_gallery"))
+    assert sum("INSERT" in query["sql"] and "audit_reading" in query["sql"] for query in queries) == 1
+    reading._seen.clear()
+    images = list(RenderImage.objects.filter(state="delivered").values_list("pk", flat=True))
+    root.get(reverse("admin:renderjobs_compare"), {"image": images})
+    assert {pk for _, _, pk in kept()} == {str(one.pk) for one in (job, *others)}
 
 
 def test_who_may_not_see_a_job_leaves_no_reading(job):

@@ -12,6 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from assets.companions import COMPANIONS
+from assets.intake import asset_process, asset_receive
 from assets.models import Asset, AssetKind
 from assets.zoo import FOLDER_OF_KIND
 from operations.invariants import violations
@@ -138,6 +139,23 @@ def test_links_are_not_followed(directory, team, tmp_path):
     (directory / "outputs/link.png").symlink_to(tmp_path / "secret/private.png")
     (directory / "outputs/folder").symlink_to(tmp_path / "secret")
     assert take_in(directory)[-1] == "4 taken in, 0 left"
+
+
+def test_a_link_beside_a_checkpoint_is_no_configuration_of_it(directory, team, tmp_path):
+    write(tmp_path / "secret.yaml", b"password: 1")
+    (directory / "models/Stable-diffusion/anime/dream.yaml").symlink_to(tmp_path / "secret.yaml")
+    assert take_in(directory)[-1] == "4 taken in, 0 left" and not Asset.objects.get().config_key
+
+
+def test_p5_a_model_that_another_team_has_already_is_the_importing_teams_as_well(directory, team):
+    other = a_caller("other", "eve").team
+    asset_process(
+        asset_receive(
+            file=io.BytesIO(a_checkpoint_file()), name="dream", kind="checkpoint", access="teams", teams=(other,)
+        ).pk
+    )
+    take_in(directory)
+    assert set(Asset.objects.get().teams.all()) == {team, other}
 
 
 def test_d1_the_tree_has_a_folder_for_every_kind_and_is_made_once(tmp_path):

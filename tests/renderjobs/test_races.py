@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,10 +15,11 @@ from billing.models import LedgerTransaction
 from fleet.services import worker_register
 from renderjobs.claims import LeaseLost, microbatch_claim, rendering_begin
 from renderjobs.delivery import StoredPicture, image_deliver
-from renderjobs.models import JobEvent, RenderJob
+from renderjobs.models import BatchSchedule, JobEvent, RenderJob, ScheduledRun
 from renderjobs.models.jobs import Source
+from renderjobs.schedules import schedule_run
 from renderjobs.submission import job_cancel, job_submit
-from tests.factories import a_caller, a_job, a_platform, a_pool, a_request
+from tests.factories import a_caller, a_job, a_platform, a_pool, a_request, a_schedule
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -100,3 +103,16 @@ def test_i17_a_cancel_racing_deliveries_ends_each_image_exactly_once():
     assert job.images_delivered + job.images_cancelled == 8
     assert LedgerTransaction.objects.count() == job.images_delivered
     assert job.state == ("succeeded" if job.images_delivered == 8 else "cancelled")
+
+
+def test_two_messages_of_one_planned_minute_make_one_job_and_cancel_none_of_it():
+    a_platform()
+    caller, night = a_caller(), datetime(2026, 11, 20, 3, tzinfo=UTC)
+    schedule = a_schedule(caller.user, caller.team, minute="0", hour="3", overlap="cancel")
+    schedule_run(schedule_id=schedule.pk, due=night)
+    BatchSchedule.objects.update(handled_until=night)
+    again = partial(schedule_run, schedule_id=schedule.pk, due=night + timedelta(days=1))
+    at_once(again, again, again)
+    states = list(RenderJob.objects.order_by("scheduled_for").values_list("state", flat=True))
+    assert states == ["cancelled", "queued"]
+    assert list(ScheduledRun.objects.values_list("outcome", flat=True)) == ["submitted", "submitted"]

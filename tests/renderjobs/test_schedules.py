@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, time, timedelta
+from time import monotonic
 
 import pytest
 from django.core.exceptions import ValidationError
@@ -11,8 +12,10 @@ from django_celery_beat.models import PeriodicTask
 
 from accounts.services import member_ensure
 from billing.models import Hold
+from common.errors import InvalidRequestError
 from renderjobs.models import BatchSchedule, RenderJob, ScheduledRun
-from renderjobs.schedules import in_window, next_runs, schedule_run, schedule_sync
+from renderjobs.schedules import in_window, next_runs, schedule_run, schedule_sync, schedules_behind
+from renderjobs.tasks import settle_schedules
 from tests.factories import a_caller, a_platform, a_schedule
 
 pytestmark = pytest.mark.django_db
@@ -100,6 +103,31 @@ def test_what_was_planned_while_it_was_off_was_not_missed():
     assert run(schedule, timezone.now() - timedelta(minutes=1)) == []
 
 
+def test_a_schedule_with_other_times_has_missed_none_of_them():
+    schedule = nightly(missed="all")
+    schedule_sync(schedule)
+    BatchSchedule.objects.update(handled_until=timezone.now() - timedelta(days=3), minute="*", hour="*")
+    schedule_sync(BatchSchedule.objects.get(), retimed=True)
+    assert run(schedule, timezone.now() - timedelta(minutes=1)) == []
+
+
+def test_i14_a_run_whose_message_was_lost_is_found_a_minute_later(settings):
+    settings.CELERY_TASK_ALWAYS_EAGER = True
+    schedule = nightly(minute="*", hour="*")
+    now = timezone.now()
+    BatchSchedule.objects.update(handled_until=now - timedelta(minutes=2))
+    assert schedules_behind(now) == [schedule.pk]
+    settle_schedules()
+    assert schedules_behind(now) == [] and RenderJob.objects.get().schedule == schedule
+
+
+def test_a_planned_minute_is_left_to_its_message_first():
+    nightly()
+    BatchSchedule.objects.update(handled_until=NIGHT - timedelta(days=1))
+    behind = [bool(schedules_behind(NIGHT + timedelta(seconds=later))) for later in (-1, 0, 29, 30)]
+    assert behind == [False, False, False, True]
+
+
 def test_beats_row_of_a_schedule_that_went_with_its_team_goes_too():
     member = member_ensure(team_name="gone", user_name="ada")
     schedule = a_schedule(member.user, member.team)
@@ -163,6 +191,14 @@ def test_a_run_after_one_that_has_ended_overlaps_nothing():
     assert run(schedule, NIGHT + timedelta(days=1)) == ["21 03:00 submitted"]
 
 
+def test_a_run_that_is_refused_takes_no_others_place():
+    schedule = nightly(overlap="cancel")
+    run(schedule, NIGHT)
+    BatchSchedule.objects.update(ceiling="0.000001")
+    assert run(schedule, NIGHT + timedelta(days=1)) == ["21 03:00 refused"]
+    assert RenderJob.objects.get().state == "queued"
+
+
 # --- windows ----------------------------------------------------------------------------------------------------------
 
 
@@ -222,3 +258,50 @@ def test_next_runs_show_the_skipped_time_as_it_will_be():
     schedule = BatchSchedule(minute="30", hour="2", timezone="Europe/Berlin")
     runs = next_runs(schedule, 2, after=datetime(2027, 3, 27, 20, tzinfo=UTC))
     assert [f"{one:%d %H:%M %z}" for one in runs] == ["28 03:30 +0200", "29 02:30 +0200"]
+
+
+def test_a_skipped_time_that_becomes_a_later_one_pushes_none_of_the_others_out():
+    """Lord Howe's clock goes on from 02:00 to 02:30: 02:15 becomes 02:45, and 02:30 is a time of its own before it."""
+    schedule = nightly(minute="0,15,30", hour="2", timezone="Australia/Lord_Howe")
+    runs = next_runs(schedule, 3, after=datetime(2026, 10, 3, 12, tzinfo=UTC))
+    assert [f"{one:%d %H:%M %z}" for one in runs] == ["04 02:30 +1100", "04 02:45 +1100", "05 02:00 +1100"]
+
+
+def test_half_an_hour_that_comes_twice_runs_once():
+    schedule = nightly(minute="*/15", hour="1", timezone="Australia/Lord_Howe")
+    runs = outcomes_of_a_day(schedule, datetime(2027, 4, 3, 12, tzinfo=UTC))
+    assert runs == ["03 14:00 submitted", "03 14:15 submitted", "03 14:30 submitted", "03 14:45 submitted"]
+
+
+def test_a_skipped_time_of_a_window_that_the_clock_skips_as_well_runs():
+    schedule = BatchSchedule(minute="30", hour="2", timezone="Europe/Berlin", window_from=time(2), window_until=time(3))
+    runs = next_runs(schedule, 2, after=datetime(2027, 3, 27, 20, tzinfo=UTC))
+    assert [f"{one:%d %H:%M %z}" for one in runs] == ["28 03:30 +0200", "29 02:30 +0200"]
+
+
+@pytest.mark.parametrize(
+    ("cron", "runs"),
+    [
+        ({"day_of_month": "29", "month_of_year": "2"}, ["2028-02-29 00:00", "2032-02-29 00:00"]),
+        ({"day_of_week": "mon-wed/2,fri"}, ["2026-11-20 00:00", "2026-11-23 00:00"]),
+        ({"month_of_year": "jan,dec", "day_of_month": "31"}, ["2026-12-31 00:00", "2027-01-31 00:00"]),
+        ({"day_of_month": "13", "day_of_week": "fri"}, ["2027-08-13 00:00", "2028-10-13 00:00"]),
+        ({"minute": "10-30/10", "hour": "0"}, ["2026-11-20 00:10", "2026-11-20 00:20"]),
+    ],
+    ids=["leap day", "names and steps", "ends of months", "both kinds of day must match", "steps in a range"],
+)
+def test_cron_fields_are_read_as_they_are_written(cron, runs):
+    schedule = BatchSchedule(**{"minute": "0", "hour": "0", **cron})
+    found = next_runs(schedule, 2, after=datetime(2026, 11, 19, 12, tzinfo=UTC))
+    assert [f"{one:%Y-%m-%d %H:%M}" for one in found] == runs
+
+
+def test_times_that_never_lie_in_the_window_are_told_at_once():
+    schedule = BatchSchedule(minute="*", hour="0-11", window_from=time(12), window_until=time(13))
+    began = monotonic()
+    assert next_runs(schedule, 1) == [] and monotonic() - began < 1
+
+
+def test_a_day_that_the_month_does_not_have_is_named():
+    with pytest.raises(InvalidRequestError, match="No month of 'feb' has a day of '30'"):
+        next_runs(BatchSchedule(day_of_month="30", month_of_year="feb"))

@@ -53,7 +53,7 @@ UNFOLD = {
     "SITE_URL": None,
     "SHOW_HISTORY": False,
     "STYLES": [partial(_static, "admin.css")],
-    "SCRIPTS": [partial(_static, "accessibility.js")],
+    "SCRIPTS": [partial(_static, "accessibility.js"), partial(_static, "once.js")],
     "ACCOUNT": {
         "navigation": [
             {"title": "Change password", "link": reverse_lazy("admin:password_change")},

@@ -32,6 +32,7 @@ CELERY_BEAT_MAX_LOOP_INTERVAL = 5
 CELERY_BEAT_SCHEDULE = {
     "expire leases": {"task": "renderjobs.expire_leases", "schedule": 5.0, "options": {"expires": 5}},
     "advance scripts": {"task": "renderjobs.advance_scripts", "schedule": 5.0, "options": {"expires": 5}},
+    "settle schedules": {"task": "renderjobs.settle_schedules", "schedule": 60.0, "options": {"expires": 60}},
     "resume intakes": {"task": "assets.resume", "schedule": 300.0, "options": {"expires": 300}},
     "go on with the zoo": {"task": "assets.resume_zoo", "schedule": 60.0, "options": {"expires": 60}},
     "tidy imports and files": {"task": "renderjobs.tidy", "schedule": 60.0, "options": {"expires": 60}},

@@ -1,4 +1,7 @@
-"""`manage.py import_asset PATH --kind checkpoint`: takes a file or a model's folder in; prints its name, sha-256 and state."""
+"""`manage.py import_asset PATH --kind checkpoint`: takes a file or a model's folder in; prints its name, sha-256 and state.
+
+`storage:PREFIX` instead of a path: the weights of that prefix below `imports/` of the asset storage.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ from assets.intake import SETTLED, asset_process, asset_receive
 from assets.models import Access, Asset, AssetKind, AssetState
 from assets.selectors import same_bytes
 from assets.sidecars import sidecars_of
+from assets.storage_imports import object_import, weights_below
 from assets.styles import styles_import
 from assets.wildcards import wildcards_import
 from common.errors import PlatformError
@@ -30,6 +34,7 @@ from gpuworker.contract.texts import INSTRUCTION, PROMPT_MARK
 STYLES = "styles"
 TEXTS = (STYLES, "wildcards")
 """Files that become rows and are not kept."""
+IN_STORAGE = "storage:"
 FOLDERS = (AssetKind.CHECKPOINT, *COMPANIONS)
 """Kinds that come as folders."""
 
@@ -38,7 +43,7 @@ class Command(BaseCommand):
     help = __doc__
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("file", type=Path)
+        parser.add_argument("file", type=Path, help=f"A file, a model's folder, or {IN_STORAGE}PREFIX.")
         parser.add_argument("--kind", required=True, choices=[*AssetKind.values, *TEXTS])
         parser.add_argument("--name", help="Default: the file's stem, or the folder's name.")
         parser.add_argument(
@@ -52,6 +57,9 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         path: Path = options["file"]
+        if str(path).startswith(IN_STORAGE):
+            self.take_storage_in(str(path).removeprefix(IN_STORAGE), options)
+            return
         if not path.exists() or (path.is_dir() and options["kind"] not in FOLDERS):
             raise CommandError(f"There is no file {path}.")
         if options["instruction"] and not (path.is_dir() and options["kind"] == AssetKind.TEXT_GENERATOR):
@@ -67,9 +75,35 @@ class Command(BaseCommand):
             raise CommandError(f"{path} cannot be taken in: {error}.") from error
         if asset.state != AssetState.APPROVED:
             raise CommandError(f"{asset.name} {asset.sha256} {asset.state}: {asset.reason}")
+        self.tell(asset)
+
+    def tell(self, asset: Asset) -> None:
         self.stdout.write(f"{asset.name} {asset.sha256} {asset.state}")
         for name in same_bytes(Asset.objects.filter(sha256=asset.sha256, state__in=SETTLED)).get(asset.pk, ()):
             self.stderr.write(f"The same file is here as {name} already.")
+
+    def take_storage_in(self, prefix: str, options: dict[str, Any]) -> None:
+        """All that can be; then, if any could not, how many of how many."""
+        if options["kind"] in TEXTS or options["instruction"]:
+            raise CommandError("From the storage weights are taken in, nothing else.")
+        refused = 0
+        try:
+            keys = weights_below(prefix)
+            if options["name"] and len(keys) > 1:
+                raise CommandError(f"One name for {len(keys)} files; give it for one file.")
+            for key in keys:
+                asset = object_import(key, kind=options["kind"], name=options["name"] or "", **access_of(options))
+                if asset.state == AssetState.APPROVED:
+                    self.tell(asset)
+                else:
+                    refused += 1
+                    self.stderr.write(f"{key} {asset.state}: {asset.reason}")
+        except PlatformError as error:
+            raise CommandError(error.message) from error
+        except OSError as error:
+            raise CommandError(f"The storage cannot be read: {error}.") from error
+        if refused:
+            raise CommandError(f"{refused} of {len(keys)} were not taken in.")
 
     def take_texts(self, path: Path, options: dict[str, Any]) -> None:
         team = one(Team, name=slugify(options["team"])) if options["team"] else None
@@ -110,8 +144,6 @@ class Command(BaseCommand):
         sidecars = sidecars_of(about or path)
         for sentence in sidecars.passed_over:
             self.stderr.write(sentence)
-        teams = (one(Team, name=slugify(options["team"])),) if options["team"] else ()
-        users = (one(User, username=options["user"]),) if options["user"] else ()
         with ExitStack() as files:
             has_config = options["kind"] == AssetKind.CHECKPOINT and config.is_file()
             asset = asset_receive(
@@ -119,14 +151,19 @@ class Command(BaseCommand):
                 name=options["name"] or path.name,
                 kind=options["kind"],
                 config=files.enter_context(config.open("rb")) if has_config else None,
-                access=Access.TEAMS if teams else Access.USERS if users else Access.PUBLIC,
-                teams=teams,
-                users=users,
+                **access_of(options),
                 card=sidecars.card,
                 preview=sidecars.preview,
             )
         with tqdm(total=asset.size_bytes, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
             return asset_process(asset.pk, progress=bar.update)
+
+
+def access_of(options: dict[str, Any]) -> dict[str, Any]:
+    teams = (one(Team, name=slugify(options["team"])),) if options["team"] else ()
+    users = (one(User, username=options["user"]),) if options["user"] else ()
+    access = Access.TEAMS if teams else Access.USERS if users else Access.PUBLIC
+    return {"access": access, "teams": teams, "users": users}
 
 
 def one(model: Any, **lookup: str) -> Any:
