@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from django import forms
@@ -13,8 +14,9 @@ from django.urls import URLPattern, path, re_path
 from django.utils import timezone
 from unfold.admin import TabularInline
 from unfold.decorators import action, display
+from unfold.forms import PaginationInlineFormSet
 
-from accounts.admin import PartInline, PlatformAdmin, TeamAdmin, TeamFilter, is_superuser, teams_as
+from accounts.admin import PartInline, PlatformAdmin, TeamAdmin, TeamFilter, TeamPage, is_superuser, teams_as
 from accounts.models import ApiToken, Role
 from billing import costs
 from billing.forms import BudgetForm, QuotaForm, a_currency
@@ -36,6 +38,7 @@ from billing.models import (
     RatePrice,
     UsageRecord,
 )
+from billing.quotas import uses_of
 from billing.ratecards import draft_publish
 from common.errors import PlatformError
 from common.exporting import ListExport
@@ -344,8 +347,50 @@ class HoldPage(PlatformAdmin):
     ordering = ("-pk",)
 
 
+class UsedOfQuota:
+    """Lists and parts of pages that show quotas with what is used of them: all rows of a page together."""
+
+    @display(description="Used")
+    def used(self, quota: Any) -> str:
+        return f"{quota.use.used:,}".replace(",", "\N{NO-BREAK SPACE}")
+
+    @display(description="Reset at (UTC)")
+    def resets_at(self, quota: Any) -> str:
+        return f"{quota.use.resets_at:%Y-%m-%d %H:%M}" if quota.use.resets_at else "as work goes on"
+
+
+def with_use(quotas: Iterable[Quota]) -> list[Quota]:
+    uses = uses_of(quotas)
+    for use in uses:
+        use.quota.use = use  # type: ignore[attr-defined]
+    return [use.quota for use in uses]
+
+
+class QuotaFormSet(PaginationInlineFormSet):
+    def get_queryset(self) -> Any:
+        if not hasattr(self, "_with_use"):
+            self._with_use = with_use(super().get_queryset())
+        return self._with_use
+
+
+class QuotaInline(UsedOfQuota, ReadOnlyInline):
+    """On a team's page: its quotas and those of its members, with what is used."""
+
+    model = Quota
+    formset = QuotaFormSet
+    fields = readonly_fields = ("measure", "user", "token", "limit", "used", "resets_at", "enabled")
+    ordering = ("measure", "pk")
+    per_page = 24
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        return super().get_queryset(request).select_related("user", "token__user", "token__team")
+
+
+TeamPage.inlines = (*TeamPage.inlines, QuotaInline)
+
+
 @admin.register(Quota)
-class QuotaPage(ListImport, ListExport, MoneyAdmin):
+class QuotaPage(UsedOfQuota, ListImport, ListExport, MoneyAdmin):
     """Set by who runs the platform, read by those whom it limits."""
 
     writers = ()
@@ -353,9 +398,14 @@ class QuotaPage(ListImport, ListExport, MoneyAdmin):
     import_export_change_list_template = BOTH
     import_rows = (QuotaRows,)
     export_columns = ("id", "measure", "team__name", "user__username", "token__prefix", "limit", "enabled")
-    list_display = ("measure", "team", "user", "token", "limit", "enabled")
+    list_display = ("measure", "team", "user", "token", "limit", "used", "resets_at", "enabled")
     list_filter = ("measure", "enabled")
     list_select_related = ("team", "user", "token__team", "token__user")
+
+    def get_changelist_instance(self, request: HttpRequest) -> Any:
+        found = super().get_changelist_instance(request)
+        found.result_list = with_use(found.result_list)
+        return found
 
     def formfield_for_foreignkey(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
         if db_field.name == "token":
