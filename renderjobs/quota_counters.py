@@ -53,7 +53,7 @@ def bytes_stored(quotas: Sequence[Quota], _: datetime) -> Used:
     """Of files, of models that were given to teams, and what open jobs may still bring."""
     kept = summed(StoredBytes.objects.all(), F("size_bytes"), quotas)
     expected = summed(open_jobs(), UNFINISHED * F("image_bytes"), quotas)
-    models = {quota.pk: model_bytes(quota) for quota in quotas}
+    models = models_given(quotas)
     return {pk: kept[pk] + expected[pk] + models[pk] for pk in kept}
 
 
@@ -61,15 +61,25 @@ def open_jobs() -> QuerySet[RenderJob]:
     return RenderJob.objects.filter(state__in=JOB_OPEN)
 
 
-def model_bytes(quota: Quota) -> int:
-    """Of models that were given to the team, each as large as its file, or as was announced while it arrives. No token has any."""
-    if quota.token_id:
-        return 0
-    given = Asset.teams.through.objects.filter(asset=OuterRef("pk"))
-    given = given.filter(team=quota.team_id) if quota.team_id else given
-    models = Asset.objects.filter(Exists(given), access=Access.TEAMS).exclude(state=AssetState.QUARANTINED)
-    models = models.filter(uploaded_by=quota.user_id) if quota.user_id else models
-    return int(models.aggregate(total=Sum("size_bytes", default=0))["total"])
+def models_given(quotas: Sequence[Quota]) -> Used:
+    """Of models that were given to teams, each as large as its file, or as was announced while it arrives. Given to several, it
+    counts for each of them, and once for everybody. No token has any."""
+    given = Asset.objects.filter(access=Access.TEAMS).exclude(state=AssetState.QUARANTINED).order_by()
+    by_team = given.filter(teams__in={quota.team_id for quota in quotas if quota.team_id})
+    once = given.filter(Exists(Asset.teams.through.objects.filter(asset=OuterRef("pk"))))
+    sizes = {(team, user): size for team, user, size in by_team.values_list("teams", "uploaded_by").annotate(_size)}
+    sizes |= {(None, user): size for user, size in once.values_list("uploaded_by").annotate(_size)}
+    return {
+        quota.pk: 0
+        if quota.token_id
+        else sum(
+            size for (team, user), size in sizes.items() if team == quota.team_id and quota.user_id in (None, user)
+        )
+        for quota in quotas
+    }
+
+
+_size = Sum("size_bytes")
 
 
 def room_check(teams: Sequence[Team], user: User | None, size_bytes: int) -> None:

@@ -21,6 +21,7 @@ from accounts.models import ApiToken, Role
 from billing import costs
 from billing.forms import BudgetForm, QuotaForm, a_currency
 from billing.imports import BudgetRows, QuotaRows
+from billing.mails import mail_again
 from billing.models import (
     Account,
     BillingProfile,
@@ -33,6 +34,7 @@ from billing.models import (
     Hold,
     LedgerLine,
     LedgerTransaction,
+    OutgoingMail,
     Quota,
     RateCard,
     RatePrice,
@@ -336,6 +338,27 @@ class NoticePage(MoneyAdmin):
     may_add = may_change = may_delete = False
     list_display = ("created_at", "period", "threshold", "job_id")
     list_select_related = ("period__budget", "threshold")
+
+
+@admin.register(OutgoingMail)
+class MailPage(PlatformAdmin):
+    """The outbox of mails about money."""
+
+    may_add = may_change = may_delete = False
+    list_display = ("created_at", "to", "subject", "sent_at", "due_at", "tries", "error")
+    search_fields = ("to", "subject")
+    ordering = ("-pk",)
+    actions = ("send_again",)
+
+    def has_send_again_permission(self, request: HttpRequest) -> bool:
+        return self.may_write(request)
+
+    @action(description="Send again", permissions=["send_again"])
+    def send_again(self, request: HttpRequest, queryset: QuerySet[OutgoingMail]) -> None:
+        for mail in queryset:
+            mail_again(mail)
+            self.log_change(request, mail, "sent again")
+        self.message_user(request, "They are due now.", messages.SUCCESS)
 
 
 @admin.register(Hold)

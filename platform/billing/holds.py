@@ -18,6 +18,7 @@ from django.db.models.functions import Now
 
 from billing.errors import ApprovalNeededError, BudgetExceededError
 from billing.estimates import Estimate
+from billing.mails import approval_asked, notices_tell
 from billing.models import (
     BillingProfile,
     Budget,
@@ -89,6 +90,8 @@ def hold_place(*, subject: Subject, estimate: Estimate) -> Placed:
         hold.periods.set(accounts)
         note_what_is_passed(accounts, subject.job_id)
         approval = approval_needed(accounts, asked)
+        if approval:
+            approval_asked(subject.job_id, approval)
     return Placed(hold, approval)
 
 
@@ -238,8 +241,13 @@ def note_what_is_passed(accounts: Sequence[BudgetPeriod], job_id: uuid.UUID | No
         for threshold in account.budget.thresholds.all()
         if account.spent + account.held > threshold.amount(account.budget.limit)
     ]
-    if passed:
-        BudgetNotice.objects.bulk_create(passed, ignore_conflicts=True)  # one per period, whatever passes it again
+    if not passed:
+        return
+    # One per period, whatever passes it again; the accounts are locked, so nobody else writes one meanwhile.
+    told = set(BudgetNotice.objects.filter(period__in=accounts).values_list("period", "threshold"))
+    new = [notice for notice in passed if (notice.period_id, notice.threshold_id) not in told]
+    BudgetNotice.objects.bulk_create(new, ignore_conflicts=True)
+    notices_tell(new)
 
 
 def period_of(budget: Budget, moment: datetime) -> str:

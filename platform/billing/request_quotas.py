@@ -39,9 +39,7 @@ def request_count(caller: Caller) -> None:
         QuotaExceededError: The minute's requests are used up.
     """
     assert caller.token is not None
-    subject = Subject(
-        job_id=uuid.UUID(int=0), team_id=caller.team.pk, user_id=caller.user.pk, token_id=caller.token.pk
-    )
+    subject = Subject(job_id=uuid.UUID(int=0), team_id=caller.team.pk, user_id=caller.user.pk, token_id=caller.token.pk)
     with transaction.atomic():
         now = database_now()
         minute, resets_at = period_of(Measure.REQUESTS_PER_MINUTE, now)
@@ -60,7 +58,9 @@ def _counted(quota: Quota, minute: datetime) -> bool:
     fits = Q(minute__lt=minute) | Q(requests__lt=quota.limit)
     same = Case(When(minute__gte=minute, then=F("requests") + 1), default=Value(1))
     for _ in range(2):
-        if rows.filter(fits).update(requests=same, minute=Case(When(minute__gt=minute, then=F("minute")), default=minute)):
+        if rows.filter(fits).update(
+            requests=same, minute=Case(When(minute__gt=minute, then=F("minute")), default=minute)
+        ):
             return True
         if rows.exists():
             return False

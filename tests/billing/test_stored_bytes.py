@@ -183,7 +183,12 @@ def test_m12_a_model_given_to_a_team_counts_from_its_announcement_until_it_is_gi
     assert used(quota) == 4000
     with pytest.raises(QuotaExceededError):
         upload_begin(
-            uploaded_by=lead.user, name="n.safetensors", kind="lora", size_bytes=1001, access="teams", teams=(lead.team,)
+            uploaded_by=lead.user,
+            name="n.safetensors",
+            kind="lora",
+            size_bytes=1001,
+            access="teams",
+            teams=(lead.team,),
         )
     upload_give_up(upload)
     assert used(quota) == 0 and not Asset.objects.exists()
@@ -275,7 +280,9 @@ def test_s23_what_is_stored_is_counted_in_the_same_statements_however_much_it_is
             )
             for n in range(many)
         )  # fmt: skip
-        with CaptureQueriesContext(connection, ) as captured:
+        with CaptureQueriesContext(
+            connection,
+        ) as captured:
             job_submit(caller=caller, request=a_request(), source=Source.API)
         touched = [query["sql"] for query in captured if "teamfile" in query["sql"] or "renderimage" in query["sql"]]
         seen.append((len(captured), len(touched)))
@@ -314,7 +321,9 @@ def test_s23_racing_submitters_and_uploaders_do_not_pass_what_may_be_stored():
         for number in range(3):
             data = hashlib.sha256(f"{name}{number}".encode()).hexdigest().encode() * (each // 64)
             try:
-                file_upload(team=caller.team, folder="", name=f"{name}{number}.txt", file=io.BytesIO(data), user=caller.user)
+                file_upload(
+                    team=caller.team, folder="", name=f"{name}{number}.txt", file=io.BytesIO(data), user=caller.user
+                )
             except QuotaExceededError:
                 said.append(False)
 

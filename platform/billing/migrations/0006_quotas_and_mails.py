@@ -6,62 +6,107 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     dependencies = [
-        ('accounts', '0003_sign_in'),
-        ('billing', '0005_deployments'),
+        ("accounts", "0003_sign_in"),
+        ("billing", "0005_deployments"),
     ]
 
     operations = [
         migrations.AlterField(
-            model_name='quota',
-            name='measure',
-            field=models.CharField(choices=[('images_per_day', 'Images Per Day'), ('gpu_seconds_per_day', 'Gpu Seconds Per Day'), ('gpu_seconds_per_month', 'Gpu Seconds Per Month'), ('waiting_jobs', 'Waiting Jobs'), ('open_jobs', 'Open Jobs'), ('queued_images', 'Queued Images'), ('running_images', 'Running Images'), ('stored_bytes', 'Stored Bytes'), ('requests_per_minute', 'Requests Per Minute')], max_length=24),
+            model_name="quota",
+            name="measure",
+            field=models.CharField(
+                choices=[
+                    ("images_per_day", "Images Per Day"),
+                    ("gpu_seconds_per_day", "Gpu Seconds Per Day"),
+                    ("gpu_seconds_per_month", "Gpu Seconds Per Month"),
+                    ("waiting_jobs", "Waiting Jobs"),
+                    ("open_jobs", "Open Jobs"),
+                    ("queued_images", "Queued Images"),
+                    ("running_images", "Running Images"),
+                    ("stored_bytes", "Stored Bytes"),
+                    ("requests_per_minute", "Requests Per Minute"),
+                ],
+                max_length=24,
+            ),
         ),
         migrations.CreateModel(
-            name='OutgoingMail',
+            name="OutgoingMail",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('key', models.CharField(help_text="Of person and event; the mail's own id is made of it.", max_length=120, unique=True)),
-                ('to', models.EmailField(max_length=254)),
-                ('subject', models.CharField(max_length=200)),
-                ('text', models.TextField()),
-                ('created_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
-                ('due_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), help_text='Empty when it is sent or given up.', null=True)),
-                ('tries', models.PositiveSmallIntegerField(default=0)),
-                ('sent_at', models.DateTimeField(null=True)),
-                ('error', models.CharField(blank=True, help_text='Of the newest try.', max_length=300)),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                (
+                    "key",
+                    models.CharField(
+                        help_text="Of person and event; the mail's own id is made of it.", max_length=120, unique=True
+                    ),
+                ),
+                ("to", models.EmailField(max_length=254)),
+                ("subject", models.CharField(max_length=200)),
+                ("text", models.TextField()),
+                ("created_at", models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
+                (
+                    "due_at",
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now(),
+                        help_text="Empty when it is sent or given up.",
+                        null=True,
+                    ),
+                ),
+                ("tries", models.PositiveSmallIntegerField(default=0)),
+                ("sent_at", models.DateTimeField(null=True)),
+                ("error", models.CharField(blank=True, help_text="Of the newest try.", max_length=300)),
             ],
             options={
-                'ordering': ['-pk'],
-                'indexes': [models.Index(condition=models.Q(('due_at__isnull', False)), fields=['due_at'], name='mail_due')],
-                'constraints': [models.CheckConstraint(condition=models.Q(('due_at', None), ('sent_at', None), _connector='OR'), name='a_sent_mail_is_not_due')],
+                "ordering": ["-pk"],
+                "indexes": [
+                    models.Index(condition=models.Q(("due_at__isnull", False)), fields=["due_at"], name="mail_due")
+                ],
+                "constraints": [
+                    models.CheckConstraint(
+                        condition=models.Q(("due_at", None), ("sent_at", None), _connector="OR"),
+                        name="a_sent_mail_is_not_due",
+                    )
+                ],
             },
         ),
         migrations.CreateModel(
-            name='RequestCount',
+            name="RequestCount",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('minute', models.DateTimeField()),
-                ('requests', models.PositiveIntegerField()),
-                ('quota', models.OneToOneField(on_delete=django.db.models.deletion.CASCADE, related_name='requests', to='billing.quota')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("minute", models.DateTimeField()),
+                ("requests", models.PositiveIntegerField()),
+                (
+                    "quota",
+                    models.OneToOneField(
+                        on_delete=django.db.models.deletion.CASCADE, related_name="requests", to="billing.quota"
+                    ),
+                ),
             ],
             options={
-                'ordering': ['quota'],
+                "ordering": ["quota"],
             },
         ),
         migrations.CreateModel(
-            name='StoredBytes',
+            name="StoredBytes",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('user_id', models.BigIntegerField(default=0)),
-                ('token_id', models.BigIntegerField(default=0)),
-                ('size_bytes', models.BigIntegerField(default=0)),
-                ('team', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='+', to='accounts.team')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("user_id", models.BigIntegerField(default=0)),
+                ("token_id", models.BigIntegerField(default=0)),
+                ("size_bytes", models.BigIntegerField(default=0)),
+                (
+                    "team",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE, related_name="+", to="accounts.team"
+                    ),
+                ),
             ],
             options={
-                'ordering': ['team', 'user_id', 'token_id'],
-                'constraints': [models.UniqueConstraint(fields=('team', 'user_id', 'token_id'), name='one_count_of_bytes_per_origin')],
+                "ordering": ["team", "user_id", "token_id"],
+                "constraints": [
+                    models.UniqueConstraint(
+                        fields=("team", "user_id", "token_id"), name="one_count_of_bytes_per_origin"
+                    )
+                ],
             },
         ),
     ]

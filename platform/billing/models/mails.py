@@ -16,7 +16,9 @@ class OutgoingMail(models.Model):
          ↑└──→ (refused) due again later ──→ given up
     """
 
-    key = models.CharField(max_length=120, unique=True, help_text="Of person and event; the mail's own id is made of it.")
+    key = models.CharField(
+        max_length=120, unique=True, help_text="Of person and event; the mail's own id is made of it."
+    )
     to = models.EmailField()
     subject = models.CharField(max_length=200)
     text = models.TextField()
