@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from decimal import Decimal
 from typing import Any
 
 from django import forms
@@ -40,6 +41,7 @@ from billing.models import (
     RatePrice,
     UsageRecord,
 )
+from billing.models.money import MOST_PRICE, MOST_PRICE_OF_INSTANCES
 from billing.quotas import uses_of
 from billing.ratecards import draft_publish
 from common.errors import PlatformError
@@ -70,13 +72,13 @@ class PriceForm(forms.ModelForm):
         fields = ("pool", "lane", "per_gpu_second", "per_megapixel_step", "per_instance_hour")
 
     def clean_per_gpu_second(self) -> Any:
-        return not_negative(self.cleaned_data["per_gpu_second"])
+        return a_price(self.cleaned_data["per_gpu_second"], MOST_PRICE)
 
     def clean_per_megapixel_step(self) -> Any:
-        return not_negative(self.cleaned_data["per_megapixel_step"])
+        return a_price(self.cleaned_data["per_megapixel_step"], MOST_PRICE)
 
     def clean_per_instance_hour(self) -> Any:
-        price = not_negative(self.cleaned_data["per_instance_hour"])
+        price = a_price(self.cleaned_data["per_instance_hour"], MOST_PRICE_OF_INSTANCES)
         if price is not None and self.cleaned_data.get("lane") is not None:
             raise forms.ValidationError(
                 "Instances are deployed in a pool, for every lane; it is accepted where no lane is named."
@@ -84,9 +86,9 @@ class PriceForm(forms.ModelForm):
         return price
 
 
-def not_negative(price: Any) -> Any:
-    if price is not None and price < 0:
-        raise forms.ValidationError(f"The price is {price}; zero or more is accepted.")
+def a_price(price: Any, most: Decimal) -> Any:
+    if price is not None and not 0 <= price <= most:
+        raise forms.ValidationError(f"The price is {price}; zero to {most:f} is accepted.")
     return price
 
 

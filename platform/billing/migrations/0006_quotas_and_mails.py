@@ -4,6 +4,8 @@ import django.db.models.deletion
 import django.db.models.functions.datetime
 from django.db import migrations, models
 
+from common.database import never_replaced
+
 
 class Migration(migrations.Migration):
     dependencies = [
@@ -109,4 +111,10 @@ class Migration(migrations.Migration):
                 ],
             },
         ),
+        never_replaced("billing_ledgertransaction", ["event_id"]),
+        never_replaced("billing_ledgerline", ["transaction_id", "account"]),
+        never_replaced("billing_ratecard", ["name"], ["valid_from"]),
+        never_replaced("billing_rateprice"),
+        never_replaced("billing_deploymentday", ["service_id", "day"]),
+        never_replaced("billing_deploymentspan", ["service_id", "started_at"]),
     ]

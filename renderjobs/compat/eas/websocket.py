@@ -16,9 +16,9 @@ from typing import Any
 from django.conf import settings
 from django.http.request import validate_host
 
+from common.errors import PlatformError
 from renderjobs.compat.eas import queues, threads
 from renderjobs.compat.eas.access import service_called
-from common.errors import PlatformError
 from renderjobs.compat.eas.errors import EasError
 from renderjobs.compat.eas.threads import in_database
 from renderjobs.compat.eas.watching import SEND_SECONDS, frames_of, seat_kept
