@@ -1,7 +1,7 @@
 """What quotas count of jobs and of stored files. Registered with ``billing``, which must not know of either.
 
-Each counter answers for all quotas of its measure in one or two statements. What grows with history is never counted anew: open jobs
-have an index of their own, running images are found by the open claims, and stored bytes are a counter that moves with the files.
+Each counter answers for all quotas of its measure in one or two statements. What grows with history is never counted anew: open
+jobs have an index of their own, running images are found by the open claims, stored bytes are a counter that moves with the files.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Mails about money: who is told what, and the outbox that they wait in until the server has taken them.
 
-A mail's row is written in the transaction of what it tells, so none is lost and none tells what was rolled back. Sent afterwards, one
-by one: a mail whose sender was killed is sent again, under the same id.
+A mail's row is written in the transaction of what it tells, so none is lost and none tells what was rolled back. It is sent
+afterwards; a mail whose sender was killed is sent again, under the same id.
 """
 
 from __future__ import annotations

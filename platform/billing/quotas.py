@@ -1,6 +1,7 @@
-"""How much may be asked for at a time, in a minute, a day or a month. A refusal names the quota, its limit, what is used and when it is reset.
+"""How much may be asked for at a time, in a minute, a day or a month. A refusal names the quota, its limit, what is used and when
+it is reset.
 
-What stands right of this app is counted by whoever has it: ``renderjobs`` registers its counters, for this app must not know of jobs.
+What stands right of this app is counted by whoever has it: ``renderjobs`` registers its counters, for this app knows of no jobs.
 A counter answers for all quotas of its measure in one statement, however many there are.
 """
 
@@ -26,7 +27,7 @@ Counter = Callable[[Sequence[Quota], datetime], dict[int, int]]
 """(quotas of its measure, beginning of the period) → how much of each is used, by the quota's id."""
 _counters: dict[str, Counter] = {}
 WAITING_ITS_TURN = (Measure.RUNNING_IMAGES,)
-"""What is beyond these is not refused: it waits until others have ended. Only where nothing at all may run, it would wait for ever."""
+"""What is beyond these waits until others have ended. It is refused only where nothing at all may run: it would wait for ever."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""How much is stored for whom: a counter that moves with the rows of the files, so that asking costs the same however many they are.
+"""How much is stored for whom: a counter that moves with the rows of the files, so that asking costs the same for any number.
 
 Whoever writes or removes a row of a team's file says so here, in the same transaction and after every other lock: these rows are
 always the last. What may still be stored is asked of the quotas, before anything is.

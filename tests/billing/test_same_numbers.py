@@ -1,4 +1,4 @@
-"""A month of two teams, three cards and many attempts: page, files, API and command say the same, to the last digit (M7, M8, M10)."""
+"""A month of two teams, three cards and many attempts: page, files, API, command say the same to the last digit (M7, M8, M10)."""
 
 from __future__ import annotations
 
