@@ -180,7 +180,8 @@ def asset_process(asset_id: int, *, progress: Callable[[int], Any] = lambda _: N
 
 def size_of(file: IO[bytes]) -> int:
     """Of a file that can be read from its beginning."""
-    size = file.seek(0, os.SEEK_END)
+    file.seek(0, os.SEEK_END)
+    size = file.tell()
     file.seek(0)
     return size
 

@@ -13,7 +13,7 @@ from django.urls import reverse
 
 from accounts.models import User
 from billing.errors import QuotaExceededError
-from billing.models import Measure, Quota, RequestCount, UsageRecord
+from billing.models import Hold, Measure, Quota, RequestCount, UsageRecord
 from billing.quotas import uses_of
 from common.database import now_plus
 from fleet.services import worker_register
@@ -21,6 +21,7 @@ from renderjobs.claims import microbatch_claim
 from renderjobs.models import EasFrame, RenderImage, RenderJob
 from renderjobs.submission import job_cancel
 from tests.billing.budgets import a_budget
+from tests.eas.test_requests import put, results, work_off
 from tests.factories import a_caller, a_job, a_platform, a_pool, an_eas_service
 from tests.meta.test_routes import handshake
 from tests.renderjobs.test_delivery import begun, deliver
@@ -281,6 +282,38 @@ def test_s23_every_door_refuses_a_request_too_many_in_its_own_shape(door):
     assert "requests_per_minute" in said and " is 0; 0 is used and 1 was asked for; it is reset at " in said
     assert 1 <= int(answer["Retry-After"]) <= 60 and answer["RateLimit-Limit"] == "0"
     assert not RenderJob.objects.exists() and not EasFrame.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("door", ["job API", "sdapi", "OpenAI", "EAS call"])
+@pytest.mark.parametrize("measure", ["images_per_day", "queued_images", "stored_bytes", "open_jobs"])
+def test_m12_every_door_that_takes_jobs_names_quota_limit_used_and_reset(door, measure):
+    a_platform()
+    caller = a_caller()
+    an_eas_service("sd_sync", edition="standard")
+    a_quota(measure, 0, team=caller.team)
+    _, address, kind = DOORS[door]
+    body = {"kind": "txt2img", "request": {"prompt": "x"}} if door == "job API" else {"prompt": "x"}
+    answer = client_of(caller).post(address, body, content_type="application/json")
+    said = answer.content.decode()
+    assert answer.status_code == 429 and answer["RateLimit-Limit"] == "0", said
+    assert re.search(
+        rf"The quota {measure} of team-a is 0; 0 is used and \d+ was asked for; it is (reset at|free again)", said
+    )
+    assert not RenderJob.objects.exists() and not Hold.objects.exists()
+
+
+def test_m12_a_queued_request_that_does_not_fit_is_told_so_in_its_result():
+    a_platform()
+    service = an_eas_service()
+    a_quota("images_per_day", 0, team=service.team)
+    put(service)
+    work_off()
+    (frame,) = results(service)
+    said = frame["data"]["parameters"]
+    assert frame["tags"]["lastCode"] == "429" and said["status"] == 429
+    assert "images_per_day of team-a is 0; 0 is used and 1 was asked for; it is reset at " in said["error_msg"]
+    assert not RenderJob.objects.exists() and not Hold.objects.exists()
 
 
 @pytest.mark.django_db(transaction=True)
