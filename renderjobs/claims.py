@@ -30,6 +30,7 @@ from renderjobs.expansion import recipe_from, recipe_of
 from renderjobs.models import Attempt, Claim, RenderImage, RenderJob
 from renderjobs.request import RenderRequest
 from renderjobs.rollup import job_settle
+from renderjobs.running_room import RunningRoom
 from renderjobs.transitions import counted, images_move, job_move, jobs_locked
 from renderjobs.work import pixel_steps
 
@@ -80,24 +81,29 @@ def waiting_in(pool_id: int) -> QuerySet[RenderImage]:
 
 
 def microbatch_claim(*, worker_id: int, pool_id: int) -> ClaimedBatch | None:
-    """Lease the first waiting image and others that may share its pass; None when nothing waits."""
+    """Lease the first waiting image and others that may share its pass; None when nothing waits that may run now."""
+    room = RunningRoom.of_now()
     for _ in range(CLAIM_RETRIES):
-        lead = waiting_in(pool_id).values("pk", "job_id", "pass_key", "run_alone").first()
+        waiting = room.of_those_with_room(waiting_in(pool_id))
+        lead = waiting.values("pk", "job_id", "pass_key", "run_alone").first()
         if lead is None:
             return None
         with transaction.atomic():
-            jobs, images = _companions_locked(pool_id, lead)
-            if images:
+            room = room.locked()
+            jobs, images = _companions_locked(room.of_those_with_room(waiting_in(pool_id)), lead)
+            if images := room.taken_by(images, jobs):
                 return _lease(worker_id, pool_id, jobs, images)
     return None  # others were faster each time; the next wake-up or poll comes again
 
 
-def _companions_locked(pool_id: int, lead: dict) -> tuple[dict[uuid.UUID, RenderJob], list[RenderImage]]:
+def _companions_locked(
+    waiting: QuerySet[RenderImage], lead: dict
+) -> tuple[dict[uuid.UUID, RenderJob], list[RenderImage]]:
     """The images to take, read again under the lock of their jobs: another worker may have been faster."""
     if lead["run_alone"]:
         jobs = jobs_locked([lead["job_id"]])
-        return jobs, list(waiting_in(pool_id).filter(pk=lead["pk"]))
-    together = waiting_in(pool_id).filter(pass_key=lead["pass_key"], run_alone=False)
+        return jobs, list(waiting.filter(pk=lead["pk"]))
+    together = waiting.filter(pass_key=lead["pass_key"], run_alone=False)
     job_ids = {job_id for (job_id,) in together.values_list("job_id")[: settings.MAX_MICROBATCH]}
     jobs = jobs_locked(job_ids)
     if not jobs:

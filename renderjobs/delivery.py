@@ -17,6 +17,7 @@ from django.db.models.functions import Now
 from billing.holds import hold_settle
 from billing.ledger import Work, charge_append, load_append, waste_append
 from billing.models import UsageRecord
+from billing.stored import stored_change
 from renderjobs.choices import AttemptOutcome, ImageState
 from renderjobs.claims import ClaimedBatch, ClaimedImage, LeaseLost, claim_close, lease_is_valid, work_of
 from renderjobs.models import Attempt, ImageAttachment, RenderImage, RenderJob
@@ -101,6 +102,9 @@ def image_deliver(*, batch: ClaimedBatch, image: ClaimedImage, picture: StoredPi
         hold_settle(job_id=row.job_id, amount=amount)
         job_settle(jobs[row.job_id], cause="the last image ended")
         claim_close(batch.claim_id)
+        job = jobs[row.job_id]
+        size_bytes = picture.size_bytes + sum(item.size_bytes for item in picture.attachments)
+        stored_change(team_id=job.team_id, user_id=job.user_id, token_id=job.token_id, by=size_bytes)
 
 
 def image_fail(

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 
 from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
+from django.db import transaction
 from django.db.models.functions import Now
 
 from accounts.models import Team
+from billing.stored import stored_change, stored_check
 from common.pictures import FORMATS, UnreadablePictureError, picture_opened
 from gpuworker.contract import InputPicture
 from renderjobs.models import InputFile
@@ -56,26 +58,37 @@ def picture_from_bytes(data: bytes, *, formats: tuple[str, ...] = FORMATS) -> Up
     return Upload(InputPicture(sha256=hashlib.sha256(data).hexdigest(), width=size[0], height=size[1]), data)
 
 
-def input_store(*, team: Team, uploads: Iterable[Upload]) -> None:
-    """Keep what is not kept yet: the objects first, then their rows, so that a row always has its object.
-
-    Storing the same picture twice, also at the same time, is one object and one row.
-    """
+def inputs_new(*, team: Team, uploads: Iterable[Upload]) -> dict[str, Upload]:
+    """Those that are not kept yet, by their hashes."""
     wanted = {upload.picture.sha256: upload for upload in uploads}
     known = InputFile.objects.filter(team=team, sha256__in=wanted).values_list("sha256", flat=True)
-    for sha256 in wanted.keys() - set(known):
-        upload = wanted[sha256]
+    return {sha256: wanted[sha256] for sha256 in wanted.keys() - set(known)}
+
+
+def input_store(*, team: Team, uploads: Iterable[Upload]) -> None:
+    """Keep what is not kept yet. A row is seen by nobody before its object lies there, and what does not fit leaves neither.
+
+    Storing the same picture twice, also at the same time, is one object and one row.
+
+    Raises:
+        QuotaExceededError: The team may not store so much.
+    """
+    for sha256, upload in inputs_new(team=team, uploads=uploads).items():
         key = f"{team.pk}/inputs/{sha256[:2]}/{sha256}"
-        if not default_storage.exists(key):
-            default_storage.save(key, ContentFile(upload.data))
-        InputFile.objects.get_or_create(
-            team=team,
-            sha256=sha256,
-            defaults={
-                "file_key": key,
-                "size_bytes": len(upload.data),
-                "width": upload.picture.width,
-                "height": upload.picture.height,
-                "created_at": Now(),
-            },
-        )
+        with transaction.atomic():
+            stored_check(team_id=team.pk, size_bytes=len(upload.data))
+            _, created = InputFile.objects.get_or_create(
+                team=team,
+                sha256=sha256,
+                defaults={
+                    "file_key": key,
+                    "size_bytes": len(upload.data),
+                    "width": upload.picture.width,
+                    "height": upload.picture.height,
+                    "created_at": Now(),
+                },
+            )
+            if not default_storage.exists(key):
+                default_storage.save(key, ContentFile(upload.data))
+            if created:
+                stored_change(team_id=team.pk, by=len(upload.data))

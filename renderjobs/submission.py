@@ -20,8 +20,9 @@ from accounts.models import READING_ROLES, Project, User
 from billing.deployment_clock import billed_services
 from billing.errors import BudgetExceededError, QuotaExceededError
 from billing.estimates import Estimate, estimate
-from billing.holds import Free, free_budgets, hold_place
-from billing.quotas import quotas_check
+from billing.holds import Free, Placed, free_budgets, hold_place
+from billing.models import Measure
+from billing.quotas import asked_by_a_job, quotas_check
 from billing.ratecards import price_in_force
 from billing.subjects import Subject
 from common.database import insert_rows, now_plus
@@ -31,7 +32,7 @@ from renderjobs.choices import IMAGE_HELD, JOB_OPEN, AttemptOutcome, ImageState,
 from renderjobs.claims import claim_close
 from renderjobs.dispatch import wake_on_commit
 from renderjobs.expansion import lock_of, pass_digest, seeds_of
-from renderjobs.inputs import Upload, input_store
+from renderjobs.inputs import Upload, input_store, inputs_new
 from renderjobs.models import (
     Attempt,
     BatchSchedule,
@@ -52,7 +53,7 @@ from renderjobs.rollup import job_settle
 from renderjobs.safety import with_safety
 from renderjobs.selectors import service_of
 from renderjobs.transitions import counted, images_move, job_created, jobs_locked
-from renderjobs.work import pixel_steps
+from renderjobs.work import image_bytes, pixel_steps
 
 MAX_TAGS, MAX_TAG_LENGTH = 20, 64
 
@@ -140,13 +141,10 @@ def job_submit(
         job.save_dir, job.save_folder = saved.path, saved.folder
     pattern = RenderImage(job=job, pool_id=job.pool_id, lane=job.lane, priority=job.priority)
     seeds = seeds_of(request, random.SystemRandom())
-    input_store(team=caller.team, uploads=uploads)
     try:
+        _inputs_stored(accepted, uploads)
         with transaction.atomic():
-            quotas_check(subject=accepted.subject, images=job.images_total)
-            placed = hold_place(subject=accepted.subject, estimate=accepted.estimate)
-            if placed.approval and source in WAITED_FOR:
-                raise placed.approval
+            placed = _placed(accepted)
             if placed.approval:
                 job.state, pattern.held = JobState.HELD, True
             job.save(force_insert=True)
@@ -173,6 +171,37 @@ def job_submit(
         return Submitted(earlier, replayed=True)
     job.refresh_from_db(fields=["created_at"])
     return Submitted(job, replayed=False)
+
+
+def _inputs_stored(accepted: Accepted, uploads: Sequence[Upload]) -> None:
+    """Keep the pictures of a job that will be accepted: of one that is refused, nothing stays.
+
+    Raises:
+        BudgetExceededError, QuotaExceededError: It is refused.
+    """
+    team = accepted.job.team
+    new = inputs_new(team=team, uploads=uploads)
+    if new:
+        with transaction.atomic():
+            _placed(accepted, more_bytes=sum(len(upload.data) for upload in new.values()))
+            transaction.set_rollback(True)
+    input_store(team=team, uploads=new.values())
+
+
+def _placed(accepted: Accepted, *, more_bytes: int = 0) -> Placed:
+    """What a job takes of quotas and budgets, inside the caller's transaction.
+
+    Raises:
+        BudgetExceededError, QuotaExceededError: It does not fit, or its caller cannot wait for the approval it needs.
+    """
+    job = accepted.job
+    asked = asked_by_a_job(images=job.images_total, image_bytes=job.image_bytes)
+    asked[Measure.STORED_BYTES] += more_bytes
+    quotas_check(subject=accepted.subject, asked=asked)
+    placed = hold_place(subject=accepted.subject, estimate=accepted.estimate)
+    if placed.approval and job.source in WAITED_FOR:
+        raise placed.approval
+    return placed
 
 
 def job_repeat(*, job: RenderJob, user: User, source: str) -> RenderJob:
@@ -243,6 +272,7 @@ def _accepted(
         warnings=pins.warnings,
         tags=_tags(tags),
         images_total=request.images_total,
+        image_bytes=image_bytes(request),
         currency=price.currency,
         event_sequence=1,
         created_at=Now(),

@@ -19,6 +19,7 @@ from django.db.models import Q, Sum
 from django.db.models.functions import Now
 
 from accounts.models import Team, User
+from billing.stored import stored_change, stored_check
 from common.database import database_now, now_plus
 from common.errors import ConflictError, FieldError, InvalidRequestError
 from common.pictures import UnreadablePictureError
@@ -199,6 +200,8 @@ def _reserved(row: TeamFile) -> TeamFile:
         with transaction.atomic():
             _refuse_beyond_the_limit(row)
             row.save(force_insert=True)
+            if row.team_id:
+                stored_change(team_id=row.team_id, user_id=row.uploaded_by_id, by=row.size_bytes)
     except IntegrityError:
         known = TeamFile.objects.filter(file_key=row.file_key).first()
         if known is None:
@@ -229,14 +232,19 @@ def _is_of_a_job(key: str) -> bool:
 
 
 def _refuse_beyond_the_limit(row: TeamFile) -> None:
-    """What people upload is limited per team; what an administrator brings along, or puts into the public area, is not.
+    """What is kept for a team is limited by its quotas, and what people upload by one limit for all teams as well; the public
+    area is not.
 
     Raises:
-        InvalidRequestError: Naming limit and use.
+        InvalidRequestError, QuotaExceededError: Naming limit and use.
     """
-    if row.team is None or row.origin != FileOrigin.UPLOADED:
+    if row.team is None:
         return
-    list(Team.objects.select_for_update().filter(pk=row.team.pk).values("pk"))  # two uploads take turns
+    stored_check(team_id=row.team.pk, user_id=row.uploaded_by_id, size_bytes=row.size_bytes)
+    if row.origin != FileOrigin.UPLOADED:
+        return
+    # Two uploads take turns. Jobs of the team, which name its row, are not kept waiting.
+    list(Team.objects.select_for_update(no_key=True).filter(pk=row.team.pk).values("pk"))
     uploaded = TeamFile.objects.filter(team=row.team, origin=FileOrigin.UPLOADED)
     used = uploaded.aggregate(total=Sum("size_bytes"))["total"] or 0
     limit = settings.TEAM_FILES_BYTES
@@ -260,9 +268,12 @@ def file_remove(*, file_id: int) -> None:
     """Object and row go; doing it twice, or both at once, is harmless."""
     rows = TeamFile.objects.filter(pk=file_id)
     rows.exclude(state=FileState.LEAVING).update(state=FileState.LEAVING, state_at=Now())
-    for key in rows.values_list("file_key", flat=True):
-        default_storage.delete(key)
-        rows.delete()
+    for file in rows:
+        default_storage.delete(file.file_key)
+        with transaction.atomic():
+            gone, _ = rows.delete()
+            if gone and file.team_id:
+                stored_change(team_id=file.team_id, user_id=file.uploaded_by_id, by=-file.size_bytes)
 
 
 def files_tidy() -> None:

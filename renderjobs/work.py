@@ -1,6 +1,6 @@
-"""How much work one image of a request is, in a unit that needs no clock: pixels times denoiser steps. Pure.
+"""How much one image of a request is: of work, in pixels times denoiser steps, and in the storage, in bytes. Pure.
 
-It is what prices per megapixel-step count and what estimates of time are scaled by.
+Work needs no clock: it is what prices per megapixel-step count and what estimates of time are scaled by.
 """
 
 from __future__ import annotations
@@ -9,6 +9,25 @@ from renderjobs.request import RenderRequest
 
 MOST_STRENGTH = 0.999
 """A1111 never runs all steps of img2img (``setup_img2img_steps`` of modules/sd_samplers_common.py)."""
+COLOURS = 3
+MASKS = 3 + 4
+"""Of what comes along when a mask was painted on: the mask, and what was drawn within it, which is transparent around."""
+MAPS_PER_UNIT = 2
+MOST_BYTES_PER_CHARACTER = 4
+BYTES_OF_TEXTS = 16 * 1024
+"""Beside the prompts: what an infotext says, and the parts of a file that are no pixels."""
+
+
+def image_bytes(request: RenderRequest) -> int:
+    """The most that the files of one image take. A compressed picture is never larger than its pixels but by what compression
+    adds to what it cannot press, which is less than a hundredth."""
+    width, height = request.canvas
+    channels = COLOURS * (1 + MAPS_PER_UNIT * len(request.control))
+    channels += MASKS if any(one.inpaint for one in request.img2img) else 0
+    own = max((len(one.prompt) + len(one.negative_prompt) for one in request.texts), default=0)
+    texts = sum(map(len, request.prompts())) + own
+    pictures = channels * width * height
+    return pictures + pictures // 100 + MOST_BYTES_PER_CHARACTER * texts + BYTES_OF_TEXTS
 
 
 def pixel_steps(request: RenderRequest) -> int:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
 
 from django.contrib.admin import site
-from django.db.models import OuterRef, Q, Subquery
+from django.db.models import Exists, OuterRef, Q, Subquery
 from django.db.models.functions import Now
 from django.http import HttpRequest
 from django.utils import timezone
@@ -42,6 +43,20 @@ def service_relation_register(relation: str) -> None:
     """Say under which attribute of a token its service is found: one to one, in an app that may import this one."""
     if relation not in _relations:
         _relations.append(relation)
+
+
+_gates: dict[str, tuple[Callable[[], Exists], Callable[[Caller], None]]] = {}
+
+
+def token_gate_register(name: str, stands_before: Callable[[], Exists], let_in: Callable[[Caller], None]) -> None:
+    """Have callers looked at before they are let in, whatever door they come to.
+
+    Args:
+        name: A column of the token's query.
+        stands_before: Whether this gate stands before the token; a part of that query.
+        let_in: Called for such a token; raises a PlatformError to refuse.
+    """
+    _gates[name] = (stands_before, let_in)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,16 +127,30 @@ def address_of(request: HttpRequest) -> str:
 
 
 def caller_with(text: str, *, address: str = "") -> Caller | None:
-    """The caller whom a token stands for; None when it is unknown, expired, revoked, or not for this address."""
+    """The caller whom a token stands for; None when it is unknown, expired, revoked, or not for this address.
+
+    Raises:
+        PlatformError: It is known, and refused for now.
+    """
+    return caller_by(address=address, digest=token_digest(text))
+
+
+def caller_by(*, address: str, **of_token: Any) -> Caller | None:
+    """As ``caller_with``, by any columns of the token, for a door that has checked by itself who calls."""
     role = Membership.objects.filter(team=OuterRef("team"), user=OuterRef("user")).values("role")[:1]
     usable = ApiToken.objects.usable().select_related("user", "team", *_relations).annotate(role=Subquery(role))
-    token: Any = usable.filter(digest=token_digest(text)).first()
+    gated = usable.annotate(**{name: stands_before() for name, (stands_before, _) in _gates.items()})
+    token: Any = gated.filter(**of_token).first()
     if token is None or not token.is_usable_from(address):
         return None
     if token.last_used_at is None or timezone.now() - token.last_used_at > LAST_USE_RESOLUTION:
         stale = Q(last_used_at__isnull=True) | Q(last_used_at__lt=Now() - LAST_USE_RESOLUTION)
         ApiToken.objects.filter(stale, pk=token.pk).update(last_used_at=Now())
-    return Caller(user=token.user, team=token.team, token=token, role=token.role)
+    caller = Caller(user=token.user, team=token.team, token=token, role=token.role)
+    for name, (_, let_in) in _gates.items():
+        if getattr(token, name):
+            let_in(caller)
+    return caller
 
 
 class ApiTokenAuthentication(BaseAuthentication):

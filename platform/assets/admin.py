@@ -187,7 +187,11 @@ class AssetPage(ListExport, PlatformAdmin):
                 raise PermissionDenied
             form = self.get_form(request)(request.POST, request.FILES)
             if form.is_valid():
-                self._receive(request, form.cleaned_data)
+                try:
+                    self._receive(request, form.cleaned_data)
+                except PlatformError as error:
+                    self.message_user(request, error.message, messages.ERROR)
+                    return redirect("admin:assets_asset_add")
                 return redirect("admin:assets_asset_changelist")
         return super().add_view(request, form_url, extra_context)
 

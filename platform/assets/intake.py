@@ -63,6 +63,16 @@ YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeErro
 """PyYAML lets its constructors' own exceptions through, for instance of the date 2020-99-99."""
 
 
+Room = Callable[[tuple[Team, ...], User | None, int], None]
+_room_checks: list[Room] = []
+"""Asked before a file is taken in for teams: (teams, who brings it, its bytes). Each may refuse."""
+
+
+def room_check_register(check: Room) -> None:
+    if check not in _room_checks:
+        _room_checks.append(check)
+
+
 class _Overtaken(Exception):
     """Another process has ended the intake of this asset in the meantime."""
 
@@ -91,10 +101,18 @@ def asset_receive(
         preview: Its picture, as ``preview_made`` returns it.
     Raises:
         InvalidRequestError: The name or the YAML cannot be used; nothing is stored.
+        PlatformError: There is no room for it with one of the teams; nothing is stored.
     """
     configuration = config_text(config) if config else None
     asset = asset_announce(
-        name=name, kind=kind, access=access, teams=teams, users=users, uploaded_by=uploaded_by, card=card
+        name=name,
+        kind=kind,
+        size_bytes=size_of(file),
+        access=access,
+        teams=teams,
+        users=users,
+        uploaded_by=uploaded_by,
+        card=card,
     )
     try:
         preview_set(asset=asset, made=preview)
@@ -109,19 +127,27 @@ def asset_announce(
     *,
     name: str,
     kind: str,
+    size_bytes: int,
     access: str = Access.PUBLIC,
     teams: tuple[Team, ...] = (),
     users: tuple[User, ...] = (),
     uploaded_by: User | None = None,
     card: Card | None = None,
 ) -> Asset:
-    """The row of a file that is still to come.
+    """The row of a file that is still to come, with the size that is announced.
 
     Raises:
         InvalidRequestError: The name cannot be used.
+        PlatformError: There is no room for it with one of the teams.
     """
+    stem = clean_stem(name)
+    if access == Access.TEAMS:
+        for check in _room_checks:
+            check(teams, uploaded_by, size_bytes)
     said = (card or Card()).values()
-    asset = Asset.objects.create(kind=kind, name=clean_stem(name), access=access, uploaded_by=uploaded_by, **said)
+    asset = Asset.objects.create(
+        kind=kind, name=stem, size_bytes=size_bytes, access=access, uploaded_by=uploaded_by, **said
+    )
     asset.teams.set(teams)
     asset.users.set(users)
     return asset
@@ -150,6 +176,14 @@ def asset_process(asset_id: int, *, progress: Callable[[int], Any] = lambda _: N
         return asset_quarantine(asset, error.message)
     except _Overtaken:
         return _ended_elsewhere(asset)
+
+
+def size_of(file: IO[bytes]) -> int:
+    """Of a file that can be read from its beginning."""
+    file.seek(0, os.SEEK_END)
+    size = file.tell()
+    file.seek(0)
+    return size
 
 
 def clean_stem(name: str) -> str:

@@ -67,6 +67,7 @@ def upload_begin(
 
     Raises:
         InvalidRequestError: Name, kind, size, hash, YAML or card cannot be accepted; nothing is stored.
+        PlatformError: There is no room for it with one of the teams; nothing is stored.
     """
     errors = card_errors(card or {})
     if kind not in AssetKind.values:
@@ -88,6 +89,7 @@ def upload_begin(
     asset = asset_announce(
         name=name,
         kind=kind,
+        size_bytes=size_bytes,
         access=access,
         teams=teams,
         users=users,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from decimal import Decimal
 from typing import Any
 
 from django import forms
@@ -13,12 +15,14 @@ from django.urls import URLPattern, path, re_path
 from django.utils import timezone
 from unfold.admin import TabularInline
 from unfold.decorators import action, display
+from unfold.forms import PaginationInlineFormSet
 
-from accounts.admin import PartInline, PlatformAdmin, TeamAdmin, TeamFilter, is_superuser, teams_as
+from accounts.admin import PartInline, PlatformAdmin, TeamAdmin, TeamFilter, TeamPage, is_superuser, teams_as
 from accounts.models import ApiToken, Role
 from billing import costs
 from billing.forms import BudgetForm, QuotaForm, a_currency
 from billing.imports import BudgetRows, QuotaRows
+from billing.mails import mail_again
 from billing.models import (
     Account,
     BillingProfile,
@@ -31,11 +35,14 @@ from billing.models import (
     Hold,
     LedgerLine,
     LedgerTransaction,
+    OutgoingMail,
     Quota,
     RateCard,
     RatePrice,
     UsageRecord,
 )
+from billing.models.money import MOST_PRICE, MOST_PRICE_OF_INSTANCES
+from billing.quotas import uses_of
 from billing.ratecards import draft_publish
 from common.errors import PlatformError
 from common.exporting import ListExport
@@ -65,13 +72,13 @@ class PriceForm(forms.ModelForm):
         fields = ("pool", "lane", "per_gpu_second", "per_megapixel_step", "per_instance_hour")
 
     def clean_per_gpu_second(self) -> Any:
-        return not_negative(self.cleaned_data["per_gpu_second"])
+        return a_price(self.cleaned_data["per_gpu_second"], MOST_PRICE)
 
     def clean_per_megapixel_step(self) -> Any:
-        return not_negative(self.cleaned_data["per_megapixel_step"])
+        return a_price(self.cleaned_data["per_megapixel_step"], MOST_PRICE)
 
     def clean_per_instance_hour(self) -> Any:
-        price = not_negative(self.cleaned_data["per_instance_hour"])
+        price = a_price(self.cleaned_data["per_instance_hour"], MOST_PRICE_OF_INSTANCES)
         if price is not None and self.cleaned_data.get("lane") is not None:
             raise forms.ValidationError(
                 "Instances are deployed in a pool, for every lane; it is accepted where no lane is named."
@@ -79,9 +86,9 @@ class PriceForm(forms.ModelForm):
         return price
 
 
-def not_negative(price: Any) -> Any:
-    if price is not None and price < 0:
-        raise forms.ValidationError(f"The price is {price}; zero or more is accepted.")
+def a_price(price: Any, most: Decimal) -> Any:
+    if price is not None and not 0 <= price <= most:
+        raise forms.ValidationError(f"The price is {price}; zero to {most:f} is accepted.")
     return price
 
 
@@ -335,6 +342,27 @@ class NoticePage(MoneyAdmin):
     list_select_related = ("period__budget", "threshold")
 
 
+@admin.register(OutgoingMail)
+class MailPage(PlatformAdmin):
+    """The outbox of mails about money."""
+
+    may_add = may_change = may_delete = False
+    list_display = ("created_at", "to", "subject", "sent_at", "due_at", "tries", "error")
+    search_fields = ("to", "subject")
+    ordering = ("-pk",)
+    actions = ("send_again",)
+
+    def has_send_again_permission(self, request: HttpRequest) -> bool:
+        return self.may_write(request)
+
+    @action(description="Send again", permissions=["send_again"])
+    def send_again(self, request: HttpRequest, queryset: QuerySet[OutgoingMail]) -> None:
+        for mail in queryset:
+            mail_again(mail)
+            self.log_change(request, mail, "sent again")
+        self.message_user(request, "They are due now.", messages.SUCCESS)
+
+
 @admin.register(Hold)
 class HoldPage(PlatformAdmin):
     about_money = True
@@ -344,8 +372,50 @@ class HoldPage(PlatformAdmin):
     ordering = ("-pk",)
 
 
+class UsedOfQuota:
+    """Lists and parts of pages that show quotas with what is used of them: all rows of a page together."""
+
+    @display(description="Used")
+    def used(self, quota: Any) -> str:
+        return f"{quota.use.used:,}".replace(",", "\N{NO-BREAK SPACE}")
+
+    @display(description="Reset at (UTC)")
+    def resets_at(self, quota: Any) -> str:
+        return f"{quota.use.resets_at:%Y-%m-%d %H:%M}" if quota.use.resets_at else "as work goes on"
+
+
+def with_use(quotas: Iterable[Quota]) -> list[Quota]:
+    uses = uses_of(quotas)
+    for use in uses:
+        use.quota.use = use  # type: ignore[attr-defined]
+    return [use.quota for use in uses]
+
+
+class QuotaFormSet(PaginationInlineFormSet):
+    def get_queryset(self) -> Any:
+        if not hasattr(self, "_with_use"):
+            self._with_use = with_use(super().get_queryset())
+        return self._with_use
+
+
+class QuotaInline(UsedOfQuota, ReadOnlyInline):
+    """On a team's page: its quotas and those of its members, with what is used."""
+
+    model = Quota
+    formset = QuotaFormSet
+    fields = readonly_fields = ("measure", "user", "token", "limit", "used", "resets_at", "enabled")
+    ordering = ("measure", "pk")
+    per_page = 24
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        return super().get_queryset(request).select_related("user", "token__user", "token__team")
+
+
+TeamPage.inlines = (*TeamPage.inlines, QuotaInline)
+
+
 @admin.register(Quota)
-class QuotaPage(ListImport, ListExport, MoneyAdmin):
+class QuotaPage(UsedOfQuota, ListImport, ListExport, MoneyAdmin):
     """Set by who runs the platform, read by those whom it limits."""
 
     writers = ()
@@ -353,9 +423,14 @@ class QuotaPage(ListImport, ListExport, MoneyAdmin):
     import_export_change_list_template = BOTH
     import_rows = (QuotaRows,)
     export_columns = ("id", "measure", "team__name", "user__username", "token__prefix", "limit", "enabled")
-    list_display = ("measure", "team", "user", "token", "limit", "enabled")
+    list_display = ("measure", "team", "user", "token", "limit", "used", "resets_at", "enabled")
     list_filter = ("measure", "enabled")
     list_select_related = ("team", "user", "token__team", "token__user")
+
+    def get_changelist_instance(self, request: HttpRequest) -> Any:
+        found = super().get_changelist_instance(request)
+        found.result_list = with_use(found.result_list)
+        return found
 
     def formfield_for_foreignkey(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
         if db_field.name == "token":

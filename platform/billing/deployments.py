@@ -17,7 +17,7 @@ from typing import Any
 
 from django.db import IntegrityError, transaction
 from django.db.models import Max, Q, Sum
-from django.db.models.functions import Now, TruncDate
+from django.db.models.functions import Now
 
 from billing.allocation import spread
 from billing.deployment_clock import DAY, ServiceDay, counted, midnight, service_days, spans_between
@@ -37,7 +37,7 @@ from billing.pricing import Price, rounded
 from billing.ratecards import InstancePrices
 from billing.reports import Period
 from billing.subjects import Subject
-from common.database import database_now
+from common.database import UtcDay, database_now
 
 WHOSE = (
     "job_id", "user_id", "project_id", "token_id", "lane", "checkpoint_sha256", "checkpoint_name", "tags",
@@ -264,7 +264,7 @@ def wrong_days() -> Iterator[str]:
 def _booked(prices: InstancePrices) -> dict[tuple[str, date], tuple[int, Decimal, Decimal]]:
     """(service, day) → time and amount of its lines, and what that time costs by their cards."""
     lines = LedgerTransaction.objects.filter(kind=TransactionKind.DEPLOYMENT, lines__account=Account.TEAM_SPEND)
-    rows = lines.order_by().values("service", "pool_id", "rate_card_id", day=TruncDate("occurred_at"))
+    rows = lines.order_by().values("service", "pool_id", "rate_card_id", day=UtcDay("occurred_at"))
     booked: dict[tuple[str, date], tuple[int, Decimal, Decimal]] = defaultdict(lambda: (0, Decimal(0), Decimal(0)))
     for row in rows.annotate(us=Sum("gpu_us"), total=Sum("lines__amount")):
         price = prices.on_card(row["rate_card_id"], row["pool_id"])

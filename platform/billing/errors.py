@@ -6,7 +6,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from billing.models import Budget, BudgetPeriod, Quota
+from billing.models import Budget, BudgetPeriod, Measure, Quota
 from common.errors import PlatformError
 
 
@@ -43,12 +43,20 @@ class ApprovalNeededError(BudgetExceededError):
     code = "approval_needed"
 
 
+FREE_AGAIN = {
+    **dict.fromkeys(Measure.values, "it is free again as jobs go on"),
+    Measure.STORED_BYTES: "it is free again as files are deleted and jobs end",
+    Measure.RUNNING_IMAGES: "nothing may run",
+}
+"""Of measures that no clock resets."""
+
+
 class QuotaExceededError(PlatformError):
     code = "quota_exceeded"
     status = 429
 
     def __init__(self, quota: Quota, *, used: int, asked: int, now: datetime, resets_at: datetime | None):
-        when = f"it is reset at {resets_at:%Y-%m-%d %H:%M} UTC" if resets_at else "it is free again as jobs go on"
+        when = f"it is reset at {resets_at:%Y-%m-%d %H:%M} UTC" if resets_at else FREE_AGAIN[quota.measure]
         super().__init__(f"The quota {quota} is {quota.limit}; {used} is used and {asked} was asked for; {when}.")
         self.quota, self.used, self.asked, self.now, self.resets_at = quota, used, asked, now, resets_at
 

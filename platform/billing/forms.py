@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 from django import forms
 
 from accounts.admin import UserNameField
 from billing.models import Budget, Quota
+from billing.models.money import MOST_AMOUNT
 
 
 def a_currency(text: str) -> str:
@@ -24,6 +26,12 @@ class BudgetForm(forms.ModelForm):
         fields = (
             "name", "scope", "team", "project", "user", "tag_key", "tag_value", "span", "limit", "currency", "enabled",
         )  # fmt: skip
+
+    def clean_limit(self) -> Decimal:
+        limit: Decimal = self.cleaned_data["limit"]
+        if not 0 <= limit <= MOST_AMOUNT:
+            raise forms.ValidationError(f"The limit is {limit:f}; zero to {MOST_AMOUNT:f} is accepted.")
+        return limit
 
     def clean_currency(self) -> str:
         return a_currency(self.cleaned_data["currency"])

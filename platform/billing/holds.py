@@ -18,6 +18,7 @@ from django.db.models.functions import Now
 
 from billing.errors import ApprovalNeededError, BudgetExceededError
 from billing.estimates import Estimate
+from billing.mails import approval_asked, notices_tell
 from billing.models import (
     BillingProfile,
     Budget,
@@ -29,6 +30,7 @@ from billing.models import (
     Hold,
     ThresholdAction,
 )
+from billing.models.money import MOST_AMOUNT
 from billing.pricing import Terms
 from billing.ratecards import price_of
 from billing.subjects import Subject
@@ -64,9 +66,11 @@ def hold_place(*, subject: Subject, estimate: Estimate) -> Placed:
 
     Raises:
         BudgetExceededError: It does not fit into one of them; the caller's transaction must end.
-        ConflictError: A budget is in another currency than the price.
+        ConflictError: A budget is in another currency than the price, or it might cost more than can be counted.
     """
     asked = estimate.most
+    if asked > MOST_AMOUNT:
+        raise ConflictError(f"It might cost {asked:f}; at most {MOST_AMOUNT:f} can be held for a job.")
     accounts = [] if estimate.deployed else accounts_locked(budgets_of(subject, estimate.price.currency))
     refuse_what_does_not_fit(accounts, asked)
     hold = Hold.objects.create(
@@ -89,6 +93,8 @@ def hold_place(*, subject: Subject, estimate: Estimate) -> Placed:
         hold.periods.set(accounts)
         note_what_is_passed(accounts, subject.job_id)
         approval = approval_needed(accounts, asked)
+        if approval:
+            approval_asked(subject.job_id, approval)
     return Placed(hold, approval)
 
 
@@ -208,14 +214,16 @@ def accounts_locked(budgets: Sequence[Budget], *, at: datetime | None = None) ->
 
 def refuse_what_does_not_fit(accounts: Sequence[BudgetPeriod], asked: Decimal) -> None:
     for account in accounts:
-        most = blocked_above(account.budget)
-        if most is not None and account.spent + account.held + asked > most:
+        blocked = blocked_above(account.budget)
+        most = MOST_AMOUNT if blocked is None else blocked
+        if account.spent + account.held + asked > most:
             raise BudgetExceededError(account, most=most, asked=asked)
 
 
 def blocked_above(budget: Budget) -> Decimal | None:
     """The amount beyond which the budget blocks; None when it only warns."""
-    return min((found.amount(budget.limit) for found in _with(budget, ThresholdAction.BLOCK)), default=None)
+    most = min((found.amount(budget.limit) for found in _with(budget, ThresholdAction.BLOCK)), default=None)
+    return most if most is None else min(most, MOST_AMOUNT)
 
 
 def approval_needed(accounts: Sequence[BudgetPeriod], asked: Decimal) -> ApprovalNeededError | None:
@@ -238,8 +246,13 @@ def note_what_is_passed(accounts: Sequence[BudgetPeriod], job_id: uuid.UUID | No
         for threshold in account.budget.thresholds.all()
         if account.spent + account.held > threshold.amount(account.budget.limit)
     ]
-    if passed:
-        BudgetNotice.objects.bulk_create(passed, ignore_conflicts=True)  # one per period, whatever passes it again
+    if not passed:
+        return
+    # One per period, whatever passes it again; the accounts are locked, so nobody else writes one meanwhile.
+    told = set(BudgetNotice.objects.filter(period__in=accounts).values_list("period", "threshold"))
+    new = [notice for notice in passed if (notice.period_id, notice.threshold_id) not in told]
+    BudgetNotice.objects.bulk_create(new, ignore_conflicts=True)
+    notices_tell(new)
 
 
 def period_of(budget: Budget, moment: datetime) -> str:

@@ -9,9 +9,16 @@ from django.db import models, transaction
 from django.db.models.functions import Now
 
 from billing.models import Placement, RateCard, RatePrice
+from billing.models.money import MOST_PRICE, MOST_PRICE_OF_INSTANCES
 from billing.pricing import Price
 from common.errors import FieldError, InvalidRequestError, UnavailableError
 from fleet.models import Pool
+
+MOST_PRICES = {
+    "per_gpu_second": MOST_PRICE,
+    "per_megapixel_step": MOST_PRICE,
+    "per_instance_hour": MOST_PRICE_OF_INSTANCES,
+}
 
 
 def price_in_force(*, pool_id: int, lane: int | None = None, at: datetime | None = None) -> Price:
@@ -81,10 +88,14 @@ def draft_publish(*, card: RateCard) -> None:
     """Bring a draft into force from its date on. Publishing twice changes nothing.
 
     Raises:
-        InvalidRequestError: It has no price.
+        InvalidRequestError: It has no price, or one beyond what amounts can be counted with.
     """
     if not card.prices.exists():
         raise InvalidRequestError([FieldError("prices", f"Rate card {card.name} has no price; one or more is needed.")])
+    for price in card.prices.all():
+        for name, most in MOST_PRICES.items():
+            if (amount := getattr(price, name)) is not None and not 0 <= amount <= most:
+                raise InvalidRequestError([FieldError(name, f"{name} is {amount:f}; accepted is 0 to {most:f}.")])
     RateCard.objects.filter(pk=card.pk, published_at=None).update(published_at=Now())
     card.refresh_from_db(fields=["published_at"])
 

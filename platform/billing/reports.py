@@ -13,12 +13,11 @@ from decimal import Decimal
 from typing import Any
 
 from django.db.models import Count, F, Q, QuerySet, Sum
-from django.db.models.functions import TruncDate
 
 from billing.allocation import spread
 from billing.models import UNALLOCATED, Account, LedgerLine, Placement, TransactionKind
 from billing.pricing import rounded
-from common.database import ValueOfKey
+from common.database import UtcDay, ValueOfKey
 
 DIMENSIONS: dict[str, str] = {
     "team": "transaction__team__name",
@@ -96,7 +95,7 @@ def usage_rows(
     """As ``usage_by``, a part of it, row by row."""
     lines = period.lines(Account.TEAM_SPEND)
     if "day" in dimensions:
-        lines = lines.annotate(day=TruncDate("transaction__occurred_at"))
+        lines = lines.annotate(day=UtcDay("transaction__occurred_at"))
     keys = [f"by_{number}" for number in range(len(dimensions))]
     columns: dict[str, Any] = {key: column_of(name) for key, name in zip(keys, dimensions, strict=True)}
     rows = (

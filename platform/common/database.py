@@ -90,6 +90,32 @@ def append_only_removal_sql(table: str, vendor: str) -> list[str]:
     return [f"DROP TRIGGER {table}_append_only ON {table}", f"DROP FUNCTION {table}_append_only()"]
 
 
+def never_replaced(table: str, *keys: Sequence[str]) -> migrations.RunPython:
+    """A migration step after which SQLite's ``INSERT OR REPLACE`` does not replace a row either: it removes the old one without
+    asking the triggers of DELETE. PostgreSQL has no such statement; its ``ON CONFLICT`` updates, which triggers see.
+
+    Args:
+        keys: The columns of each unique key beside ``id``.
+    """
+    same = " OR ".join(
+        "({})".format(" AND ".join(f"{column} = NEW.{column}" for column in key)) for key in (("id",), *keys)
+    )
+
+    def install(apps: Any, schema_editor: Any) -> None:
+        if schema_editor.connection.vendor == "sqlite":
+            schema_editor.execute(
+                f"CREATE TRIGGER {table}_no_replace BEFORE INSERT ON {table} "
+                f"WHEN EXISTS (SELECT 1 FROM {table} WHERE {same}) "
+                f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
+            )
+
+    def remove(apps: Any, schema_editor: Any) -> None:
+        if schema_editor.connection.vendor == "sqlite":
+            schema_editor.execute(f"DROP TRIGGER {table}_no_replace")
+
+    return migrations.RunPython(install, remove)
+
+
 def frozen_when(table: str, condition: str, *, inserts: bool = False) -> migrations.RunPython:
     """A migration step after which the database refuses UPDATE and DELETE of rows for which ``condition`` holds.
 
@@ -155,6 +181,16 @@ def database_now() -> datetime:
 
 
 _clock = {"sqlite": "SELECT strftime('%Y-%m-%dT%H:%M:%f+00:00', 'now')", "postgresql": "SELECT CURRENT_TIMESTAMP"}
+
+
+class UtcDay(models.Func):
+    """The day of a moment, UTC. Django's own calls Python for every row on SQLite, which is most of a report's time there."""
+
+    function = "DATE"
+    output_field = models.DateField()
+
+    def as_postgresql(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        return self.as_sql(compiler, connection, template="CAST(%(expressions)s AT TIME ZONE 'UTC' AS date)", **context)
 
 
 class ValueOfKey(models.Func):

@@ -55,6 +55,7 @@ from billing.models import (
     Hold,
     LedgerLine,
     LedgerTransaction,
+    OutgoingMail,
     Quota,
     TransactionKind,
     UsageRecord,
@@ -105,6 +106,7 @@ from renderjobs.models import (
     TeamFile,
 )
 from renderjobs.outputs import PUBLIC_FILES
+from renderjobs.stored_files import bytes_astray
 
 ORPHAN_AGE = timedelta(hours=24)
 APPEND_ONLY_TABLES = (
@@ -308,6 +310,18 @@ def m12_a_quota_of_a_token_names_the_tokens_own_team_and_user() -> Iterator[str]
     own = (Q(team=None) | Q(team=F("token__team"))) & (Q(user=None) | Q(user=F("token__user")))
     for pk in pks(Quota.objects.filter(token__isnull=False).exclude(own)):
         yield f"M12 quota {pk} names a token of another team or user, so it counts nothing."
+
+
+def m12_stored_bytes_are_those_of_the_files() -> Iterator[str]:
+    for (team, user, token), size in sorted(bytes_astray().items()):
+        whose = f"team {team}" + (f", user {user}" if user else "") + (f", token {token}" if token else "")
+        yield f"M12 the count of stored bytes of {whose} is {-size} away from its files; recount_stored_bytes puts it right."
+
+
+def m9_a_mail_is_sent_or_due() -> Iterator[str]:
+    """Or it was given up after many tries; without any it was lost."""
+    for pk in pks(OutgoingMail.objects.filter(due_at=None, sent_at=None, tries=0)):
+        yield f"M9 mail {pk} was never sent and is not due."
 
 
 def m7_a_failed_attempt_on_the_ledger_is_in_the_usage() -> Iterator[str]:
@@ -793,6 +807,8 @@ ROW_CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
     m9_a_notice_is_of_its_own_budget,
     m9_a_held_job_waits_for_an_approval,
     m12_a_quota_of_a_token_names_the_tokens_own_team_and_user,
+    m12_stored_bytes_are_those_of_the_files,
+    m9_a_mail_is_sent_or_due,
     i6_a_held_image_has_one_running_attempt,
     i7_a_held_image_has_one_open_claim,
     i7_a_prompt_is_written_under_a_claim_of_its_own,

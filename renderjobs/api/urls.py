@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.urls import path
 
-from renderjobs.api import prompts, views
+from renderjobs.api import prompts, quotas, views
 
 urlpatterns = [
     path("jobs", views.JobsView.as_view()),
@@ -20,6 +20,7 @@ urlpatterns = [
     path("jobs/<str:job_id>/grid", views.JobGridView.as_view()),
     path("prompts/expand", prompts.ExpandView.as_view()),
     path("prompts/<str:expansion_id>", prompts.ExpansionView.as_view()),
+    path("quotas", quotas.QuotasView.as_view()),
     path("usage.csv", views.UsageFileView.as_view()),
     path("usage", views.UsageView.as_view()),
 ]

@@ -9,7 +9,7 @@ from accounts.models import ApiToken, Project, Team, User
 from assets.models import Asset
 from common.identifiers import uuid7
 from fleet.models import Pool
-from renderjobs.choices import JobKind, JobState, Lane
+from renderjobs.choices import JOB_OPEN, JobKind, JobState, Lane
 
 
 class Source(models.TextChoices):
@@ -61,6 +61,9 @@ class RenderJob(models.Model):
     warnings = models.JSONField(default=list, blank=True, help_text="What was asked for and has no effect.")
     tags = models.JSONField(default=dict, blank=True)
     images_total = models.PositiveIntegerField()
+    image_bytes = models.BigIntegerField(
+        default=0, db_default=0, help_text="The most that one of its images may take in the storage."
+    )
     images_delivered = models.PositiveIntegerField(default=0)
     images_failed = models.PositiveIntegerField(default=0)
     images_cancelled = models.PositiveIntegerField(default=0)
@@ -107,7 +110,11 @@ class RenderJob(models.Model):
 
     class Meta:
         ordering = ["-id"]
-        indexes = [models.Index(fields=["team", "-id"], name="job_by_team")]
+        indexes = [
+            models.Index(fields=["team", "-id"], name="job_by_team"),
+            # What quotas count at every submission: few, however many have ended.
+            models.Index(fields=["team"], condition=Q(state__in=JOB_OPEN), name="job_open"),
+        ]
         constraints = [
             models.UniqueConstraint(fields=["team", "task_id"], condition=~Q(task_id=""), name="one_job_per_task_id"),
             models.UniqueConstraint(

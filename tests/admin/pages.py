@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from accounts.models import User
 from assets.zoo_models import ZooImport
-from billing.models import BillingProfile, Quota
+from billing.models import BillingProfile, OutgoingMail, Quota
 from renderjobs.models import BatchSchedule, BatchTemplate, DirectoryImport, RenderJob, SafetyPolicy
 from renderjobs.saved_batches import template_save
 from renderjobs.schedules import schedule_sync
@@ -44,6 +44,7 @@ def rendered_job(team: str, user: str) -> RenderJob:
     template_save(template=template, user=caller.user, kind="txt2img", request={}, locked=[])
     schedule_sync(BatchSchedule.objects.create(template=template))
     file_upload(team=job.team, folder="data", name=f"{team}.txt", file=io.BytesIO(b"notes"), user=caller.user)
+    OutgoingMail.objects.create(key=team, to="ada@example.com", subject="a notice", text="of a budget")
     DirectoryImport.objects.create(team=job.team, directory="/data", created_at=timezone.now(), state="ended")
     ZooImport.objects.create(entry="sd15", created_at=timezone.now(), state="ended")
     return job

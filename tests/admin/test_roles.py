@@ -64,6 +64,7 @@ PAGES: dict[str, dict[str, set[str]]] = {
     "billing_quota": {
         "read": MONEY, "add": ROOT, "change": ROOT, "delete": ROOT, "delete_selected": ROOT, "/export": MONEY, "/import": ROOT,
     },
+    "billing_outgoingmail": {"read": ROOT, "send_again": ROOT},
     "billing_hold": {"read": {"root", "finance"}},
     "billing_ratecard": {
         "read": {"root", "finance"}, "add": ROOT, "change": ROOT, "delete": ROOT, "delete_selected": ROOT, "publish": ROOT,

@@ -26,6 +26,7 @@ PATHS = {
     "/api/v1/jobs/{job_id}/grid",
     "/api/v1/prompts/expand",
     "/api/v1/prompts/{expansion_id}",
+    "/api/v1/quotas",
     "/api/v1/usage",
     "/api/v1/usage.csv",
     "/api/v1/models",

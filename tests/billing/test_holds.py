@@ -12,6 +12,7 @@ from django.test import Client
 from accounts.models import Project
 from billing.errors import BudgetExceededError
 from billing.models import BudgetNotice, BudgetPeriod, Hold, LedgerLine, LedgerTransaction
+from billing.models.money import MOST_AMOUNT
 from common.errors import ConflictError
 from renderjobs.claims import Claim, leases_expire
 from renderjobs.models import RenderJob
@@ -165,6 +166,16 @@ def test_a_budget_of_another_currency_is_not_guessed_at():
     caller = a_caller()
     a_budget("team", limit="1000", team=caller.team, currency="EUR")
     with pytest.raises(ConflictError, match="EUR"):
+        a_job(caller)
+
+
+@pytest.mark.parametrize("percent", [33, 100, 1000])
+def test_the_largest_budget_there_is_takes_every_job(percent):
+    caller = a_caller()
+    a_budget("team", limit=str(MOST_AMOUNT), team=caller.team, thresholds=((percent, "block"), (1, "notify")))
+    a_job(caller)
+    BudgetPeriod.objects.update(spent=MOST_AMOUNT)
+    with pytest.raises(BudgetExceededError):
         a_job(caller)
 
 

@@ -10,7 +10,7 @@ from decimal import Decimal
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import DatabaseError, IntegrityError, transaction
+from django.db import DatabaseError, IntegrityError, connection, transaction
 from django.test import Client
 from django.utils import timezone
 
@@ -39,6 +39,35 @@ def test_r8_the_database_refuses_to_change_the_book(charged, model, verb):
         rows = model.objects.all()
         rows.update(id=0) if verb == "update" else rows._raw_delete(rows.db)
     assert model.objects.count() in (1, 2)
+
+
+AGAIN = {
+    "line by id": "INTO billing_ledgerline (id, transaction_id, account, amount) SELECT id, transaction_id, account, 0 "
+    "FROM billing_ledgerline WHERE account = 'team_spend'",
+    "line by account": "INTO billing_ledgerline (transaction_id, account, amount) SELECT transaction_id, account, 0 "
+    "FROM billing_ledgerline WHERE account = 'team_spend'",
+    "transaction": "INTO billing_ledgertransaction SELECT * FROM billing_ledgertransaction",
+    "price": "INTO billing_rateprice SELECT * FROM billing_rateprice",
+    "card": "INTO billing_ratecard SELECT * FROM billing_ratecard",
+}
+
+
+@pytest.mark.parametrize("statement", AGAIN)
+def test_r8_no_row_of_the_book_is_replaced_by_an_insert(charged, statement):
+    how = "INSERT OR REPLACE" if connection.vendor == "sqlite" else "INSERT"
+    with pytest.raises(DatabaseError), transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(f"{how} {AGAIN[statement]}")
+    assert sorted(LedgerLine.objects.values_list("amount", flat=True)) == [Decimal("-0.002"), Decimal("0.002")]
+
+
+@pytest.mark.parametrize("model", [LedgerTransaction, LedgerLine])
+def test_r8_no_row_of_the_book_is_updated_by_an_insert(charged, model):
+    table = model._meta.db_table
+    statement = (
+        f"INSERT INTO {table} SELECT * FROM {table} WHERE id > 0 ON CONFLICT (id) DO UPDATE SET id = excluded.id + 1"
+    )
+    with pytest.raises(DatabaseError), transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(statement)
 
 
 def test_i3_an_image_cannot_be_charged_twice(charged):

@@ -6,18 +6,19 @@ from datetime import timedelta
 from decimal import Decimal
 
 import pytest
-from django.db import DatabaseError, transaction
+from django.db import DatabaseError, IntegrityError, transaction
 from django.utils import timezone
 
 from billing.models import Hold, LedgerTransaction, RateCard, RatePrice
 from billing.ratecards import draft_publish, price_in_force, rate_card_publish
 from common.errors import ConflictError, InvalidRequestError, UnavailableError
 from fleet.lanes import Lane
+from operations.invariants import violations
 from renderjobs.models import RenderJob
 from renderjobs.models.jobs import Source
 from renderjobs.submission import job_submit
-from tests.factories import a_caller, a_card_of, a_job, a_platform, a_pool, a_rate_card, a_request
-from tests.renderjobs.test_delivery import begun, deliver
+from tests.factories import a_caller, a_card_of, a_checkpoint, a_job, a_platform, a_pool, a_rate_card, a_request
+from tests.renderjobs.test_delivery import begun, deliver, image_fail
 
 pytestmark = pytest.mark.django_db
 
@@ -34,6 +35,41 @@ def test_a_draft_is_in_force_only_when_it_is_published():
         price_in_force(pool_id=pool.pk)
     draft_publish(card=card)
     assert price_in_force(pool_id=pool.pk).per_gpu_second == 7
+
+
+@pytest.mark.parametrize(
+    ("field", "price"),
+    [
+        ("per_gpu_second", "10000.000001"),
+        ("per_megapixel_step", "10000.000001"),
+        ("per_instance_hour", "1000000.000001"),
+    ],
+)
+def test_a_price_that_no_amount_could_be_counted_with_is_not_published(field, price):
+    card = RateCard.objects.create(name="v8", valid_from=timezone.now())
+    RatePrice.objects.create(**{"card": card, "per_gpu_second": Decimal(1), field: Decimal(price)})
+    with pytest.raises(InvalidRequestError) as refused:
+        draft_publish(card=card)
+    assert refused.value.errors[0].field == field and RateCard.objects.get(pk=card.pk).published_at is None
+
+
+@pytest.mark.parametrize("field", ["per_gpu_second", "per_megapixel_step", "per_instance_hour"])
+def test_a_negative_price_is_none(field):
+    card = RateCard.objects.create(name="v8", valid_from=timezone.now())
+    with pytest.raises(IntegrityError), transaction.atomic():
+        RatePrice.objects.create(**{"card": card, "per_gpu_second": Decimal(1), field: Decimal(-1)})
+
+
+@pytest.mark.parametrize("per_megapixel_step", [None, Decimal("10000")])
+def test_the_dearest_price_charges_fails_and_idles_without_an_amount_too_large(per_megapixel_step):
+    a_pool(), a_checkpoint()
+    a_card_of(RatePrice(per_gpu_second=Decimal(10_000), per_megapixel_step=per_megapixel_step))
+    job_id = a_job(n_iter=2).pk
+    batch = begun()
+    deliver(batch, gpu_us=10**10)
+    image_fail(batch=batch, image=batch.images[1], code="x", message="x", retryable=False, gpu_us=10**11)
+    assert RenderJob.objects.get(pk=job_id).state == "partly_succeeded"
+    assert not list(violations(objects=False))
 
 
 def test_a_draft_can_be_changed_and_removed():

@@ -185,13 +185,13 @@ def test_m10_a_hundred_thousand_charges_take_the_statements_of_a_thousand_and_le
         with CaptureQueriesContext(
             connection,
         ) as captured:
-            began = time.monotonic()
+            began = time.process_time()
             answer = client.get(f"/api/v1/usage?group_by=team,project,member,model,service,lane&from={since}").json()
-            took = time.monotonic() - began
+            took = time.process_time() - began
         rows = answer["results"]
         assert sum(row["images"] for row in rows) == last and len(answer["deployments"]) == 10
         assert sum(Decimal(row["amount"]) for row in rows) == Decimal(last * (last + 1) // 2) / 1_000_000 + instances
         assert sum(Decimal(row["deployment"]) for row in rows) == instances
         statements.append(len(captured))
     assert statements[0] == statements[1] <= 7
-    assert took < 10  # 0.4 s on one core of a laptop; never a matter of luck in CI
+    assert took < 1  # of a core, however busy the machine is

@@ -30,7 +30,17 @@ from audit.models import Reading, Seal
 from audit.reading import reading_note
 from audit.sealing import seal_entries
 from billing.deployments import deployments_settle
-from billing.models import Budget, BudgetNotice, BudgetPeriod, DeploymentSpan, Hold, LedgerTransaction, Quota
+from billing.models import (
+    Budget,
+    BudgetNotice,
+    BudgetPeriod,
+    DeploymentSpan,
+    Hold,
+    LedgerTransaction,
+    OutgoingMail,
+    Quota,
+    StoredBytes,
+)
 from billing.ratecards import rate_card_publish
 from common.database import append_only_removal_sql, frozen_removal_sql
 from operations.invariants import OBJECT_CHECKS, ROW_CHECKS, one_moment, violations
@@ -261,6 +271,8 @@ BREAKAGES = {
     "M9 notice": a_notice_of_another_budget,
     "P14 entry": lambda job: (seal_entries(), LogEntry.objects.filter(pk=Seal.objects.first().entry_id).delete()),
     "P14 reading": a_reading_without_its_entry,
+    "M12 bytes": lambda job: StoredBytes.objects.update(size_bytes=-1),
+    "M9 mail": lambda job: OutgoingMail.objects.create(key="a", to="a@example.com", subject="a", text="a", due_at=None),
     "M12 token": lambda job: Quota.objects.update(team=a_caller("team-b", "bob").team),
     "I6 attempt": lambda job: Attempt.objects.filter(ended_at=None).update(fence=99),
     "I7 ended claim": lambda job: Claim.objects.update(ended_at=timezone.now()),

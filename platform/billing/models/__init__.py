@@ -10,7 +10,8 @@ from billing.models.budgets import (
 from billing.models.deployments import DeploymentDay, DeploymentSpan
 from billing.models.holds import BillingProfile, Hold
 from billing.models.ledger import UNALLOCATED, Account, LedgerLine, LedgerTransaction, TransactionKind
-from billing.models.quotas import Measure, Quota
+from billing.models.mails import OutgoingMail
+from billing.models.quotas import Measure, Quota, RequestCount, StoredBytes
 from billing.models.ratecards import Placement, RateCard, RatePrice
 from billing.models.usage import UsageRecord
 
@@ -30,10 +31,13 @@ __all__ = [
     "LedgerLine",
     "LedgerTransaction",
     "Measure",
+    "OutgoingMail",
     "Placement",
     "Quota",
     "RateCard",
     "RatePrice",
+    "RequestCount",
+    "StoredBytes",
     "ThresholdAction",
     "TransactionKind",
     "UsageRecord",

@@ -1,4 +1,4 @@
-"""Limits on how much may be asked for, whatever it costs."""
+"""Limits on how much may be asked for, whatever it costs, and the counters of what cannot be counted anew each time."""
 
 from __future__ import annotations
 
@@ -12,9 +12,19 @@ class Measure(models.TextChoices):
     """Accepted since midnight, UTC."""
     GPU_SECONDS_PER_DAY = "gpu_seconds_per_day"
     """Of delivered images since midnight, UTC."""
+    GPU_SECONDS_PER_MONTH = "gpu_seconds_per_month"
+    """Of delivered images since the first of the month, UTC."""
     WAITING_JOBS = "waiting_jobs"
     OPEN_JOBS = "open_jobs"
     """Waiting or running at a time."""
+    QUEUED_IMAGES = "queued_images"
+    """Accepted and not begun."""
+    RUNNING_IMAGES = "running_images"
+    """With workers at a time: what is beyond it waits."""
+    STORED_BYTES = "stored_bytes"
+    """Of files that are kept, and of those that open jobs may still bring."""
+    REQUESTS_PER_MINUTE = "requests_per_minute"
+    """By tokens, since the minute began."""
 
 
 class QuotaQuerySet(models.QuerySet["Quota"]):
@@ -41,3 +51,39 @@ class Quota(models.Model):
     def __str__(self) -> str:
         whose = [str(name) for name in (self.token, self.user, self.team) if name]
         return f"{self.measure} of {', '.join(whose) or 'everybody'}"
+
+
+class StoredBytes(models.Model):
+    """Bytes of the files of one team, by who brought them in. Moves in the transactions that write and remove their rows.
+
+    ``user_id`` and ``token_id`` are 0 where there is none; they are kept when the user or the token goes, so one row alone may fall
+    below zero while a team's rows together are right.
+    """
+
+    team = models.ForeignKey(Team, on_delete=models.CASCADE, related_name="+")
+    user_id = models.BigIntegerField(default=0)
+    token_id = models.BigIntegerField(default=0)
+    size_bytes = models.BigIntegerField(default=0)
+
+    class Meta:
+        ordering = ["team", "user_id", "token_id"]
+        constraints = [
+            models.UniqueConstraint(fields=["team", "user_id", "token_id"], name="one_count_of_bytes_per_origin")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.size_bytes} bytes of {self.team}"
+
+
+class RequestCount(models.Model):
+    """How many requests of a quota the minute has seen in which the newest came."""
+
+    quota = models.OneToOneField(Quota, on_delete=models.CASCADE, related_name="requests")
+    minute = models.DateTimeField()
+    requests = models.PositiveIntegerField()
+
+    class Meta:
+        ordering = ["quota"]
+
+    def __str__(self) -> str:
+        return f"{self.requests} in {self.minute}"

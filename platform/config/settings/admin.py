@@ -132,6 +132,8 @@ UNFOLD = {
                     },
                     _page("Budgets", "savings", "billing.budget"),
                     _page("Quotas", "speed", "billing.quota"),
+                    _page("Notices", "notifications", "billing.budgetnotice"),
+                    _page("Mails", "outgoing_mail", "billing.outgoingmail"),
                     _page("Holds", "lock_clock", "billing.hold"),
                     {
                         **_page("Ledger", "receipt_long", "billing.ledgertransaction"),

@@ -40,5 +40,6 @@ CELERY_BEAT_SCHEDULE = {
     "forget sessions": {"task": "accounts.forget_sessions", "schedule": 86_400.0, "options": {"expires": 86_400}},
     "settle idle time": {"task": "billing.settle_idle", "schedule": 3600.0, "options": {"expires": 3600}},
     "settle deployments": {"task": "billing.settle_deployments", "schedule": 3600.0, "options": {"expires": 3600}},
+    "send mails": {"task": "billing.send_mails", "schedule": 30.0, "options": {"expires": 30}},
     "wake pools": {"task": "renderjobs.wake_pools", "schedule": 5.0, "options": {"expires": 5}},
 }

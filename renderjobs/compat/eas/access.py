@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 
 from django.conf import settings
 
-from accounts.authentication import Caller, caller_of
-from accounts.models import ApiToken, Scope
+from accounts.authentication import Caller, caller_by, caller_of
+from accounts.models import Scope
 from accounts.services import TOKEN_PREFIX
 from renderjobs.compat.eas.errors import EasError
 from renderjobs.models import EasService
@@ -70,11 +70,6 @@ def service_called(
 def _signer(service: EasService, signature: str, signed: Signed, address: str) -> Caller | None:
     secret = token_text(service.token_nonce).encode()
     expected = base64.b64encode(hmac.new(secret, signed.text(), hashlib.sha1).digest())
-    token = ApiToken.objects.usable().filter(pk=service.token_id).first()
-    if (
-        token is None
-        or not token.is_usable_from(address)
-        or not hmac.compare_digest(expected, signature.strip().encode("utf-8", "replace"))
-    ):
+    if not hmac.compare_digest(expected, signature.strip().encode("utf-8", "replace")):
         return None
-    return Caller(user=service.user, team=service.team, token=token)
+    return caller_by(address=address, pk=service.token_id)

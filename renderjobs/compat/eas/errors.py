@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from django.core.exceptions import DisallowedHost, RequestDataTooBig
@@ -29,8 +29,10 @@ class EasError(Exception):
 def answer_of(error: Exception) -> HttpResponse:
     """The response for anything a view of this door raised."""
     match error:
-        case EasError() | PlatformError():
+        case EasError():
             return plain(error.status, error.message)
+        case PlatformError():
+            return plain(error.status, error.message, error.headers())
         case RequestDataTooBig():
             return plain(413, "The request body is too large.")
         case DisallowedHost():
@@ -40,8 +42,8 @@ def answer_of(error: Exception) -> HttpResponse:
     return plain(500, f"The request failed; reference {reference}.")
 
 
-def plain(status: int, text: str) -> HttpResponse:
-    return HttpResponse(text, status=status, content_type="text/plain; charset=utf-8")
+def plain(status: int, text: str, headers: Mapping[str, str] | None = None) -> HttpResponse:
+    return HttpResponse(text, status=status, content_type="text/plain; charset=utf-8", headers=headers)
 
 
 def speaks_eas(view: Callable[..., Awaitable[HttpResponseBase]]) -> Callable[..., Awaitable[HttpResponseBase]]:

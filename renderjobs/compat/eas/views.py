@@ -97,9 +97,14 @@ def _queue(request: HttpRequest, name: str, kind: str) -> tuple[EasQueue, Caller
 
 
 def _service(request: HttpRequest, name: str) -> tuple[EasService, Caller]:
+    """Asked once per request: it is counted then, and a call of a service without queues comes here twice."""
+    if found := getattr(request, "service_called", None):
+        return found  # type: ignore[no-any-return]
     header = request.headers.get("Authorization", "")
     signed = Signed(request.path, request.headers, request.body) if request.method == "POST" else None
-    return service_called(name, header, signed, address=address_of(request))
+    found = service_called(name, header, signed, address=address_of(request))
+    request.service_called = found  # type: ignore[attr-defined]
+    return found
 
 
 # --- put --------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from typing import Any
 from django.conf import settings
 from django.http.request import validate_host
 
+from common.errors import PlatformError
 from renderjobs.compat.eas import queues, threads
 from renderjobs.compat.eas.access import service_called
 from renderjobs.compat.eas.errors import EasError
@@ -37,7 +38,7 @@ async def application(scope: dict[str, Any], receive: Receive, send: Send) -> No
     await receive()  # websocket.connect
     try:
         watch = await in_database(_admitted, scope)
-    except EasError as error:
+    except (EasError, PlatformError) as error:
         await _refuse(send, scope, error)
         return
     seat = await in_database(queues.consumer_join, watch=watch)
@@ -94,11 +95,13 @@ def _host(name: str) -> str:
     return re.sub(r":\d+$", "", name.partition("/")[0]).lower()
 
 
-async def _refuse(send: Send, scope: Mapping[str, Any], error: EasError) -> None:
+async def _refuse(send: Send, scope: Mapping[str, Any], error: EasError | PlatformError) -> None:
     if "websocket.http.response" not in scope.get("extensions", {}):
         await send({"type": "websocket.close", "code": CLOSE_NORMALLY})
         return
     head = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(error.message.encode()))]
+    if isinstance(error, PlatformError):
+        head += [(name.lower().encode(), value.encode()) for name, value in error.headers().items()]
     await send({"type": "websocket.http.response.start", "status": error.status, "headers": head})
     await send({"type": "websocket.http.response.body", "body": error.message.encode()})
 
