@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import re
-import time
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
@@ -179,16 +178,12 @@ def test_m10_a_hundred_thousand_charges_take_the_statements_of_a_thousand(root):
     caller = a_caller()
     instances_of_ten_days()
     statements: dict[str, list[int]] = {}
-    took = 0.0
     costs(root)
     for first, last in ((1, 1000), (1001, 100_000)):
         book(caller, first, last)
         for by in ("team", "model", "service", "job", "image"):
             with CaptureQueriesContext(connection) as captured:
-                began = time.process_time()
                 page = costs(root, by=by)
-                took = max(took, time.process_time() - began)
             assert page.context["totals"]["USD"]["images"] == last
             statements.setdefault(by, []).append(len(captured))
     assert all(few == many <= 12 for few, many in statements.values()), statements
-    assert took < 1  # of a core, however busy the machine is: 0.4 s for the slowest, by image
