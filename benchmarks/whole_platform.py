@@ -41,6 +41,7 @@ REQUEST = {
 }
 JOBS, IMAGES_PER_JOB = 4, 52
 ACCEPTED = 100
+MICROBATCH = 8
 STEP_SECONDS = 0.03
 """Of a micro-batch of eight 512 x 512 pictures: 13 pictures a second at 20 steps, above what is hoped for from an H200."""
 LAUNCH_SECONDS, IMAGE_SECONDS = 0.02, 0.00025
@@ -55,7 +56,8 @@ def against_bare_engine() -> Ratio:
     """B4: 208 images wait, of several jobs; the engine's time is dictated."""
     request = {**REQUEST, "width": 512, "height": 512, "batch_size": 1, "n_iter": IMAGES_PER_JOB}
     bare = BareEngine(pattern_renderer(STEP_SECONDS), request, images=JOBS * IMAGES_PER_JOB)
-    with running_platform(**pattern(PATTERN_STEP_SECONDS=STEP_SECONDS)) as client:
+    dictated = pattern(PATTERN_STEP_SECONDS=STEP_SECONDS)
+    with running_platform(MAX_MICROBATCH=MICROBATCH, **dictated) as client:
 
         def through_the_platform() -> float:
             jobs = [client.submit({**request, "prompt": f"job {number}"}) for number in range(JOBS)]
@@ -189,7 +191,7 @@ class BareEngine:
         from gpuworker.contract import Rendered, RenderSpec
 
         self.hashes = []
-        recipes, size = self.recipes(), settings.MAX_MICROBATCH
+        recipes, size = self.recipes(), MICROBATCH
         for start in range(0, len(recipes), size):
             spec = RenderSpec(tuple(recipes[start : start + size]), self.files)
             for outcome in self.renderer.render(spec, on_step=lambda *_: None, should_stop=lambda: False):

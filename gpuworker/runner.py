@@ -25,6 +25,7 @@ from gpuworker.delivering import DELIVERY_THREADS, picture_deliver
 from gpuworker.encoding import png_of
 from gpuworker.engine.errors import EngineError, OutOfMemoryError
 from gpuworker.heartbeat import Heartbeat, Lease
+from gpuworker.microbatches import Microbatches
 from gpuworker.model_files import MissingFileError, WrongHashError, files_kept
 from gpuworker.prompt_writing import PromptWriter
 from gpuworker.renderer import Renderer
@@ -100,8 +101,7 @@ class Runner:
         self._deliveries = ThreadPoolExecutor(DELIVERY_THREADS, thread_name_prefix="deliver")
         self._claims = ThreadPoolExecutor(1, thread_name_prefix="claim")
         self._on_the_way = threading.BoundedSemaphore(MAX_ON_THE_WAY)
-        self._limits: dict[str, int] = {}
-        """Pass key → the largest micro-batch that fitted after one did not."""
+        self.microbatches = Microbatches(renderer, device=worker.device)
         self._card_failures = 0
         """Micro-batches in a row that the card itself has ended."""
         self._quarantined = False
@@ -143,7 +143,9 @@ class Runner:
     def _claim(self) -> Ready | None:
         if not self._may_claim():
             return None
-        batch = microbatch_claim(worker_id=self.worker.pk, pool_id=self.worker.pool_id)
+        batch = microbatch_claim(
+            worker_id=self.worker.pk, pool_id=self.worker.pool_id, size_of=self.microbatches.size_of
+        )
         if batch is None:
             return None
         ready = Ready(batch, self.heartbeat.keep(batch.claim_id, [image.image_id for image in batch.images]))
@@ -185,6 +187,8 @@ class Runner:
                 futures.append(future)
             if self._load_us >= LOAD_WORTH_US:
                 futures.append(self._deliveries.submit(self._record_load, batch, self._load_us))
+            if self.microbatches.has_news:
+                futures.append(self._deliveries.submit(self.microbatches.save))
         except _CardFailed as error:
             wait(futures)  # what was rendered before is delivered; the rest goes back, and no image is blamed
             retried(lambda: lease_release(claim_id=batch.claim_id, cause="the card failed"))
@@ -266,13 +270,13 @@ class Runner:
                 yield image, Failed(position, code, reason, retryable)
 
     def _passes(self, batch: ClaimedBatch, lease: Lease, whole: RenderSpec) -> Iterator[tuple[int, ImageOutcome]]:
-        """Render in passes that fit: out of memory halves the pass, and the smaller size is remembered."""
-        key = whole.pass_key
+        """Render in passes that fit: out of memory halves the pass, and what did not fit is remembered."""
+        recipe = whole.recipes[0]
         # Nobody sees on the way what the safety filter has not seen.
         looked_at = getattr(batch.images[0].recipe, "safety", None) is not None
         todo = list(range(len(batch.images)))
         while todo:
-            part = todo[: self._limits.get(key, len(todo))]
+            part = todo[: self.microbatches.begin(recipe, len(todo))]
             lease.more_passes = len(part) < len(todo)
             spec = whole if len(part) == len(batch.images) else whole.part(part)
             exhausted = False
@@ -291,9 +295,11 @@ class Runner:
                 exhausted = True
             self._load_us += self.renderer.load_us
             if exhausted:  # outside the handler, so that the exception's frames have let go of their tensors (R9)
-                self._limits[key] = len(part) // 2
+                self.microbatches.too_large(recipe, len(part))
                 logger.warning("A pass of %s pictures did not fit; trying %s", len(part), len(part) // 2)
             else:
+                if self.renderer.measured:
+                    self.microbatches.measured(recipe, len(part), self.renderer.measured)
                 todo = todo[len(part) :]
 
     def _preview(self, image_ids: list[int], lease: Lease, make: Callable[[], Sequence[Picture]]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -35,6 +35,8 @@ from renderjobs.work import pixel_steps
 
 logger = logging.getLogger(__name__)
 CLAIM_RETRIES = 5
+SizeOf = Callable[[AnyRecipe], int]
+"""How many images like this one may share a pass."""
 
 
 class LeaseLost(Exception):
@@ -79,20 +81,30 @@ def waiting_in(pool_id: int) -> QuerySet[RenderImage]:
     return waiting.order_by("lane", "-priority", "pk")
 
 
-def microbatch_claim(*, worker_id: int, pool_id: int) -> ClaimedBatch | None:
-    """Lease the first waiting image and others that may share its pass; None when nothing waits."""
+def as_many_as_may(recipe: AnyRecipe) -> int:
+    return settings.MAX_MICROBATCH
+
+
+def microbatch_claim(*, worker_id: int, pool_id: int, size_of: SizeOf = as_many_as_may) -> ClaimedBatch | None:
+    """Lease the first waiting image and others that may share its pass; None when nothing waits.
+
+    Args:
+        size_of: Asked where more than one waits.
+    """
     for _ in range(CLAIM_RETRIES):
         lead = waiting_in(pool_id).values("pk", "job_id", "pass_key", "run_alone").first()
         if lead is None:
             return None
         with transaction.atomic():
-            jobs, images = _companions_locked(pool_id, lead)
+            jobs, images = _companions_locked(pool_id, lead, size_of)
             if images:
                 return _lease(worker_id, pool_id, jobs, images)
     return None  # others were faster each time; the next wake-up or poll comes again
 
 
-def _companions_locked(pool_id: int, lead: dict) -> tuple[dict[uuid.UUID, RenderJob], list[RenderImage]]:
+def _companions_locked(
+    pool_id: int, lead: dict, size_of: SizeOf
+) -> tuple[dict[uuid.UUID, RenderJob], list[RenderImage]]:
     """The images to take, read again under the lock of their jobs: another worker may have been faster."""
     if lead["run_alone"]:
         jobs = jobs_locked([lead["job_id"]])
@@ -100,16 +112,10 @@ def _companions_locked(pool_id: int, lead: dict) -> tuple[dict[uuid.UUID, Render
     together = waiting_in(pool_id).filter(pass_key=lead["pass_key"], run_alone=False)
     job_ids = {job_id for (job_id,) in together.values_list("job_id")[: settings.MAX_MICROBATCH]}
     jobs = jobs_locked(job_ids)
-    if not jobs:
-        return {}, []
-    limit = microbatch_limit(RenderRequest.from_json(next(iter(jobs.values())).request))
-    return jobs, list(together.filter(job_id__in=jobs)[:limit])
-
-
-def microbatch_limit(request: RenderRequest) -> int:
-    """How many pictures of this size go into one pass."""
-    width, height = request.canvas
-    return max(1, min(settings.MAX_MICROBATCH, settings.MICROBATCH_PIXELS // (width * height)))
+    images = list(together.filter(job_id__in=jobs)[: settings.MAX_MICROBATCH])
+    if len(images) < 2:
+        return jobs, images
+    return jobs, images[: size_of(recipe_from(jobs[images[0].job_id].lock))]
 
 
 def _lease(worker_id: int, pool_id: int, jobs: dict[uuid.UUID, RenderJob], images: list[RenderImage]) -> ClaimedBatch:

@@ -38,13 +38,14 @@ from gpuworker.engine.images.pictures import open_picture
 from gpuworker.engine.images.safety import censored, censored_along
 from gpuworker.engine.images.upscale import StopSeen, upscaler_of
 from gpuworker.engine.images.vae import FlatPictureError, decode
+from gpuworker.engine.memory import PassMemory
 from gpuworker.engine.models.flow import flow_family
 from gpuworker.engine.models.shelf import ModelShelf
 from gpuworker.engine.models.tiling import tiled
 from gpuworker.engine.prompts.encoder import PromptEncoder
 from gpuworker.engine.prompts.writer import write_prompts
 from gpuworker.engine.sampling.denoise import Watch
-from gpuworker.renderer import PreviewCallback, StepCallback
+from gpuworker.renderer import PassMeasure, PreviewCallback, StepCallback
 
 Result = TypeVar("Result")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -92,7 +93,12 @@ class DiffusersRenderer:
         """What people call it: the card's product name."""
         self.card = str(torch.cuda.get_device_properties(self.device).uuid) if self.device.type == "cuda" else ""
         """The card's own number, the same after every restart."""
+        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        self.build = f"{dtype}{threads}, torch {torch.__version__}"
+        """What beside the card decides how fast a pass is."""
         self.load_us = 0
+        self.measured: PassMeasure | None = None
+        self.memory = PassMemory(self.device)
         self.shelf = ModelShelf(self.device, DTYPES[dtype], max_resident_bytes)
         self.prompts = PromptEncoder()
         self.flow_prompts = FlowPrompts()
@@ -108,6 +114,10 @@ class DiffusersRenderer:
             free, found["vram_total"] = torch.cuda.mem_get_info(self.device)
             found["vram_used"] = found["vram_total"] - free
         return found
+
+    def room_bytes(self) -> int | None:
+        """What a pass could take of the memory now; another thread may ask."""
+        return self.memory.room_bytes()
 
     def render(
         self,
@@ -125,7 +135,7 @@ class DiffusersRenderer:
             InvalidSpecError, CheckpointError: The pass cannot start.
             OutOfMemoryError: It did not fit; nothing was yielded.
         """
-        self.load_us = 0
+        self.load_us, self.measured = 0, None
         match spec.recipes[0]:
             case Recipe():
                 yield from self._drawn(spec, Watch(on_step, should_stop, on_preview))
@@ -160,11 +170,15 @@ class DiffusersRenderer:
             if check := recipes[0].safety:
                 self._guarded(partial(self.shelf.safety_checker, spec, check.weights), 1, "safety checkers")
             self._guarded(drawing.load, len(recipes))
-            self.load_us = clock.lap_us()
+            self.load_us, graphs = clock.lap_us(), self.compiled.graphs
+            self.memory.begin()
             drawn = self._guarded(drawing.draw, len(recipes))
         except StopSeen:
             pass  # an upscaler saw the flag
-        shares = iter(_even_shares(clock.lap_us(), len(recipes) - len(drawing.failures)))
+        drawn_us = clock.lap_us()
+        if drawn is not None and drawing.image_calls and not drawing.failures and graphs == self.compiled.graphs:
+            self.measured = PassMeasure(1000 * drawn_us // drawing.image_calls, self.memory.taken_bytes())
+        shares = iter(_even_shares(drawn_us, len(recipes) - len(drawing.failures)))
         for position in range(len(recipes)):
             if error := drawing.failures.get(position):
                 yield Failed(position, error.code, str(error), error.retryable)

@@ -34,9 +34,8 @@ WORKER_POLL_SECONDS = 5
 WORKER_DEAD_AFTER_SECONDS = 30
 MAX_ATTEMPTS = 3
 """Of one image, before it fails with the last reason."""
-MAX_MICROBATCH = env.integer("MAX_MICROBATCH", 8, minimum=1, maximum=256)
-MICROBATCH_PIXELS = env.integer("MICROBATCH_PIXELS", 2_097_152, minimum=4096, maximum=2**32)
-"""Pixels of one pass: larger pictures share a pass with fewer others (8 of 512 x 512)."""
+MAX_MICROBATCH = env.integer("MAX_MICROBATCH", 16, minimum=1, maximum=256)
+"""Pictures of one pass at most; how many are best below that, workers learn."""
 
 PROMPT_EXPANSION = env.boolean("PROMPT_EXPANSION", False)
 """Whether language models write prompts here; each takes the card for some seconds, which nobody pays for."""
