@@ -49,6 +49,10 @@ class Renderer(Protocol):
         """
         ...
 
+    def read_ahead(self, spec: RenderSpec) -> None:
+        """Read the weights of a pass to come into memory; called in another thread while one runs, and again for the same."""
+        ...
+
     def write(self, spec: TextSpec, *, on_step: StepCallback, should_stop: Callable[[], bool]) -> Written | None:
         """The prompts in the order of their seeds; None when stopped.
 

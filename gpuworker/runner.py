@@ -1,7 +1,8 @@
 """One micro-batch from lease to last delivery. Rendering stays on this thread; everything else runs beside it (H1).
 
-Shortly before a pass ends, another thread claims the next micro-batch and brings its files; encode, upload and commit of the last
-one go on in others. A bounded number of pictures may be on the way: when storage is slow, rendering waits, and so claiming stops.
+While a pass runs, another thread reads the weights of the job that is next in line. Shortly before it ends, one claims the next
+micro-batch and brings its files; encode, upload and commit of the last one go on in others. A bounded number of pictures may be on
+the way: when storage is slow, rendering waits, and so claiming stops.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
@@ -36,6 +38,7 @@ from renderjobs.claims import (
     LeaseLost,
     lease_release,
     microbatch_claim,
+    next_in_line,
     rendering_begin,
 )
 from renderjobs.delivery import image_fail, image_waste, load_record
@@ -100,6 +103,8 @@ class Runner:
         self.prompts = PromptWriter(worker=worker, renderer=renderer, heartbeat=heartbeat)
         self._deliveries = ThreadPoolExecutor(DELIVERY_THREADS, thread_name_prefix="deliver")
         self._claims = ThreadPoolExecutor(1, thread_name_prefix="claim")
+        self._readers = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+        self._reading: Future[None] | None = None
         self._on_the_way = threading.BoundedSemaphore(MAX_ON_THE_WAY)
         self.microbatches = Microbatches(renderer, device=worker.device)
         self._card_failures = 0
@@ -128,6 +133,7 @@ class Runner:
                 wait(self.run(ready))
                 ready = self._claim()
             else:
+                self._begin_reading(ready.batch)
                 ahead = self._claims.submit(self._claim_ahead, ready.lease)
                 futures = [*(future for future in futures if not future.done()), *self.run(ready)]
                 wrote = self._write_prompt()
@@ -165,6 +171,25 @@ class Runner:
         if ready:
             ready.lease.waits_for = running
         return ready
+
+    def _begin_reading(self, running: ClaimedBatch) -> None:
+        """Unless the weights of an earlier one are still on their way."""
+        if self._reading is None or self._reading.done():
+            self._reading = self._readers.submit(self._read_ahead, {image.job.pk for image in running.images})
+
+    def _read_ahead(self, running: set[uuid.UUID]) -> None:
+        """In its own thread: the files of the job that is next in line come to the disk, its checkpoint into memory (H8)."""
+        try:
+            found = next_in_line(pool_id=self.worker.pool_id, after=running)
+            if found is None:
+                return
+            recipe, team_id = found
+            with files_kept([recipe], {team_id}) as files:
+                self.renderer.read_ahead(RenderSpec((recipe,), *files))
+        except Exception as error:
+            # Whoever claims it meets whatever it is.
+            logger.info("What is next in line could not be read ahead: %s", error)
+            close_old_connections()
 
     def _give_back(self, ready: Ready) -> None:
         ready.files.close()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -83,6 +83,15 @@ def waiting_in(pool_id: int) -> QuerySet[RenderImage]:
 
 def as_many_as_may(recipe: AnyRecipe) -> int:
     return settings.MAX_MICROBATCH
+
+
+def next_in_line(*, pool_id: int, after: Collection[uuid.UUID]) -> tuple[AnyRecipe, int] | None:
+    """The recipe of the image that waits first, without seeds, and its team; None where it is of these jobs, or none waits."""
+    lead = waiting_in(pool_id).values("job_id").first()
+    if lead is None or lead["job_id"] in after:
+        return None
+    job = RenderJob.objects.filter(pk=lead["job_id"]).values("lock", "team_id").first()
+    return (recipe_from(job["lock"]), job["team_id"]) if job else None
 
 
 def microbatch_claim(*, worker_id: int, pool_id: int, size_of: SizeOf = as_many_as_may) -> ClaimedBatch | None:

@@ -42,7 +42,16 @@ class PatternRenderer:
     most_images = 256
     """A pass of more does not fit."""
 
-    def __init__(self, *, device: str = "cpu", dtype: str = "float32", compile_shapes: Sequence[str] = ()):
+    def __init__(
+        self,
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        compile_shapes: Sequence[str] = (),
+        max_host_bytes: int = 0,
+    ):
+        self.read: list[RenderSpec] = []
+        """What was read ahead."""
         self.step_seconds = float(os.environ.get("PATTERN_STEP_SECONDS", "0"))
         self.image_step_seconds = float(os.environ.get("PATTERN_IMAGE_STEP_SECONDS", "0"))
 
@@ -78,6 +87,9 @@ class PatternRenderer:
             units = recipe.control if isinstance(recipe, Recipe) else ()
             maps = tuple(Attachment(CONTROL_MAP, picture) for unit in units if unit.save_detected_map)
             yield Rendered(position, picture, gpu_us=share_us, attachments=maps, verdict=verdict_of(recipe))
+
+    def read_ahead(self, spec: RenderSpec) -> None:
+        self.read.append(spec)
 
     def write(self, spec: TextSpec, *, on_step: StepCallback, should_stop: Callable[[], bool]) -> Written | None:
         recipe = spec.recipe

@@ -18,6 +18,10 @@ class PassMemory:
         self._device = device
         self._before = 0
 
+    def total_bytes(self) -> int:
+        """Of the card."""
+        return torch.cuda.get_device_properties(self._device).total_memory
+
     def begin(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)

@@ -66,6 +66,7 @@ def threads_of_the_runners_end() -> Iterator[None]:
         runner = RUNNERS.pop()
         end_threads(runner._deliveries)
         end_threads(runner._claims)
+        end_threads(runner._readers)
 
 
 def end_threads(pool: ThreadPoolExecutor) -> None:
@@ -274,6 +275,44 @@ def test_h1_the_next_micro_batch_is_claimed_while_this_one_renders():
     job.refresh_from_db()
     assert job.state == "succeeded" and renderer.claimed_at_end == [1, 0]
     assert set(job.images.values_list("attempts", flat=True)) == {1}
+
+
+def test_h8_the_next_jobs_checkpoint_is_read_before_the_pass_ends():
+    sha256 = hashlib.sha256(b"other weights").hexdigest()
+    other = a_checkpoint("other", sha256=sha256, short_hash=sha256[:10], file_key="checkpoint/other.safetensors")
+    storages["assets"].save(other.file_key, ContentFile(b"other weights"))
+    read_at_end: list[list[str]] = []
+
+    class Reading(PatternRenderer):
+        def render(self, spec: RenderSpec, **call: Any) -> Iterator[ImageOutcome]:
+            outcomes = list(super().render(spec, **call))
+            deadline = time.monotonic() + (20 if not read_at_end else 0)
+            while not self.read and time.monotonic() < deadline:
+                time.sleep(0.01)
+            read_at_end.append([recipe.checkpoint.name for one in self.read for recipe in one.recipes])
+            yield from outcomes
+
+        def read_ahead(self, spec: RenderSpec) -> None:
+            assert spec.file_of(spec.recipes[0].checkpoint).path.read_bytes() == b"other weights"
+            super().read_ahead(spec)
+
+    caller = a_caller()
+    jobs = [a_job(caller), a_job(caller, checkpoint="other")]
+    a_runner(Reading()).run_until_empty()
+    for job in jobs:
+        job.refresh_from_db()
+    assert read_at_end == [["other"], ["other"]] and {job.state for job in jobs} == {"succeeded"}
+
+
+def test_h8_a_checkpoint_that_cannot_be_read_ahead_harms_nobody_but_its_own_job(checkpoint):
+    other = a_checkpoint("other", file_key="checkpoint/nowhere.safetensors")
+    assert not storages["assets"].exists(other.file_key)
+    caller = a_caller()
+    good, bad = a_job(caller, steps=50), a_job(caller, checkpoint="other")
+    a_runner().run_until_empty()
+    good.refresh_from_db()
+    bad.refresh_from_db()
+    assert (good.state, bad.state, bad.error_code) == ("succeeded", "failed", "weights_unavailable")
 
 
 def test_h1_nothing_is_claimed_early_in_a_long_pass(settings):
