@@ -1,10 +1,10 @@
-"""`make bench`: the benchmarks that need no GPU. Prints the table of ratios and writes ``benchmarks/results/*.json``."""
+"""`make bench`: prints the table of ratios and writes ``benchmarks/results/*.json``; those that need a card say so without one."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,12 +22,11 @@ def main() -> None:
     import django
 
     django.setup()
-    from benchmarks import control_plane, engine_pairs, png_path, whole_platform
-    from benchmarks.pairs import table, write
+    from benchmarks import control_plane, engine_pairs, on_card, png_path, whole_platform
+    from benchmarks.pairs import Ratio, table, write
 
-    chosen = sys.argv[1:]
-    ratios = []
-    with broker():
+    benchmarks = {
+        benchmark.__name__: benchmark
         for benchmark in (
             control_plane.submission,
             control_plane.claim,
@@ -44,11 +43,27 @@ def main() -> None:
             whole_platform.against_engine_on_the_same_cores,
             whole_platform.shared_passes,
             whole_platform.accept_to_first_step,
-        ):
-            if chosen and benchmark.__name__ not in chosen:
+            whole_platform.worker_start,
+            *on_card.BENCHMARKS,
+        )
+    }
+    asking = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    asking.add_argument("names", nargs="*", metavar="NAME", help=f"all, or some of: {', '.join(benchmarks)}")
+    chosen = asking.parse_args().names or list(benchmarks)
+    if unknown := set(chosen) - benchmarks.keys():
+        asking.error(f"There is no {', '.join(sorted(unknown))}; --help names them all.")
+    ratios: list[Ratio] = []
+    with broker():
+        for name, benchmark in benchmarks.items():
+            if name not in chosen:
                 continue
-            ratios.append(benchmark())
-            write(ratios[-1])
+            if benchmark in on_card.BENCHMARKS and not on_card.is_there():
+                print(f"{name} ({on_card.BENCHMARKS[benchmark]}) needs a card, and there is none.")
+                continue
+            found = benchmark()
+            for ratio in [found] if isinstance(found, Ratio) else found:
+                ratios.append(ratio)
+                write(ratio)
     print(table(ratios))
 
 

@@ -28,7 +28,7 @@ LORA_CHANGES = 50
 def sixteen_requests() -> Ratio:
     """Pictures of both sides are compared: speed is not bought with other pictures."""
     recipes = [recipe(PROMPTS[index % len(PROMPTS)], seed=index) for index in range(16)]
-    stock = StockPipeline()
+    stock = StockPipeline(renderer(), spec_of([recipe(PROMPTS[0], seed=0)]))
     ours, theirs = rendered(recipes), [stock.picture(item) for item in recipes]
     return measured(
         name="engine-16",
@@ -41,7 +41,8 @@ def sixteen_requests() -> Ratio:
 
 
 def one_request() -> Ratio:
-    stock, item = StockPipeline(), recipe(PROMPTS[0], seed=1)
+    item = recipe(PROMPTS[0], seed=1)
+    stock = StockPipeline(renderer(), spec_of([item]))
     return measured(
         name="engine-1",
         meaning="one request: our engine's rate ÷ a stock diffusers pipeline's",
@@ -156,29 +157,12 @@ def rendered(recipes: Sequence[Recipe]) -> list[np.ndarray]:
 
 
 class StockPipeline:
-    """``StableDiffusionPipeline`` around the very networks of our engine, one call per request."""
+    """The pipeline of diffusers around the very networks of our engine, one call per request."""
 
-    def __init__(self) -> None:
-        from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
-        from transformers import CLIPTokenizer
-
-        from gpuworker.engine.prompts.tokens import TOKENIZER_DIR
-
-        item = recipe(PROMPTS[0], seed=0)
-        loaded = renderer().shelf.checkpoint(spec_of([item]), item.checkpoint).checkpoint
-        scheduler = EulerDiscreteScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="linspace"
-        )
-        self.pipeline: Any = StableDiffusionPipeline(
-            vae=loaded.vae,
-            text_encoder=loaded.text[0].model,
-            tokenizer=CLIPTokenizer.from_pretrained(TOKENIZER_DIR),
-            unet=loaded.unet,
-            scheduler=scheduler,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
+    def __init__(self, engine: Any, spec: RenderSpec) -> None:
+        """Args: spec: Of the checkpoint."""
+        loaded = engine.shelf.checkpoint(spec, spec.recipes[0].checkpoint).checkpoint  # type: ignore[union-attr]
+        self.pipeline: Any = (_stock_sdxl if loaded.family == "sdxl" else _stock_sd1)(loaded)
         self.pipeline.set_progress_bar_config(disable=True)
 
     def picture(self, item: Recipe) -> np.ndarray:
@@ -194,6 +178,69 @@ class StockPipeline:
                 generator=generator,
             ).images[0]
         )
+
+
+def _stock_sd1(loaded: Any) -> Any:
+    from diffusers import StableDiffusionPipeline
+
+    return StableDiffusionPipeline(
+        vae=loaded.vae,
+        text_encoder=loaded.text[0].model,
+        tokenizer=_stock_tokenizer(),
+        unet=loaded.unet,
+        scheduler=_stock_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def _stock_sdxl(loaded: Any) -> Any:
+    from diffusers import StableDiffusionXLPipeline
+
+    one, other = (tower.model for tower in loaded.text)
+    return StableDiffusionXLPipeline(
+        vae=loaded.vae,
+        text_encoder=one,
+        text_encoder_2=other,
+        tokenizer=_stock_tokenizer(),
+        tokenizer_2=_stock_tokenizer(),
+        unet=_stock_unet_of_sdxl(loaded),
+        scheduler=_stock_scheduler(),
+        force_zeros_for_empty_prompt=False,
+        add_watermarker=False,
+    )
+
+
+def _stock_unet_of_sdxl(loaded: Any) -> Any:
+    """The engine gives sizes and pooled text as one vector; the pipeline gives them one by one. The weights are the same."""
+    from diffusers import UNet2DConditionModel
+
+    weights = {
+        name.replace("class_embedding.", "add_embedding."): one for name, one in loaded.unet.state_dict().items()
+    }
+    config = {**loaded.unet.config, "class_embed_type": None, "addition_embed_type": "text_time"}
+    config["addition_time_embed_dim"] = loaded.size_embedding_width
+    with torch.device("meta"):
+        unet: Any = UNet2DConditionModel(**{name: value for name, value in config.items() if not name.startswith("_")})
+    unet.load_state_dict(weights, assign=True)
+    return unet.eval()
+
+
+def _stock_tokenizer() -> Any:
+    from transformers import CLIPTokenizer
+
+    from gpuworker.engine.prompts.tokens import TOKENIZER_DIR
+
+    return CLIPTokenizer.from_pretrained(TOKENIZER_DIR)
+
+
+def _stock_scheduler() -> Any:
+    from diffusers import EulerDiscreteScheduler
+
+    return EulerDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="linspace"
+    )
 
 
 def largest_difference(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> int:

@@ -124,6 +124,7 @@ def device_options() -> dict[str, Any]:
         "device": settings.TORCH_DEVICE,
         "dtype": settings.TORCH_DTYPE,
         "compile_shapes": settings.TORCH_COMPILE_SHAPES,
+        "max_host_bytes": settings.WORKER_RAM_BYTES,
     }
 
 

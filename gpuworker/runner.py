@@ -1,7 +1,8 @@
 """One micro-batch from lease to last delivery. Rendering stays on this thread; everything else runs beside it (H1).
 
-Shortly before a pass ends, another thread claims the next micro-batch and brings its files; encode, upload and commit of the last
-one go on in others. A bounded number of pictures may be on the way: when storage is slow, rendering waits, and so claiming stops.
+While a pass runs, another thread reads the weights of the job that is next in line. Shortly before it ends, one claims the next
+micro-batch and brings its files; encode, upload and commit of the last one go on in others. A bounded number of pictures may be on
+the way: when storage is slow, rendering waits, and so claiming stops.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
@@ -25,6 +27,7 @@ from gpuworker.delivering import DELIVERY_THREADS, picture_deliver
 from gpuworker.encoding import png_of
 from gpuworker.engine.errors import EngineError, OutOfMemoryError
 from gpuworker.heartbeat import Heartbeat, Lease
+from gpuworker.microbatches import Microbatches
 from gpuworker.model_files import MissingFileError, WrongHashError, files_kept
 from gpuworker.prompt_writing import PromptWriter
 from gpuworker.renderer import Renderer
@@ -35,6 +38,7 @@ from renderjobs.claims import (
     LeaseLost,
     lease_release,
     microbatch_claim,
+    next_in_line,
     rendering_begin,
 )
 from renderjobs.delivery import image_fail, image_waste, load_record
@@ -99,9 +103,10 @@ class Runner:
         self.prompts = PromptWriter(worker=worker, renderer=renderer, heartbeat=heartbeat)
         self._deliveries = ThreadPoolExecutor(DELIVERY_THREADS, thread_name_prefix="deliver")
         self._claims = ThreadPoolExecutor(1, thread_name_prefix="claim")
+        self._readers = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+        self._reading: Future[None] | None = None
         self._on_the_way = threading.BoundedSemaphore(MAX_ON_THE_WAY)
-        self._limits: dict[str, int] = {}
-        """Pass key → the largest micro-batch that fitted after one did not."""
+        self.microbatches = Microbatches(renderer, device=worker.device)
         self._card_failures = 0
         """Micro-batches in a row that the card itself has ended."""
         self._quarantined = False
@@ -128,6 +133,7 @@ class Runner:
                 wait(self.run(ready))
                 ready = self._claim()
             else:
+                self._begin_reading(ready.batch)
                 ahead = self._claims.submit(self._claim_ahead, ready.lease)
                 futures = [*(future for future in futures if not future.done()), *self.run(ready)]
                 wrote = self._write_prompt()
@@ -143,7 +149,9 @@ class Runner:
     def _claim(self) -> Ready | None:
         if not self._may_claim():
             return None
-        batch = microbatch_claim(worker_id=self.worker.pk, pool_id=self.worker.pool_id)
+        batch = microbatch_claim(
+            worker_id=self.worker.pk, pool_id=self.worker.pool_id, size_of=self.microbatches.size_of
+        )
         if batch is None:
             return None
         ready = Ready(batch, self.heartbeat.keep(batch.claim_id, [image.image_id for image in batch.images]))
@@ -163,6 +171,25 @@ class Runner:
         if ready:
             ready.lease.waits_for = running
         return ready
+
+    def _begin_reading(self, running: ClaimedBatch) -> None:
+        """Unless the weights of an earlier one are still on their way."""
+        if self._reading is None or self._reading.done():
+            self._reading = self._readers.submit(self._read_ahead, {image.job.pk for image in running.images})
+
+    def _read_ahead(self, running: set[uuid.UUID]) -> None:
+        """In its own thread: the files of the job that is next in line come to the disk, its checkpoint into memory (H8)."""
+        try:
+            found = next_in_line(pool_id=self.worker.pool_id, after=running)
+            if found is None:
+                return
+            recipe, team_id = found
+            with files_kept([recipe], {team_id}) as files:
+                self.renderer.read_ahead(RenderSpec((recipe,), *files))
+        except Exception as error:
+            # Whoever claims it meets whatever it is.
+            logger.info("What is next in line could not be read ahead: %s", error)
+            close_old_connections()
 
     def _give_back(self, ready: Ready) -> None:
         ready.files.close()
@@ -185,6 +212,8 @@ class Runner:
                 futures.append(future)
             if self._load_us >= LOAD_WORTH_US:
                 futures.append(self._deliveries.submit(self._record_load, batch, self._load_us))
+            if self.microbatches.has_news:
+                futures.append(self._deliveries.submit(self.microbatches.save))
         except _CardFailed as error:
             wait(futures)  # what was rendered before is delivered; the rest goes back, and no image is blamed
             retried(lambda: lease_release(claim_id=batch.claim_id, cause="the card failed"))
@@ -266,13 +295,13 @@ class Runner:
                 yield image, Failed(position, code, reason, retryable)
 
     def _passes(self, batch: ClaimedBatch, lease: Lease, whole: RenderSpec) -> Iterator[tuple[int, ImageOutcome]]:
-        """Render in passes that fit: out of memory halves the pass, and the smaller size is remembered."""
-        key = whole.pass_key
+        """Render in passes that fit: out of memory halves the pass, and what did not fit is remembered."""
+        recipe = whole.recipes[0]
         # Nobody sees on the way what the safety filter has not seen.
         looked_at = getattr(batch.images[0].recipe, "safety", None) is not None
         todo = list(range(len(batch.images)))
         while todo:
-            part = todo[: self._limits.get(key, len(todo))]
+            part = todo[: self.microbatches.begin(recipe, len(todo))]
             lease.more_passes = len(part) < len(todo)
             spec = whole if len(part) == len(batch.images) else whole.part(part)
             exhausted = False
@@ -291,9 +320,11 @@ class Runner:
                 exhausted = True
             self._load_us += self.renderer.load_us
             if exhausted:  # outside the handler, so that the exception's frames have let go of their tensors (R9)
-                self._limits[key] = len(part) // 2
+                self.microbatches.too_large(recipe, len(part))
                 logger.warning("A pass of %s pictures did not fit; trying %s", len(part), len(part) // 2)
             else:
+                if self.renderer.measured:
+                    self.microbatches.measured(recipe, len(part), self.renderer.measured)
                 todo = todo[len(part) :]
 
     def _preview(self, image_ids: list[int], lease: Lease, make: Callable[[], Sequence[Picture]]) -> None:

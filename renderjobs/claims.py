@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -36,6 +36,8 @@ from renderjobs.work import pixel_steps
 
 logger = logging.getLogger(__name__)
 CLAIM_RETRIES = 5
+SizeOf = Callable[[AnyRecipe], int]
+"""How many images like this one may share a pass."""
 
 
 class LeaseLost(Exception):
@@ -80,8 +82,25 @@ def waiting_in(pool_id: int) -> QuerySet[RenderImage]:
     return waiting.order_by("lane", "-priority", "pk")
 
 
-def microbatch_claim(*, worker_id: int, pool_id: int) -> ClaimedBatch | None:
-    """Lease the first waiting image and others that may share its pass; None when nothing waits that may run now."""
+def as_many_as_may(recipe: AnyRecipe) -> int:
+    return settings.MAX_MICROBATCH
+
+
+def next_in_line(*, pool_id: int, after: Collection[uuid.UUID]) -> tuple[AnyRecipe, int] | None:
+    """The recipe of the image that waits first, without seeds, and its team; None where it is of these jobs, or none waits."""
+    lead = waiting_in(pool_id).values("job_id").first()
+    if lead is None or lead["job_id"] in after:
+        return None
+    job = RenderJob.objects.filter(pk=lead["job_id"]).values("lock", "team_id").first()
+    return (recipe_from(job["lock"]), job["team_id"]) if job else None
+
+
+def microbatch_claim(*, worker_id: int, pool_id: int, size_of: SizeOf = as_many_as_may) -> ClaimedBatch | None:
+    """Lease the first waiting image and others that may share its pass; None when nothing waits that may run now.
+
+    Args:
+        size_of: Asked where more than one waits.
+    """
     room = RunningRoom.of_now()
     for _ in range(CLAIM_RETRIES):
         waiting = room.of_those_with_room(waiting_in(pool_id))
@@ -90,14 +109,14 @@ def microbatch_claim(*, worker_id: int, pool_id: int) -> ClaimedBatch | None:
             return None
         with transaction.atomic():
             room = room.locked()
-            jobs, images = _companions_locked(room.of_those_with_room(waiting_in(pool_id)), lead)
+            jobs, images = _companions_locked(room.of_those_with_room(waiting_in(pool_id)), lead, size_of)
             if images := room.taken_by(images, jobs):
                 return _lease(worker_id, pool_id, jobs, images)
     return None  # others were faster each time; the next wake-up or poll comes again
 
 
 def _companions_locked(
-    waiting: QuerySet[RenderImage], lead: dict
+    waiting: QuerySet[RenderImage], lead: dict, size_of: SizeOf
 ) -> tuple[dict[uuid.UUID, RenderJob], list[RenderImage]]:
     """The images to take, read again under the lock of their jobs: another worker may have been faster."""
     if lead["run_alone"]:
@@ -106,16 +125,10 @@ def _companions_locked(
     together = waiting.filter(pass_key=lead["pass_key"], run_alone=False)
     job_ids = {job_id for (job_id,) in together.values_list("job_id")[: settings.MAX_MICROBATCH]}
     jobs = jobs_locked(job_ids)
-    if not jobs:
-        return {}, []
-    limit = microbatch_limit(RenderRequest.from_json(next(iter(jobs.values())).request))
-    return jobs, list(together.filter(job_id__in=jobs)[:limit])
-
-
-def microbatch_limit(request: RenderRequest) -> int:
-    """How many pictures of this size go into one pass."""
-    width, height = request.canvas
-    return max(1, min(settings.MAX_MICROBATCH, settings.MICROBATCH_PIXELS // (width * height)))
+    images = list(together.filter(job_id__in=jobs)[: settings.MAX_MICROBATCH])
+    if len(images) < 2:
+        return jobs, images
+    return jobs, images[: size_of(recipe_from(jobs[images[0].job_id].lock))]
 
 
 def _lease(worker_id: int, pool_id: int, jobs: dict[uuid.UUID, RenderJob], images: list[RenderImage]) -> ClaimedBatch:

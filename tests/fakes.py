@@ -20,23 +20,38 @@ from gpuworker.contract import (
 from gpuworker.contract.outcome import CONTROL_MAP
 from gpuworker.contract.safety import PASSED, VERDICT_OF_MODE
 from gpuworker.contract.texts import TextSpec, Written
-from gpuworker.engine.errors import InvalidSpecError
-from gpuworker.renderer import PreviewCallback, StepCallback
+from gpuworker.engine.errors import InvalidSpecError, OutOfMemoryError
+from gpuworker.renderer import PassMeasure, PreviewCallback, StepCallback
 
 POISON_SEED = 666
 """An image with this seed kills the process that renders it."""
+LAUNCH_SECONDS = 0.001
+IMAGE_BYTES = 1000
 
 
 class PatternRenderer:
     """Pixels that depend on the seed alone, a chosen time per step, chosen faults.
 
     Environment: PATTERN_STEP_SECONDS, the sleep per step; PATTERN_IMAGE_STEP_SECONDS, what each image of the pass adds to it.
+    What it says of its passes is dictated, too: a step costs as much as that, and a millisecond for the launch.
     """
 
     device_name = "pattern"
     load_us = 0
+    measured: PassMeasure | None = None
+    most_images = 256
+    """A pass of more does not fit."""
 
-    def __init__(self, *, device: str = "cpu", dtype: str = "float32", compile_shapes: Sequence[str] = ()):
+    def __init__(
+        self,
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        compile_shapes: Sequence[str] = (),
+        max_host_bytes: int = 0,
+    ):
+        self.read: list[RenderSpec] = []
+        """What was read ahead."""
         self.step_seconds = float(os.environ.get("PATTERN_STEP_SECONDS", "0"))
         self.image_step_seconds = float(os.environ.get("PATTERN_IMAGE_STEP_SECONDS", "0"))
 
@@ -48,7 +63,9 @@ class PatternRenderer:
         should_stop: Callable[[], bool],
         on_preview: PreviewCallback | None = None,
     ) -> Iterator[ImageOutcome]:
-        started = time.monotonic()
+        started, images, self.measured = time.monotonic(), len(spec.recipes), None
+        if images > self.most_images:
+            raise OutOfMemoryError(f"{images} images are too many.")
         steps = spec.recipes[0].steps
         for step in range(steps):
             if should_stop():
@@ -58,6 +75,8 @@ class PatternRenderer:
             if any(recipe.seed == POISON_SEED for recipe in spec.recipes):
                 os.kill(os.getpid(), 9)
             on_step(step + 1, steps)
+        step_seconds = LAUNCH_SECONDS + self.step_seconds + self.image_step_seconds * images
+        self.measured = PassMeasure(image_call_ns=int(step_seconds / images * 1e9), peak_bytes=IMAGE_BYTES * images)
         share_us = int((time.monotonic() - started) * 1e6 / len(spec.recipes)) + 1
         for position, recipe in enumerate(spec.recipes):
             if "please fail" in recipe.prompt:
@@ -68,6 +87,9 @@ class PatternRenderer:
             units = recipe.control if isinstance(recipe, Recipe) else ()
             maps = tuple(Attachment(CONTROL_MAP, picture) for unit in units if unit.save_detected_map)
             yield Rendered(position, picture, gpu_us=share_us, attachments=maps, verdict=verdict_of(recipe))
+
+    def read_ahead(self, spec: RenderSpec) -> None:
+        self.read.append(spec)
 
     def write(self, spec: TextSpec, *, on_step: StepCallback, should_stop: Callable[[], bool]) -> Written | None:
         recipe = spec.recipe

@@ -16,6 +16,8 @@ from gpuworker.contract.settings import Settings
 
 LATENT_FACTOR = 8
 """Pixels per latent along a side, of every VAE this product renders with."""
+EXACT_ROWS = 16
+"""Rows of every network call in exact mode: eight pictures with their negative halves."""
 LATENT_MODES: dict[str, tuple[str, bool]] = {
     "Latent": ("bilinear", False),
     "Latent (antialiased)": ("bilinear", True),

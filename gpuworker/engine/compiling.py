@@ -68,6 +68,11 @@ class CompiledShapes:
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, max_graphs + 1)
             self._forward = torch.compile(_forward, dynamic=False, backend=backend)
 
+    @property
+    def graphs(self) -> int:
+        """How many were made, or given up: a pass in which this grows took longer than others will."""
+        return len(self._graphs) + len(self._eager)
+
     def report(self) -> dict[str, int]:
         return {"graphs": len(self._graphs), **self.counts} if self.shapes else {}
 

@@ -28,7 +28,7 @@ from gpuworker.contract import (
     Weights,
 )
 from gpuworker.contract.prompts import strip_network_tags
-from gpuworker.contract.recipe import LATENT_FACTOR
+from gpuworker.contract.recipe import EXACT_ROWS, LATENT_FACTOR
 from gpuworker.engine.compiling import CompiledShapes
 from gpuworker.engine.errors import CheckpointError, ControlNetworkError, EngineError, InvalidPictureError
 from gpuworker.engine.execution_plan import ExecutionPlan, PassPlan
@@ -95,10 +95,6 @@ class Drawn:
     latent_shift: float = 0.0
 
 
-EXACT_ROWS = 16
-"""Rows of every network call in exact mode: eight pictures with their negative halves."""
-
-
 class Drawing:
     """Draws the recipes of one spec; used once."""
 
@@ -133,6 +129,8 @@ class Drawing:
         self._warnings: dict[int, list[str]] = {}
         self.family = ""
         """Of the checkpoint that begins."""
+        self.image_calls = 0
+        """Calls of the denoiser so far, each counted once for every image in it."""
 
     def load(self) -> None:
         """Bring the checkpoint to the device and open the input pictures: time that counts for nobody."""
@@ -466,6 +464,7 @@ class _Pass:
             prompts = replace(self._prompts_of(self.recipe), prompt=asked.prompt, negative_prompt=asked.negative_prompt)
             guided = GuidedDenoiser(network, [self._encoded(prompts)] * len(self.group), steering)
             found = noise_behind(latents, asked, levels, guided, begin_step)
+            self._count(guided)
         if found is None:
             return None
         self.watch = replace(watch, on_step=lambda done, _: watch.on_step(asked.steps + done, whole))
@@ -503,9 +502,13 @@ class _Pass:
                 else noise.ancestral(self.device)
             )
             latents = denoise(self.solver, self._solver_run(start, guided, draws), guided, self.watch, self._preview)
+            self._count(guided)
             if latents is not None and self._blend:
                 latents = self._blend(latents, None)
         return None if latents is None else _Finished(latents, self.loaded.checkpoint)
+
+    def _count(self, guided: GuidedDenoiser) -> None:
+        self.drawing.image_calls += guided.calls * len(self.group)
 
     def _begin_control(self) -> None:
         """Read every unit's map and keep it for the pass."""

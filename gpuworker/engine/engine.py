@@ -38,17 +38,20 @@ from gpuworker.engine.images.pictures import open_picture
 from gpuworker.engine.images.safety import censored, censored_along
 from gpuworker.engine.images.upscale import StopSeen, upscaler_of
 from gpuworker.engine.images.vae import FlatPictureError, decode
+from gpuworker.engine.memory import PassMemory
 from gpuworker.engine.models.flow import flow_family
 from gpuworker.engine.models.shelf import ModelShelf
 from gpuworker.engine.models.tiling import tiled
 from gpuworker.engine.prompts.encoder import PromptEncoder
 from gpuworker.engine.prompts.writer import write_prompts
 from gpuworker.engine.sampling.denoise import Watch
-from gpuworker.renderer import PreviewCallback, StepCallback
+from gpuworker.renderer import PassMeasure, PreviewCallback, StepCallback
 
 Result = TypeVar("Result")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-DEFAULT_RESIDENT_BYTES = 8 * 1024**3
+DEFAULT_HOST_BYTES = 8 * 1024**3
+RESIDENT_SHARE = 0.6
+"""Of a card's memory, for weights; the rest is for passes."""
 
 
 class DiffusersRenderer:
@@ -61,7 +64,7 @@ class DiffusersRenderer:
         self,
         device: str = "cpu",
         dtype: str = "float32",
-        max_resident_bytes: int = DEFAULT_RESIDENT_BYTES,
+        max_host_bytes: int = DEFAULT_HOST_BYTES,
         compile_shapes: Sequence[str] = (),
     ) -> None:
         """
@@ -69,7 +72,7 @@ class DiffusersRenderer:
             device: ``cpu``, ``cuda`` or ``auto``, which is ``cuda`` where there is one.
             dtype: ``float32``, ``float16``, ``bfloat16`` or ``auto``: half precision on a card, float32 on the CPU. Latents are
                 float32 between denoiser calls in any case.
-            max_resident_bytes: Weights kept between passes.
+            max_host_bytes: Weights kept in the machine's memory: without a card those that are loaded, else those that left it.
             compile_shapes: What networks are compiled for, such as ``512x512x8``: width, height, images of a micro-batch.
 
         Raises:
@@ -92,8 +95,14 @@ class DiffusersRenderer:
         """What people call it: the card's product name."""
         self.card = str(torch.cuda.get_device_properties(self.device).uuid) if self.device.type == "cuda" else ""
         """The card's own number, the same after every restart."""
+        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        self.build = f"{dtype}{threads}, torch {torch.__version__}"
+        """What beside the card decides how fast a pass is."""
         self.load_us = 0
-        self.shelf = ModelShelf(self.device, DTYPES[dtype], max_resident_bytes)
+        self.measured: PassMeasure | None = None
+        self.memory = PassMemory(self.device)
+        resident = self.memory.total_bytes() * RESIDENT_SHARE if self.device.type == "cuda" else max_host_bytes
+        self.shelf = ModelShelf(self.device, DTYPES[dtype], int(resident), max_host_bytes=max_host_bytes)
         self.prompts = PromptEncoder()
         self.flow_prompts = FlowPrompts()
         self.pictures = PictureEncoder()
@@ -108,6 +117,16 @@ class DiffusersRenderer:
             free, found["vram_total"] = torch.cuda.mem_get_info(self.device)
             found["vram_used"] = found["vram_total"] - free
         return found
+
+    def room_bytes(self) -> int | None:
+        """What a pass could take of the memory now; another thread may ask."""
+        return self.memory.room_bytes()
+
+    def read_ahead(self, spec: RenderSpec) -> None:
+        """Read the weights of a pass to come, while another thread renders."""
+        recipe = spec.recipes[0]
+        if isinstance(recipe, Recipe):
+            self.shelf.read_ahead(spec, recipe.checkpoint)
 
     def render(
         self,
@@ -125,7 +144,8 @@ class DiffusersRenderer:
             InvalidSpecError, CheckpointError: The pass cannot start.
             OutOfMemoryError: It did not fit; nothing was yielded.
         """
-        self.load_us = 0
+        self.load_us, self.measured = 0, None
+        self.shelf.begin()
         match spec.recipes[0]:
             case Recipe():
                 yield from self._drawn(spec, Watch(on_step, should_stop, on_preview))
@@ -143,6 +163,7 @@ class DiffusersRenderer:
             OutOfMemoryError: The model or its answers did not fit.
         """
         self.load_us, recipe = 0, spec.recipe
+        self.shelf.begin()
         clock = _Clock(self.device)
         generator = self._guarded(partial(self.shelf.text_generator, spec, recipe.model), 1, "language models")
         self.load_us = clock.lap_us()
@@ -160,11 +181,15 @@ class DiffusersRenderer:
             if check := recipes[0].safety:
                 self._guarded(partial(self.shelf.safety_checker, spec, check.weights), 1, "safety checkers")
             self._guarded(drawing.load, len(recipes))
-            self.load_us = clock.lap_us()
+            self.load_us, graphs = clock.lap_us(), self.compiled.graphs
+            self.memory.begin()
             drawn = self._guarded(drawing.draw, len(recipes))
         except StopSeen:
             pass  # an upscaler saw the flag
-        shares = iter(_even_shares(clock.lap_us(), len(recipes) - len(drawing.failures)))
+        drawn_us = clock.lap_us()
+        if drawn is not None and drawing.image_calls and not drawing.failures and graphs == self.compiled.graphs:
+            self.measured = PassMeasure(1000 * drawn_us // drawing.image_calls, self.memory.taken_bytes())
+        shares = iter(_even_shares(drawn_us, len(recipes) - len(drawing.failures)))
         for position in range(len(recipes)):
             if error := drawing.failures.get(position):
                 yield Failed(position, error.code, str(error), error.retryable)
@@ -274,12 +299,16 @@ class DiffusersRenderer:
     # --- memory ------------------------------------------------------------------------------------------------------
 
     def _guarded(self, work: Callable[[], Result], count: int, what: str = "images") -> Result:
-        """Translate a full memory into our error, after the frames that hold the tensors are gone (R9)."""
+        """Translate a full memory into our error, after the frames that hold the tensors are gone (R9).
+
+        The weights that this pass does not need make room, so that it, or half of it, may fit when it comes again.
+        """
         try:
             return work()
         except Exception as error:
             if not _is_out_of_memory(error):
                 raise
+        self.shelf.drop_unused()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         raise OutOfMemoryError(f"A pass of {count} {what} did not fit into the memory of {self.device}.")

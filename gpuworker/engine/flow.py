@@ -55,6 +55,8 @@ class FlowDrawing:
         self.recipes = [recipe for recipe in spec.recipes if isinstance(recipe, Recipe)]
         self.failures: dict[int, InvalidPictureError] = {}
         """Images whose own input cannot be used; the others are drawn without them."""
+        self.image_calls = 0
+        """Calls of the denoiser so far, each counted once for every image in it."""
         self._prepared: dict[int, Prepared] = {}
         for refusal in (refusal for recipe in self.recipes for refusal in refusals(recipe, family)):
             raise InvalidSpecError(refusal.message, field=refusal.field, value=refusal.value)
@@ -137,6 +139,7 @@ class FlowDrawing:
             if self.watch.should_stop():
                 return None
             velocity = predict(latents, sigmas[step])
+            self.image_calls += len(group)
             ahead = latents - sigmas[step] * velocity
             latents = latents + (sigmas[step + 1] - sigmas[step]) * velocity
             progress.step_done(partial(self._previews, ahead) if len(group) == len(self.recipes) else None)

@@ -19,6 +19,7 @@ from accounts.admin import PlatformAdmin
 from common.database import now_plus
 from common.errors import ConflictError
 from fleet.models import Pool, Worker
+from fleet.profiles import learned_by
 from fleet.services import worker_quarantine, worker_release
 from fleet.work import with_work, work_of
 
@@ -58,7 +59,7 @@ class WorkerPage(PlatformAdmin):
         self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: Any = None
     ) -> HttpResponse:
         worker = self.get_object(request, object_id)
-        work = {"work": work_of(worker)} if worker else {}
+        work = {"work": work_of(worker), "learned": learned_by(worker, settings.MAX_MICROBATCH)} if worker else {}
         return super().change_view(request, object_id, form_url, {**work, **(extra_context or {})})
 
     def has_drain_permission(self, request: HttpRequest) -> bool:

@@ -1,4 +1,4 @@
-"""Pools (one GPU class, one price) and the workers that serve them."""
+"""Pools (one GPU class, one price), the workers that serve them, and what those have learned of their cards."""
 
 from __future__ import annotations
 
@@ -64,3 +64,39 @@ class WorkerDay(models.Model):
 
     def __str__(self) -> str:
         return f"{self.worker} on {self.day}"
+
+
+class PassProfile(models.Model):
+    """What passes of so many images took on one kind of card; shared by all workers that have one (H5)."""
+
+    device = models.CharField(max_length=120, help_text="As workers name theirs.")
+    build = models.CharField(
+        max_length=120, help_text="Of the engine: number format and versions, which decide how fast it is."
+    )
+    shape = models.CharField(max_length=200, help_text="Family, size and what else decides how long a pass takes.")
+    images = models.PositiveIntegerField()
+    passes = models.PositiveIntegerField(default=0)
+    image_call_ns = models.BigIntegerField(
+        null=True, blank=True, help_text="Least time of one image at one call of the denoiser, nanoseconds."
+    )
+    peak_bytes = models.BigIntegerField(default=0, help_text="Most that a pass took beside the weights.")
+    too_large_at = models.DateTimeField(null=True, blank=True, help_text="When it last did not fit into the memory.")
+    seen_at = models.DateTimeField()
+
+    class Meta:
+        ordering = ["device", "build", "shape", "images"]
+        constraints = [
+            models.UniqueConstraint(fields=["device", "build", "shape", "images"], name="one_profile_per_pass_size"),
+            models.CheckConstraint(
+                condition=models.Q(images__gte=1, peak_bytes__gte=0)
+                & (models.Q(passes=0, image_call_ns=None) | models.Q(passes__gte=1, image_call_ns__gte=0)),
+                name="a_profile_is_of_measured_passes",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.shape}, {self.images} at once, on {self.device}"
+
+    @property
+    def milliseconds(self) -> float | None:
+        return None if self.image_call_ns is None else self.image_call_ns / 1e6

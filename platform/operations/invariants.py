@@ -62,6 +62,7 @@ from billing.models import (
 )
 from common.database import ValueOfKey
 from common.errors import InvalidRequestError
+from fleet.models import PassProfile
 from gpuworker.contract.safety import VERDICT_OF_MODE
 from renderjobs.choices import (
     IMAGE_ARROWS,
@@ -370,6 +371,11 @@ def i7_written_prompts_are_as_many_as_were_asked_for() -> Iterator[str]:
     for pk, state, count, prompts in rows.iterator():
         if len(prompts) != (count if state == ExpansionState.WRITTEN else 0):
             yield f"I7 prompt {pk} is {state} and has {len(prompts)} texts; {count} were asked for."
+
+
+def h5_a_profile_says_something() -> Iterator[str]:
+    for profile in PassProfile.objects.filter(passes=0, too_large_at=None):
+        yield f"H5 profile {profile.pk} ({profile}) is of no pass that fitted and of none that did not."
 
 
 def i9_sequences_of_events_have_no_gaps() -> Iterator[str]:
@@ -813,6 +819,7 @@ ROW_CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
     i7_a_held_image_has_one_open_claim,
     i7_a_prompt_is_written_under_a_claim_of_its_own,
     i7_written_prompts_are_as_many_as_were_asked_for,
+    h5_a_profile_says_something,
     i9_sequences_of_events_have_no_gaps,
     i9_events_tell_every_move,
     i10_attempts_end_with_their_images,

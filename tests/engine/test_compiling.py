@@ -131,6 +131,15 @@ def test_h6_a_shape_beyond_the_limit_is_an_error_of_the_log_and_runs_as_it_is(ea
     assert len([one for one in caplog.records if "runs uncompiled" in one.message]) == 1
 
 
+def test_h5_a_pass_in_which_a_network_was_compiled_is_no_example_for_others():
+    renderer = compiling(Backend())
+    told = []
+    for seed in range(2):
+        drawn(renderer, recipe(seed=seed))
+        told.append(renderer.measured is not None)
+    assert told == [False, True]
+
+
 @pytest.mark.parametrize("text", ["512x512", "512x512x0", "500x512x1", "axbxc", "512x512x8x1", "-8x8x1"])
 def test_a_shape_that_is_none_is_refused(text):
     with pytest.raises(ValueError):

@@ -101,3 +101,14 @@ def test_h2_no_step_walks_through_the_modules_of_the_network(render, recipe_of, 
     render(recipe_of(steps=12))
     per_step = (len(visited) - 2 * of_two) / 10
     assert per_step < 5  # a network's first weight says its type; it has hundreds of modules
+
+
+def test_h5_a_pass_tells_its_time_by_images_and_calls_and_one_that_is_stopped_tells_nothing(
+    renderer, render, recipe_of
+):
+    outcomes = render(*(recipe_of(seed=seed, steps=3, sampler="Heun") for seed in range(2)))
+    calls = 2 * (2 * 3 - 1)  # of two images; Heun's last step has one call, the others two
+    told, spent_ns = renderer.measured, 1000 * sum(outcome.gpu_us for outcome in outcomes)
+    assert 0 < told.image_call_ns * calls < spent_ns and told.peak_bytes >= 0
+    render(recipe_of(), should_stop=lambda: True)
+    assert renderer.measured is None

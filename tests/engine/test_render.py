@@ -167,7 +167,7 @@ def test_checkpoints_go_when_their_bytes_no_longer_fit(tmp_path, recipe_of):
     all_weights = [Weights(name=digit, sha256=digit * 64) for digit in "12"]
     paths = [write_checkpoint(tmp_path / f"{name}.safetensors", seed=int(name)) for name in "12"]
     files = {weights.sha256: WeightsFile(path) for weights, path in zip(all_weights, paths, strict=True)}
-    renderer = DiffusersRenderer(max_resident_bytes=paths[0].stat().st_size * 3 // 2)
+    renderer = DiffusersRenderer(max_host_bytes=paths[0].stat().st_size * 3 // 2)
     for weights in all_weights:
         spec = RenderSpec((recipe_of(checkpoint=weights, steps=1),), files)
         list(renderer.render(spec, on_step=lambda *_: None, should_stop=lambda: False))

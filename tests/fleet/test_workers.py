@@ -12,6 +12,7 @@ from accounts.models import User
 from assets.models import Asset
 from common.errors import ConflictError, InvalidRequestError
 from fleet.models import Worker
+from fleet.profiles import pass_measured, pass_too_large
 from fleet.services import (
     worker_may_claim,
     worker_quarantine,
@@ -118,6 +119,24 @@ def test_a_workers_page_shows_what_it_renders_keeps_and_failed_at(root):
     assert "It broke." in body and "1.0\xa0KB of 4.0\xa0KB" in body and "2.0\xa0KB" in body and "aaaaaaaaaa" in body
     assert "mini" in root.get(reverse("admin:index")).content.decode()
     assert "mini" in root.get(page("fleet_worker", "changelist")).content.decode()
+
+
+def test_h5_a_workers_page_shows_what_its_kind_of_card_has_taught_in_as_few_queries_for_more(root):
+    learned = {"device": "cpu", "build": "float32", "peak_bytes": 3 * 1024**2}
+    worker, counts = a_worker(), []
+    for first, last in ((0, 2), (2, 30)):
+        for number in range(first, last):
+            for images, time_ns in ((1, 2_500_000), (4, 1_250_000), (8, 1_240_000)):
+                pass_measured(**learned, shape=f"sd1 {number}", images=images, image_call_ns=time_ns)
+        with CaptureQueriesContext(connection) as queries:
+            body = root.get(page("fleet_worker", "change", worker.pk)).content.decode()
+        counts.append(len(queries))
+    pass_too_large(device="cpu", build="float32", shape="sd1 29", images=16)
+    shown = root.get(page("fleet_worker", "change", worker.pk))
+    newest = shown.context["learned"][0]
+    assert (newest["shape"], newest["best"], [row.images for row in newest["sizes"]]) == ("sd1 29", 4, [1, 4, 8, 16])
+    assert counts[0] == counts[1] and "1.25 ms" in body and "3.0\xa0MB" in body
+    assert "did not fit" in shown.content.decode()
 
 
 def test_c5_the_list_and_the_first_page_cost_the_same_queries_for_more_workers(root):

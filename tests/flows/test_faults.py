@@ -37,7 +37,7 @@ def test_f1_a_worker_killed_in_mid_batch_costs_no_image_and_no_second_charge(pla
     client = Client(platform, user="killed")
     platform.start_worker(PATTERN_STEP_SECONDS="0.25")
     job = client.submit(n_iter=20, steps=4)
-    wait_until(lambda: client.job(job["id"])["images_delivered"] >= 8, seconds=60, what="The first micro-batch")
+    wait_until(lambda: client.job(job["id"])["images_delivered"] >= 8, seconds=60, what="The first micro-batches")
     platform.kill("worker")
     platform.start_worker(PATTERN_STEP_SECONDS="0.01")
     client.wait(job["id"])
@@ -119,7 +119,8 @@ def test_f11_sigterm_finishes_what_runs_and_claims_nothing_more(platform):
     worker.terminate()
     worker.wait(30)
     stopped = client.job(job["id"])
-    assert stopped["images_delivered"] in (8, 16) and stopped["state"] == "running"
+    # Passes of one, two and four images: an unknown shape begins small.
+    assert stopped["images_delivered"] in (1, 3, 7) and stopped["state"] == "running"
     platform.start_worker()
     assert client.wait(job["id"])["state"] == "succeeded"
     assert {image["attempts"] for image in client.images(job["id"])} == {1}

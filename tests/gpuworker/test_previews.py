@@ -8,17 +8,20 @@ import time
 import pytest
 from PIL import Image
 
+from fleet.models import Worker
 from gpuworker.contract import Picture
 from gpuworker.heartbeat import Lease
 from gpuworker.runner import Runner
 from renderjobs.previews import preview_ask, preview_put, previews_asked
+from tests.fakes import PatternRenderer
 
 PICTURE = Picture(2, 1, bytes([255, 0, 0, 0, 0, 255]))
 
 
 @pytest.fixture
 def runner(broker) -> Runner:
-    return Runner(worker=None, renderer=None, heartbeat=None, draining=None)  # type: ignore[arg-type]
+    worker = Worker(name="w1", device="pattern")
+    return Runner(worker=worker, renderer=PatternRenderer(), heartbeat=None, draining=None)  # type: ignore[arg-type]
 
 
 def never() -> list[Picture]:

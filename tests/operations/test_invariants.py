@@ -43,6 +43,7 @@ from billing.models import (
 )
 from billing.ratecards import rate_card_publish
 from common.database import append_only_removal_sql, frozen_removal_sql
+from fleet.models import PassProfile
 from operations.invariants import OBJECT_CHECKS, ROW_CHECKS, one_moment, violations
 from renderjobs.claims import ClaimedBatch
 from renderjobs.compat.eas import queues
@@ -278,6 +279,7 @@ BREAKAGES = {
     "I7 ended claim": lambda job: Claim.objects.update(ended_at=timezone.now()),
     "I7 prompt's claim": lambda job: PromptExpansion.objects.update(claim=Claim.objects.first()),
     "I7 prompts": lambda job: PromptExpansion.objects.update(count=2),
+    "H5": lambda job: PassProfile.objects.create(images=1, seen_at=timezone.now()),
     "I9 sequence": lambda job: RenderJob.objects.filter(pk=job.pk).update(event_sequence=99),
     "I9 arrow": lambda job: JobEvent.objects.filter(to_state="claimed", image_index=0).update(to_state="failed"),
     "I9 chain": lambda job: JobEvent.objects.filter(to_state="rendering", image_index=0).update(from_state="waiting"),

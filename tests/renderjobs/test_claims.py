@@ -6,8 +6,11 @@ import pytest
 
 from common.database import now_plus
 from fleet.services import worker_register
+from gpuworker.contract import AnyRecipe
 from renderjobs.claims import (
     LeaseLost,
+    SizeOf,
+    as_many_as_may,
     lease_release,
     lease_renew,
     leases_expire,
@@ -21,10 +24,10 @@ from tests.factories import a_caller, a_job, a_pool
 pytestmark = pytest.mark.django_db
 
 
-def claim(name: str = "w1"):
+def claim(name: str = "w1", *, size_of: SizeOf = as_many_as_may):
     pool = a_pool()
     worker = worker_register(name=name, pool=pool, device="cpu")
-    return microbatch_claim(worker_id=worker.pk, pool_id=pool.pk)
+    return microbatch_claim(worker_id=worker.pk, pool_id=pool.pk, size_of=size_of)
 
 
 def let_pass(claim_id: int) -> None:
@@ -56,10 +59,24 @@ def test_images_of_another_size_wait_for_a_pass_of_their_own():
     assert len(claim().images) == 1
 
 
-def test_large_pictures_share_a_pass_with_fewer_others(settings):
-    settings.MICROBATCH_PIXELS = 2 * 64 * 64
+def test_h5_the_worker_says_how_many_share_a_pass_and_the_setting_how_many_at_most(settings):
+    settings.MAX_MICROBATCH = 3
     a_job(n_iter=5)
-    assert len(claim().images) == 2
+    asked: list[int] = []
+
+    def size_of(recipe: AnyRecipe) -> int:
+        asked.append(recipe.width)
+        return 2 if len(asked) == 1 else 100
+
+    assert [len(claim(size_of=size_of).images) for _ in range(2)] == [2, 3] and asked == [64, 64]
+
+
+def test_h5_nobody_is_asked_how_many_share_a_pass_where_one_image_waits():
+    def size_of(recipe: AnyRecipe) -> int:
+        raise AssertionError("asked")
+
+    a_job()
+    assert len(claim(size_of=size_of).images) == 1
 
 
 def test_two_workers_never_get_the_same_image(settings):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Generic, TypeVar
 
 Value = TypeVar("Value")
@@ -12,10 +12,18 @@ Value = TypeVar("Value")
 class ByteCache(Generic[Value]):
     """Values by key, up to a total size. A value larger than the limit is kept until the next one comes."""
 
-    def __init__(self, max_bytes: int, *, size_of: Callable[[Value], int]) -> None:
+    def __init__(
+        self,
+        max_bytes: int,
+        *,
+        size_of: Callable[[Value], int],
+        on_drop: Callable[[Hashable, Value], None] | None = None,
+    ) -> None:
+        """Args: on_drop: Called with what had to go."""
         self.max_bytes = max_bytes
         self.used_bytes = 0
         self._size_of = size_of
+        self._on_drop = on_drop
         self._values: OrderedDict[Hashable, Value] = OrderedDict()
 
     def __contains__(self, key: Hashable) -> bool:
@@ -49,6 +57,20 @@ class ByteCache(Generic[Value]):
         while self._values and self.used_bytes + new_bytes > self.max_bytes:
             self._drop_oldest()
 
-    def _drop_oldest(self) -> None:
-        _, value = self._values.popitem(last=False)
+    def pop(self, key: Hashable) -> Value | None:
+        """Hand a value over, if it is here."""
+        if key not in self._values:
+            return None
+        value = self._values.pop(key)
         self.used_bytes -= self._size_of(value)
+        return value
+
+    def drop(self, keys: Iterable[Hashable]) -> None:
+        """Let go of some."""
+        for key in keys:
+            value = self.pop(key)
+            if value is not None and self._on_drop:
+                self._on_drop(key, value)
+
+    def _drop_oldest(self) -> None:
+        self.drop([next(iter(self._values))])

@@ -128,15 +128,18 @@ def _flow_family(path: Path, size_bytes: int) -> str | None:
     return family if family in FLOW_FAMILIES else None
 
 
-def load_flow(path: Path, *, device: torch.device, dtype: torch.dtype) -> FlowModel:
+def load_flow(
+    path: Path, *, device: torch.device, dtype: torch.dtype, read: Callable[[Path], Tensors] = read_separately
+) -> FlowModel:
     """Load a file with all parts of such a model.
 
     Args:
         dtype: float16 becomes bfloat16: these networks overflow in half precision.
+        read: Gives the file's tensors away.
     Raises:
         CheckpointError: The file is damaged, incomplete or of another family.
     """
-    texts, tensors = read_metadata(path), read_separately(path)
+    texts, tensors = read_metadata(path), read(path)
     found = recognise(shapes_of(tensors))
     family = found.family or ""
     if family not in FLOW_FAMILIES or found.missing:

@@ -5,7 +5,7 @@ Fills networks; which networks is decided in ``families``, how files are read in
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -79,17 +79,23 @@ class Checkpoint:
 
 
 def load_checkpoint(
-    path: Path, *, config_path: Path | None = None, device: torch.device, dtype: torch.dtype
+    path: Path,
+    *,
+    config_path: Path | None = None,
+    device: torch.device,
+    dtype: torch.dtype,
+    read: Callable[[Path], Tensors] = read_separately,
 ) -> Checkpoint:
     """Load a checkpoint. Tensors go to the device in the file's type and are cast there; each leaves memory as soon as it has.
 
     Args:
         config_path: An LDM-style YAML; without one, what the file's metadata hold of a folder's configuration counts.
+        read: Gives the file's tensors away.
     Raises:
         CheckpointError: The file is damaged, incomplete or of another family.
     """
     beside = beside_of_yaml(config_path) if config_path else beside_of_configs(read_metadata(path))
-    return _checkpoint(_in_original_layout(read_separately(path)), beside, Place(device, dtype))
+    return _checkpoint(_in_original_layout(read(path)), beside, Place(device, dtype))
 
 
 @dataclass(frozen=True, slots=True)

@@ -232,7 +232,8 @@ class GuidedDenoiser:
         divisor = CFG_PLUS_PLUS_DIVISOR if steering.cfg_plus_plus else 1.0
         self._scales = [scale / divisor for scale in steering.cfg_scales]
         self._edits = steering.image_cfg_scale is not None and steering.image_cfg_scale != 1.0
-        self._calls = 0
+        self.calls = 0
+        """So far."""
         self._step = 0
         self._calls_in_step = 0
         self._batch: _Batch | None = None
@@ -254,7 +255,7 @@ class GuidedDenoiser:
         prediction = self._guided(latents, level)
         if steering.blend and not steering.blend.before:
             prediction = steering.blend(prediction, level)
-        self._calls += 1
+        self.calls += 1
         self._calls_in_step += 1
         self.last_prediction = prediction
         return prediction
@@ -277,7 +278,7 @@ class GuidedDenoiser:
     def _completed(self, refiner: RefinerSwitch, level: Level) -> float:
         """The share of the way that lies behind: of the noise, or of the calls."""
         if refiner.by_steps:
-            return self._calls / self._steering.total_calls
+            return self.calls / self._steering.total_calls
         if self._steering.timesteps:
             return (999 - int(level)) / 1000
         levels: NoiseLevels = self._network.levels  # type: ignore[attr-defined]
@@ -313,21 +314,21 @@ class GuidedDenoiser:
         QUIRK(A1111 1.10): the sigma of NGMS is compared with a timestep where the sampler walks over those.
         """
         settings = self._steering.settings
-        if settings.skip_early_cond and self._calls / self._steering.total_calls <= settings.skip_early_cond:
+        if settings.skip_early_cond and self.calls / self._steering.total_calls <= settings.skip_early_cond:
             return True
-        turn = bool(self._calls % 2) or settings.s_min_uncond_all
+        turn = bool(self.calls % 2) or settings.s_min_uncond_all
         return turn and settings.s_min_uncond > 0 and float(level) < settings.s_min_uncond
 
     def _rows(self) -> tuple[list[_Row], list[_Row]]:
         """Rows at their weight within the image's guidance; the scales come later."""
         positive: list[_Row] = []
         for image, conditioning in enumerate(self._conditionings):
-            conds = of_one_length([track.at(self._calls) for track in conditioning.positive])
+            conds = of_one_length([track.at(self.calls) for track in conditioning.positive])
             positive += [
                 _Row(image, cond, track.weight) for track, cond in zip(conditioning.positive, conds, strict=True)
             ]
         negative = [
-            _Row(image, item.negative.at(self._calls), 0.0, negative=True)
+            _Row(image, item.negative.at(self.calls), 0.0, negative=True)
             for image, item in enumerate(self._conditionings)
         ]
         return positive, negative

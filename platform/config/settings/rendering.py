@@ -34,9 +34,8 @@ WORKER_POLL_SECONDS = 5
 WORKER_DEAD_AFTER_SECONDS = 30
 MAX_ATTEMPTS = 3
 """Of one image, before it fails with the last reason."""
-MAX_MICROBATCH = env.integer("MAX_MICROBATCH", 8, minimum=1, maximum=256)
-MICROBATCH_PIXELS = env.integer("MICROBATCH_PIXELS", 2_097_152, minimum=4096, maximum=2**32)
-"""Pixels of one pass: larger pictures share a pass with fewer others (8 of 512 x 512)."""
+MAX_MICROBATCH = env.integer("MAX_MICROBATCH", 16, minimum=1, maximum=256)
+"""Pictures of one pass at most; how many are best below that, workers learn."""
 
 PROMPT_EXPANSION = env.boolean("PROMPT_EXPANSION", False)
 """Whether language models write prompts here; each takes the card for some seconds, which nobody pays for."""
@@ -48,6 +47,8 @@ WORKER_NAME = env.text("WORKER_NAME", "")
 WORKER_CACHE_DIR = DATA_DIR / "worker-cache"
 WORKER_CACHE_BYTES = env.integer("WORKER_CACHE_GIB", 200, minimum=1, maximum=1_048_576) * 1024**3
 """Of weights and input pictures on the worker's own disk; what was used longest ago goes first, before the disk is full."""
+WORKER_RAM_BYTES = env.integer("WORKER_RAM_GIB", 8, minimum=1, maximum=65_536) * 1024**3
+"""Of weights a worker keeps in the machine's memory: without a card those it renders with, beside a card those that left it."""
 TORCH_DEVICE = env.choice("TORCH_DEVICE", ("auto", "cpu", "cuda"), "auto")
 TORCH_DTYPE = env.choice("TORCH_DTYPE", ("auto", "float32", "float16", "bfloat16"), "auto")
 TORCH_COMPILE_SHAPES = env.words_like(
