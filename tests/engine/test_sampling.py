@@ -325,3 +325,9 @@ def test_recorded_brownian_noise_is_met(recipe_of):
     for name, way in (("14.6_5", (14.6, 5.0)), ("5_1", (5.0, 1.0))):
         found = noise(*map(torch.tensor, way)).numpy()
         np.testing.assert_allclose(found, recorded[f"CPU_brownian_{name}"], atol=1e-6, err_msg=name)
+
+
+def test_masks_are_filled_with_noise_of_the_fill_seed(recipe_of):
+    own, other = PassNoise([recipe_of(seed=5, fill_seed=3)], SHAPE), PassNoise([recipe_of(seed=3)], SHAPE)
+    assert torch.equal(own.fill, other.first)
+    assert torch.equal(own.first, PassNoise([recipe_of(seed=5)], SHAPE).first)
