@@ -423,8 +423,7 @@ AnyRecipe = Recipe | ExtrasRecipe | DetectRecipe
 OWN_FIELDS = frozenset(
     {
         "prompt", "negative_prompt", "seed", "subseed", "subseed_strength", "seed_resize_from_w", "seed_resize_from_h",
-        "cfg_scale", "ensd", "embeddings", "hires", "img2img", "control", "notes",
-        "fill_seed",
+        "cfg_scale", "ensd", "embeddings", "hires", "img2img", "fill_seed", "control", "notes",
     }
 )  # fmt: skip
 """What may differ between the images of one pass; of ``hires``, ``img2img`` and ``control`` a part."""

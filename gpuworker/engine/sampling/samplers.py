@@ -648,15 +648,15 @@ def _unipc_step(
 def _unipc_weights(places: torch.Tensor, step: Scalar, scale: Scalar) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Of the differences, the prediction's first: so that every power of the step is met."""
     matrix, moments = _unipc_moments(places, step, scale)
-    order = len(places)
-    before = (
-        []
-        if order == 1
-        else [torch.tensor(0.5)]
-        if order == 2
-        else list(torch.linalg.solve(matrix[:-1, :-1], moments[:-1]))
-    )
-    return before, [torch.tensor(0.5)] if order == 1 else list(torch.linalg.solve(matrix, moments))
+    half = [torch.tensor(0.5)]
+    match len(places):
+        case 1:
+            return [], half
+        case 2:
+            before = half
+        case _:
+            before = list(torch.linalg.solve(matrix[:-1, :-1], moments[:-1]))
+    return before, list(torch.linalg.solve(matrix, moments))
 
 
 def _unipc_varying_weights(
@@ -673,12 +673,12 @@ def _unipc_varying_weights(
     for power in range(1, order + 1):
         phi, factorial = phi / -step - 1 / factorial, factorial * (power + 1)
         phis.append(phi / scale)
-    before: list[torch.Tensor] = []
-    if order > 1:
-        before = list(torch.stack(phis[:-1]) @ torch.linalg.inv(system[:-1, :-1]))
     inverse = torch.linalg.inv(system)
-    after = list(torch.stack(phis[:-1]) @ inverse[:-1, :-1]) if order > 1 else []
-    return before, [*after, phis[-1] * inverse[max(order - 2, 0), -1]]
+    newest = phis[-1] * inverse[max(order - 2, 0), -1]
+    if order == 1:
+        return [], [newest]
+    earlier = torch.stack(phis[:-1])
+    return list(earlier @ torch.linalg.inv(system[:-1, :-1])), [*(earlier @ inverse[:-1, :-1]), newest]
 
 
 def _unipc_moments(places: torch.Tensor, step: Scalar, scale: Scalar) -> tuple[torch.Tensor, torch.Tensor]:

@@ -31,7 +31,7 @@ TAKES_SIGMA_NOISE = frozenset(
 SCHEDULE_TYPE = "Schedule type"
 ORIGINAL = 1
 PARTS = re.compile(r"\bAND\b")
-WEIGHT_OF_A_PART = re.compile(r"(?:\s*:\s*[-+]?(?:\d+\.?|\d*\.\d+))?\s*$")
+WEIGHT_OF_A_PART = re.compile(r":\s*+[-+]?(?:\d++\.?|\d*+\.\d++)$")
 MASKED_CONTENT = {0: "fill", 2: "latent noise", 3: "latent nothing"}
 EDITING, INPAINTING = 8, 9
 """Input channels of checkpoints that see a picture."""
@@ -242,8 +242,9 @@ def embeddings_used(recipe: Recipe) -> Iterator[str]:
     encoded earlier: the parts of the prompt from the last to the first, then the negative prompt. What only the hires prompts use
     comes too late to be listed."""
     by_name = {use.weights.name: use for use in recipe.embeddings}
-    parts = dict.fromkeys(WEIGHT_OF_A_PART.sub("", part) for part in PARTS.split(strip_network_tags(recipe.prompt)))
-    for text in (*reversed(parts), strip_network_tags(recipe.negative_prompt)):
+    parts = [part.rstrip() for part in PARTS.split(strip_network_tags(recipe.prompt))]
+    different = dict.fromkeys(WEIGHT_OF_A_PART.sub("", part).rstrip() for part in parts)
+    for text in (*reversed(different), strip_network_tags(recipe.negative_prompt)):
         names = sorted(embedding_names_in(text, by_name), key=text.lower().find)
         uses = [by_name[name] for name in names]
         for _ in range(uses[0].encoders if uses else 0):
