@@ -26,6 +26,8 @@ def seeds_of(request: RenderRequest, random: Random) -> list[tuple[int, int]]:
     return [(seed if varied else seed + index, subseed + index) for index in range(request.images_total)]
 
 
+LATENT_NOISE = 2
+"""Of A1111's four masked contents."""
 OF_TEXTS = ("prompt", "negative_prompt", "networks", "embeddings", "hires")
 """Fields of a recipe that follow from an image's texts."""
 
@@ -58,11 +60,23 @@ def recipe_of(shared: AnyRecipe, request: RenderRequest, *, index: int, seed: in
     """
     match shared:
         case Recipe():
-            return replace(_with_own_picture(shared, request, index), seed=seed, subseed=subseed)
+            own = _with_own_picture(shared, request, index)
+            fill_seed = _fill_seed(own, request, index, seed)
+            return replace(own, seed=seed, subseed=subseed, fill_seed=fill_seed)
         case ExtrasRecipe():
             return replace(shared, picture=(shared.picture, *request.more_pictures)[index])
         case DetectRecipe():
             return request.detect[index]
+
+
+def _fill_seed(recipe: Recipe, request: RenderRequest, index: int, seed: int) -> int | None:
+    """QUIRK(A1111 1.10): each pass of a job fills the mask with the noise of the first pass' seeds."""
+    if recipe.inpaint is None or recipe.inpaint.fill != LATENT_NOISE or index < request.batch_size:
+        return None
+    first = index % request.batch_size
+    if request.seeds:
+        return request.seeds[first]
+    return seed if request.subseed_strength else seed - index + first
 
 
 def _with_own_picture(shared: Recipe, request: RenderRequest, index: int) -> Recipe:

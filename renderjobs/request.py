@@ -461,7 +461,7 @@ SETTING_CHECKS: dict[str, Any] = {
     **{name: of_type(default) for name, default in SETTINGS.items()},
     "randn_source": one_of(("GPU", "CPU", "NV")),
     "sd_noise_schedule": one_of(("Default", "Zero Terminal SNR")),
-    "uni_pc_variant": one_of(("bh1", "bh2")),
+    "uni_pc_variant": one_of(("bh1", "bh2", "vary_coeff")),
     "uni_pc_skip_type": one_of(("time_uniform", "time_quadratic", "logSNR")),
     "uni_pc_order": whole(1, 50),
     "hires_fix_refiner_pass": one_of(("first pass", "second pass", "both passes")),

@@ -282,6 +282,8 @@ class Recipe:
     refiner: Refiner | None = None
     hires: Hires | None = None
     img2img: Img2Img | None = None
+    fill_seed: int | None = None
+    """Of the noise that an inpainting mask is filled with, where it is not the image's own."""
     control: tuple[ControlUnit, ...] = ()
     notes: tuple[tuple[str, Any], ...] = ()
     """Infotext parameters of a script that asked for this picture."""
@@ -423,7 +425,7 @@ AnyRecipe = Recipe | ExtrasRecipe | DetectRecipe
 OWN_FIELDS = frozenset(
     {
         "prompt", "negative_prompt", "seed", "subseed", "subseed_strength", "seed_resize_from_w", "seed_resize_from_h",
-        "cfg_scale", "ensd", "embeddings", "hires", "img2img", "control", "notes",
+        "cfg_scale", "ensd", "embeddings", "hires", "img2img", "fill_seed", "control", "notes",
     }
 )  # fmt: skip
 """What may differ between the images of one pass; of ``hires``, ``img2img`` and ``control`` a part."""

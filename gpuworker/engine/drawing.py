@@ -419,7 +419,7 @@ class _Pass:
                 self.drawing.pictures,
                 vae_key=self._vae_key,
                 fill=given.inpaint.fill if given.inpaint else ORIGINAL,
-                noise=noise.plain,
+                noise=noise.fill,
             )
         self._concat = begin.concat
         self._blend = begin.blend(given.inpaint, before=self.solver.prediction == "timestep")
@@ -546,7 +546,15 @@ class _Pass:
         generators: Sequence[torch.Generator],
     ) -> UnitOfPass:
         regions = [region_of(recipe.control[index], self.drawing.spec.path_of) for recipe in self.recipes]
-        return unit_of_pass(prepared, regions, network, self.loaded.checkpoint, generators, hires=self.plan.hires)
+        return unit_of_pass(
+            prepared,
+            regions,
+            network,
+            self.loaded.checkpoint,
+            generators,
+            hires=self.plan.hires,
+            alone=self.recipe.hires is None,
+        )
 
     def _take_control_along(self, refined: LoadedCheckpoint) -> None:
         if self._control and self._control_networks(refined) is not None:

@@ -222,6 +222,11 @@ def test_hires_option_says_in_which_pass_a_unit_acts(option, first, second):
     assert of_pass(hr_option=option, hires=True).acts_at(0.5) is second
 
 
+@pytest.mark.parametrize("option", ["Both", "Low res only", "High res only"])
+def test_without_hires_fix_the_option_has_no_effect(option):
+    assert UnitOfPass(unit=ControlUnit(hr_option=option), alone=True).acts_at(0.5)
+
+
 @pytest.mark.parametrize(("progress", "acts"), [(0.19, False), (0.2, True), (0.7, True), (0.71, False)])
 def test_both_ends_of_the_guidance_window_belong_to_it(progress, acts):
     assert of_pass(guidance_start=0.2, guidance_end=0.7).acts_at(progress) is acts

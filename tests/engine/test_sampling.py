@@ -8,6 +8,7 @@ import torch
 
 from gpuworker.contract import Settings
 from gpuworker.contract.samplers import SAMPLERS_BY_NAME, resolve_sampler, schedule_named
+from gpuworker.engine.errors import InvalidSpecError
 from gpuworker.engine.prompts.encoder import Cond, Conditioning, PromptTrack
 from gpuworker.engine.sampling.denoise import rehearse
 from gpuworker.engine.sampling.guidance import GuidedDenoiser, Steering
@@ -159,6 +160,57 @@ def test_deterministic_solvers_agree_on_a_known_flow(levels, name):
     assert last.mean().item() == pytest.approx(10.0 / (1 + levels.sigma_max**2) ** 0.5, rel=0.06)
 
 
+FOUR = torch.tensor([-3.0, -0.5, 0.7, 4.0]).view(1, 1, 1, 4)
+
+
+class Squashing(PerfectDenoiser):
+    def __call__(self, latents, level):
+        return 0.8 * latents.tanh() / (1 + level * 0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("DPM fast", [-0.403911, -0.154541, 0.199921, 0.452954]),
+        ("DPM adaptive", [-0.508578, -0.179585, 0.23443, 0.566534]),
+    ],
+)
+def test_dpm_solvers_walk_from_a_picture_only_what_the_strength_leaves(levels, name, expected):
+    """The numbers are those of k-diffusion, between the first and the last but one sigma of what is left."""
+    left = sigmas(levels, name, "Automatic", 9)[4:]
+    run = SolverRun(FOUR, left, Squashing(FOUR), lambda *_: torch.zeros(()), levels, steps=9, eta=0.0, inside=True)
+    *_, last = SOLVERS[name].steps(run)
+    assert last.flatten().tolist() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["DPM fast", "DPM adaptive"])
+def test_dpm_solvers_refuse_a_single_step_of_a_picture(levels, name):
+    left = sigmas(levels, name, "Automatic", 9)[-2:]
+    run = SolverRun(FOUR, left, Squashing(FOUR), lambda *_: torch.zeros(()), levels, steps=9, inside=True)
+    with pytest.raises(InvalidSpecError, match="at least two"):
+        list(SOLVERS[name].steps(run))
+
+
+@pytest.mark.parametrize(
+    ("variant", "order", "expected"),
+    [
+        ("bh1", 3, [-2.597866, -0.205382, 0.293442, 4.922753]),
+        ("vary_coeff", 1, [-2.581088, -0.202433, 0.289495, 4.855892]),
+        ("vary_coeff", 2, [-2.564919, -0.203568, 0.290842, 4.855601]),
+        ("vary_coeff", 3, [-2.590986, -0.204371, 0.292163, 4.882046]),
+    ],
+)
+def test_variants_of_unipc_give_the_numbers_of_a1111(levels, variant, order, expected):
+    class Bending(PerfectDenoiser):
+        def __call__(self, latents, level):
+            return 0.6 * latents.tanh() * (0.5 + (level + 1) / 1000)
+
+    settings = Settings(uni_pc_variant=variant, uni_pc_order=order)
+    run = SolverRun(FOUR / 4, timesteps_for(6)[:6], Bending(FOUR), None, levels, steps=6, settings=settings)
+    *_, last = SOLVERS["UniPC"].steps(run)
+    assert last.flatten().tolist() == pytest.approx(expected, abs=1e-4)
+
+
 @pytest.mark.parametrize("name", ["DDIM", "PLMS", "UniPC"])
 def test_timestep_solvers_agree_on_a_known_flow(levels, name):
     """In the variance-preserving form such data stay where they are: the ideal noise prediction is sqrt(1 - alpha) x."""
@@ -273,3 +325,9 @@ def test_recorded_brownian_noise_is_met(recipe_of):
     for name, way in (("14.6_5", (14.6, 5.0)), ("5_1", (5.0, 1.0))):
         found = noise(*map(torch.tensor, way)).numpy()
         np.testing.assert_allclose(found, recorded[f"CPU_brownian_{name}"], atol=1e-6, err_msg=name)
+
+
+def test_masks_are_filled_with_noise_of_the_fill_seed(recipe_of):
+    own, other = PassNoise([recipe_of(seed=5, fill_seed=3)], SHAPE), PassNoise([recipe_of(seed=3)], SHAPE)
+    assert torch.equal(own.fill, other.first)
+    assert torch.equal(own.first, PassNoise([recipe_of(seed=5)], SHAPE).first)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gpuworker.contract import Recipe, Weights
+from gpuworker.contract import EmbeddingUse, Hires, Recipe, Weights
 from renderjobs.compat.sdapi.infotext import extra_parameters_of, infotext_of
 
 HEAD = "a cat\nSteps: 12, Sampler: {}, Schedule type: {}, CFG scale: 7.0, Seed: 7, Size: 128x128, "
@@ -72,3 +72,43 @@ def test_extra_parameters_are_numbers_and_leave_out_the_automatic_schedule():
     assert extra_parameters_of(a_recipe()) == {}
     recipe = a_recipe(sampler="DPM++ 2S a", eta=0.3, emphasis="Ignore", prompt="(x)")
     assert extra_parameters_of(recipe) == {"Emphasis": "Ignore", "Schedule type": "Karras", "Eta": 0.3}
+
+
+EMBEDDINGS = tuple(
+    EmbeddingUse(weights=Weights(name=name, sha256="0" * 64), listed_hash=listed)
+    for name, listed in (("zzemb", "d60ac6382afc"), ("zzneg", "28636680995d"))
+)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "negative_prompt", "expected"),
+    [
+        ("zzemb", "zzneg", "zzemb: d60ac6382afc, zzneg: 28636680995d"),
+        ("zzneg, zzemb", "", "zzneg: 28636680995d, zzemb: d60ac6382afc"),
+        ("zzneg AND a tree :1.2", "zzemb zzneg", "zzneg: 28636680995d, zzemb: d60ac6382afc, zzneg: 28636680995d"),
+        ("(zzemb:1.3), [a|b]", "zzemb, [zzemb:cat:.5]", "zzemb: d60ac6382afc, zzemb: d60ac6382afc"),
+        ("zzemb AND zzneg :0.5", "", "zzneg: 28636680995d, zzemb: d60ac6382afc"),
+        ("a tree AND zzemb :0.5 AND zzemb", "", "zzemb: d60ac6382afc"),
+    ],
+)
+def test_embeddings_are_listed_for_each_text_that_is_encoded(prompt, negative_prompt, expected):
+    recipe = a_recipe(prompt=prompt, negative_prompt=negative_prompt, embeddings=EMBEDDINGS)
+    assert extra_parameters_of(recipe)["TI hashes"] == expected
+
+
+def test_text_encoders_list_their_embeddings_one_after_the_other():
+    both = tuple(EmbeddingUse(weights=use.weights, listed_hash=use.listed_hash, encoders=2) for use in EMBEDDINGS)
+    recipe = a_recipe(prompt="zzemb zzneg", embeddings=both)
+    assert extra_parameters_of(recipe)["TI hashes"] == (
+        "zzemb: d60ac6382afc, zzneg: 28636680995d, zzemb: d60ac6382afc, zzneg: 28636680995d"
+    )
+
+
+def test_embeddings_of_the_hires_prompts_alone_come_too_late_to_be_listed():
+    hires = Hires(scale=2.0, upscaler="Latent", prompt="zzemb")
+    assert "TI hashes" not in extra_parameters_of(a_recipe(hires=hires, embeddings=EMBEDDINGS))
+
+
+def test_beta_of_the_hires_pass_names_its_two_numbers():
+    hires = Hires(scale=1.75, upscaler="Latent", schedule="Beta")
+    assert "Beta schedule alpha: 0.6, Beta schedule beta: 0.6, Version" in infotext_of(a_recipe(hires=hires))

@@ -52,6 +52,8 @@ class UnitOfPass:
     average: bool = False
     """Residuals are averaged over the picture: networks of ``shuffle``."""
     hires: bool = False
+    alone: bool = False
+    """There is no hires fix; then every pass is the one the unit is meant for."""
 
     @property
     def module(self) -> str:
@@ -63,7 +65,7 @@ class UnitOfPass:
 
     @property
     def acts_in_this_pass(self) -> bool:
-        return self.unit.hr_option in ("Both", "High res only" if self.hires else "Low res only")
+        return self.alone or self.unit.hr_option in ("Both", "High res only" if self.hires else "Low res only")
 
     def acts_at(self, progress: float) -> bool:
         return self.acts_in_this_pass and self.unit.guidance_start <= progress <= self.unit.guidance_end

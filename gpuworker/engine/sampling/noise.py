@@ -33,6 +33,7 @@ class PassNoise:
     def __init__(self, recipes: Sequence[Recipe], shape: Shape) -> None:
         self.shape = shape
         self._seeds = [recipe.seed for recipe in recipes]
+        self._fill_seeds = [recipe.seed if recipe.fill_seed is None else recipe.fill_seed for recipe in recipes]
         self._settings = recipes[0].settings
         self._generators = [_generator(recipe.seed, self._settings) for recipe in recipes]
         first = [_first_draw(recipe, shape, own) for recipe, own in zip(recipes, self._generators, strict=True)]
@@ -44,9 +45,9 @@ class PassNoise:
                 self._generators[index] = _generator(recipe.seed + recipe.ensd, self._settings)
 
     @property
-    def plain(self) -> torch.Tensor:
-        """The first draw of each seed without its variation, float32 on the CPU."""
-        return torch.stack([_generator(seed, self._settings).randn(self.shape) for seed in self._seeds])
+    def fill(self) -> torch.Tensor:
+        """What masks are filled with: the first draw of each seed without its variation, float32 on the CPU."""
+        return torch.stack([_generator(seed, self._settings).randn(self.shape) for seed in self._fill_seeds])
 
     def begin_again(self) -> None:
         """The next draw is the first one once more."""

@@ -20,6 +20,7 @@ import torch
 from scipy import integrate
 
 from gpuworker.contract import Settings
+from gpuworker.engine.errors import InvalidSpecError
 from gpuworker.engine.sampling.noise import Noise
 from gpuworker.engine.sampling.schedules import NoiseLevels, karras
 
@@ -402,9 +403,9 @@ def _dpm_target(run: SolverRun, start: Scalar, end: Scalar, last: Scalar) -> tup
 
 
 def _dpm_fast(run: SolverRun) -> Steps:
-    """As many third-order steps as fit into ``run.steps`` denoiser calls; ends at the smallest sigma, never at zero."""
-    first, last = _log_snr_range(run.levels)
-    full, rest = divmod(run.steps, 3)
+    """As many third-order steps as fit into the run's denoiser calls; ends at the smallest sigma, never at zero."""
+    first, last = _log_snr_range(run)
+    full, rest = divmod(len(run.visits) - 1 if run.inside else run.steps, 3)
     orders = [3] * (full - 1) + [2, 1] if rest == 0 else [3] * full + [rest]
     latents = run.latents
     for order, (start, end) in zip(orders, pairwise(torch.linspace(float(first), float(last), full + 2)), strict=True):
@@ -426,7 +427,7 @@ def _dpm_adaptive(run: SolverRun) -> Steps:
 
     Source: Lu et al. 2022, appendix (adaptive step size); an integral controller with a soft limit.
     """
-    position, last = _log_snr_range(run.levels)
+    position, last = _log_snr_range(run)
     latents = before = run.latents
     width = ADAPTIVE_FIRST_STEP
     order = 1.5 if run.eta else 3
@@ -449,8 +450,21 @@ def _relative_error(low: torch.Tensor, high: torch.Tensor, before: torch.Tensor)
     return float(torch.linalg.norm((low - high) / tolerance) / low.numel() ** 0.5)
 
 
-def _log_snr_range(levels: NoiseLevels) -> tuple[Scalar, Scalar]:
-    return _log_snr(torch.tensor(levels.sigma_max)), _log_snr(torch.tensor(levels.sigma_min))
+def _log_snr_range(run: SolverRun) -> tuple[Scalar, Scalar]:
+    """The model's whole range; of a picture, what the schedule leaves of it.
+
+    Raises:
+        InvalidSpecError: A picture leaves one step, which ends where it begins; A1111 fails there as well.
+    """
+    if not run.inside:
+        return _log_snr(torch.tensor(run.levels.sigma_max)), _log_snr(torch.tensor(run.levels.sigma_min))
+    if len(run.visits) < 3:
+        raise InvalidSpecError(
+            "DPM fast and DPM adaptive need at least two of the steps that the strength leaves.",
+            field="steps",
+            value=run.steps,
+        )
+    return _log_snr(run.visits[0]), _log_snr(run.visits[-2])
 
 
 # --- Restart, LCM ----------------------------------------------------------------------------------------------------
@@ -619,20 +633,52 @@ def _unipc_step(
     scale = (-step).expm1() if run.settings.uni_pc_variant == "bh2" else -step
     places = [(then.log_snr - base.log_snr) / step for then, _ in earlier]
     changes = [(picture - base_picture) / place for place, (_, picture) in zip(places, earlier, strict=True)]
-    matrix, moments = _unipc_moments(torch.stack([*places, torch.ones(())]), step, scale)
+    weights_for = _unipc_varying_weights if run.settings.uni_pc_variant == "vary_coeff" else _unipc_weights
+    weights_before, weights_after = weights_for(torch.stack([*places, torch.ones(())]), step, scale)
 
     first_order = point.sigma / base.sigma * latents - point.alpha * (-step).expm1() * base_picture
-    if len(changes) == 1:
-        weights = [torch.tensor(0.5)]
-    else:
-        weights = list(torch.linalg.solve(matrix[:-1, :-1], moments[:-1])) if changes else []
-    predicted = first_order - point.alpha * scale * _weighted_sum(weights, changes)
+    predicted = first_order - point.alpha * scale * _weighted_sum(weights_before, changes)
     if not correct:
         return predicted, None
     picture = _unipc_picture(run, predicted, point)
-    weights = list(torch.linalg.solve(matrix, moments)) if changes else [torch.tensor(0.5)]
-    corrected = first_order - point.alpha * scale * _weighted_sum(weights, [*changes, picture - base_picture])
+    corrected = first_order - point.alpha * scale * _weighted_sum(weights_after, [*changes, picture - base_picture])
     return corrected, picture
+
+
+def _unipc_weights(places: torch.Tensor, step: Scalar, scale: Scalar) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Of the differences, the prediction's first: so that every power of the step is met."""
+    matrix, moments = _unipc_moments(places, step, scale)
+    half = [torch.tensor(0.5)]
+    match len(places):
+        case 1:
+            return [], half
+        case 2:
+            before = half
+        case _:
+            before = list(torch.linalg.solve(matrix[:-1, :-1], moments[:-1]))
+    return before, list(torch.linalg.solve(matrix, moments))
+
+
+def _unipc_varying_weights(
+    places: torch.Tensor, step: Scalar, scale: Scalar
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """As ``_unipc_weights``, with coefficients that vary with the step. Source: Zhao et al. 2023 (UniPC), section 3.3.
+
+    QUIRK(A1111 1.10): of the corrector's newest difference only one coefficient is used, that of the last but one power.
+    """
+    order = len(places)
+    powers = torch.arange(order)
+    system = places[:, None] ** powers / torch.exp(torch.lgamma(powers + 2.0))
+    phi, phis, factorial = (-step).expm1(), [], 1.0
+    for power in range(1, order + 1):
+        phi, factorial = phi / -step - 1 / factorial, factorial * (power + 1)
+        phis.append(phi / scale)
+    inverse = torch.linalg.inv(system)
+    newest = phis[-1] * inverse[max(order - 2, 0), -1]
+    if order == 1:
+        return [], [newest]
+    earlier = torch.stack(phis[:-1])
+    return list(earlier @ torch.linalg.inv(system[:-1, :-1])), [*(earlier @ inverse[:-1, :-1]), newest]
 
 
 def _unipc_moments(places: torch.Tensor, step: Scalar, scale: Scalar) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,10 +6,12 @@ Source: the order of keys in ``create_infotext``, stable-diffusion-webui 1.10.1 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
-from gpuworker.contract import ControlUnit, EmbeddingUse, Recipe, Settings
+from gpuworker.contract import ControlUnit, Recipe, Settings
+from gpuworker.contract.prompts import embedding_names_in, strip_network_tags
 from gpuworker.contract.samplers import AUTOMATIC, SAMPLERS_BY_NAME, effective_schedule, schedule_named
 
 VERSION = "v1.10.1"
@@ -28,6 +30,8 @@ TAKES_SIGMA_NOISE = frozenset(
 """Samplers that A1111 hands these options to. Source: ``sampler_extra_params``, A1111 1.10.1 ``sd_samplers_kdiffusion.py``."""
 SCHEDULE_TYPE = "Schedule type"
 ORIGINAL = 1
+PARTS = re.compile(r"\bAND\b")
+WEIGHT_OF_A_PART = re.compile(r":\s*+[-+]?(?:\d++\.?|\d*+\.\d++)$")
 MASKED_CONTENT = {0: "fill", 2: "latent noise", 3: "latent nothing"}
 EDITING, INPAINTING = 8, 9
 """Input channels of checkpoints that see a picture."""
@@ -226,24 +230,25 @@ def network_parameters(recipe: Recipe) -> dict[str, Any]:
 
 def prompt_parameters(recipe: Recipe) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    # QUIRK(A1111 1.10): each text encoder lists what it used.
-    used = [
-        f"{use.weights.name}: {use.listed_hash}"
-        for use in sorted(recipe.embeddings, key=lambda use: place(recipe, use))
-        for _ in range(use.encoders)
-    ]
-    if used:
-        found["TI hashes"] = ", ".join(used)
+    if used := ", ".join(embeddings_used(recipe)):
+        found["TI hashes"] = used
     if recipe.emphasis != "Original" and any(mark in recipe.prompt + recipe.negative_prompt for mark in "(["):
         found["Emphasis"] = recipe.emphasis
     return found
 
 
-def place(recipe: Recipe, use: EmbeddingUse) -> tuple[bool, int]:
-    """Positive prompt first, then where the name stands."""
-    name = use.weights.name.lower()
-    at = recipe.prompt.lower().find(name)
-    return at < 0, at if at >= 0 else recipe.negative_prompt.lower().find(name)
+def embeddings_used(recipe: Recipe) -> Iterator[str]:
+    """QUIRK(A1111 1.10): each text that is encoded lists what it used, once for every text encoder, before the ones that were
+    encoded earlier: the parts of the prompt from the last to the first, then the negative prompt. What only the hires prompts use
+    comes too late to be listed."""
+    by_name = {use.weights.name: use for use in recipe.embeddings}
+    parts = [part.rstrip() for part in PARTS.split(strip_network_tags(recipe.prompt))]
+    different = dict.fromkeys(WEIGHT_OF_A_PART.sub("", part).rstrip() for part in parts)
+    for text in (*reversed(different), strip_network_tags(recipe.negative_prompt)):
+        names = sorted(embedding_names_in(text, by_name), key=text.lower().find)
+        uses = [by_name[name] for name in names]
+        for _ in range(uses[0].encoders if uses else 0):
+            yield from (f"{use.weights.name}: {use.listed_hash}" for use in uses)
 
 
 def first_schedule(recipe: Recipe) -> str:
@@ -272,7 +277,7 @@ def sampling_parameters(recipe: Recipe) -> dict[str, Any]:
         rho = schedule_named(schedule).default_rho
         if rho != -1 and settings.rho not in (0, rho):
             found["Schedule rho"] = as_sent(settings.rho)
-    if schedule == "Beta":
+    if "Beta" in (schedule, recipe.hires and hires_schedule(recipe)):
         # QUIRK(A1111 1.10): its parser calls these "Beta scheduler alpha" and "… beta".
         found |= {"Beta schedule alpha": settings.beta_dist_alpha, "Beta schedule beta": settings.beta_dist_beta}
     if sampler.uses_sigmas and settings.sgm_noise_multiplier and recipe.img2img is None:

@@ -33,12 +33,14 @@ def unit_of_pass(
     generators: Sequence[torch.Generator],
     *,
     hires: bool,
+    alone: bool,
 ) -> UnitOfPass:
     """One unit of every image of a pass; runs the part of the network that reads maps.
 
     Args:
         regions: Where the unit acts in each image, 0…1, shape (height, width); all or none of them None.
         generators: One per image. What is drawn for latents comes from them, as A1111 draws it.
+        alone: There is no hires fix.
     """
     unit, vae = prepared[0].unit, checkpoint.vae
     shared = len(prepared) > 1 and all(one is prepared[0] for one in prepared)
@@ -61,6 +63,7 @@ def unit_of_pass(
         concat=_concat(checkpoint, colours, mask, generators) if inpaints(unit) else None,
         average=network is not None and "shuffle" in (unit.weights.name.lower() if unit.weights else ""),
         hires=hires,
+        alone=alone,
     )
 
 
