@@ -199,12 +199,13 @@ def _stock_sdxl(loaded: Any) -> Any:
     from diffusers import StableDiffusionXLPipeline
 
     one, other = (tower.model for tower in loaded.text)
+    loaded.vae.register_to_config(scaling_factor=loaded.latent_scale)  # which our engine keeps elsewhere
     return StableDiffusionXLPipeline(
         vae=loaded.vae,
         text_encoder=one,
         text_encoder_2=other,
         tokenizer=_stock_tokenizer(),
-        tokenizer_2=_stock_tokenizer(),
+        tokenizer_2=_stock_tokenizer(pad_token="!"),  # as it was published
         unet=_stock_unet_of_sdxl(loaded),
         scheduler=_stock_scheduler(),
         force_zeros_for_empty_prompt=False,
@@ -227,12 +228,12 @@ def _stock_unet_of_sdxl(loaded: Any) -> Any:
     return unet.eval()
 
 
-def _stock_tokenizer() -> Any:
+def _stock_tokenizer(**changes: Any) -> Any:
     from transformers import CLIPTokenizer
 
     from gpuworker.engine.prompts.tokens import TOKENIZER_DIR
 
-    return CLIPTokenizer.from_pretrained(TOKENIZER_DIR)
+    return CLIPTokenizer.from_pretrained(TOKENIZER_DIR, **changes)
 
 
 def _stock_scheduler() -> Any:
