@@ -170,7 +170,7 @@ class StockPipeline:
         return np.asarray(
             self.pipeline(
                 item.prompt,
-                negative_prompt=item.negative_prompt,
+                negative_prompt=item.negative_prompt or None,
                 num_inference_steps=item.steps,
                 guidance_scale=item.cfg_scale,
                 width=item.width,
@@ -208,7 +208,7 @@ def _stock_sdxl(loaded: Any) -> Any:
         tokenizer_2=_stock_tokenizer(pad_token="!"),  # as it was published
         unet=_stock_unet_of_sdxl(loaded),
         scheduler=_stock_scheduler(),
-        force_zeros_for_empty_prompt=False,
+        force_zeros_for_empty_prompt=True,  # as our engine does
         add_watermarker=False,
     )
 

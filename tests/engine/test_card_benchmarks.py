@@ -18,10 +18,7 @@ def test_b1_b2_b3_compare_with_a_stock_pipeline_and_learn_the_micro_batch(family
     rate, part = against_stock("B0", SMALL[family], device="cpu", pairs=1)
     assert rate.ratio == rate.above_seconds / rate.below_seconds and 0 < part.ratio < 1
     assert list(rate.notes["milliseconds_per_image_and_call"]) == [1, 2]
-    # Of SDXL the stock pipeline draws another picture of random weights; the note says so, and the work is the same.
-    assert family == "sdxl" or rate.notes["largest_difference_of_the_first"] <= 2, (
-        "speed was bought with another picture"
-    )
+    assert rate.notes["largest_difference_of_the_first"] <= 2, "speed was bought with another picture"
 
 
 def test_b10_changes_a_checkpoint_that_is_resident_and_one_that_is_parked():
