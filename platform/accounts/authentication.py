@@ -115,10 +115,10 @@ def credential_of(header: str) -> Credential | None:
     return None
 
 
-def caller_of(header: str, *, address: str = "") -> Caller | None:
-    """The caller behind an Authorization header; None when no usable token is in it."""
+def caller_of(header: str, *, address: str = "", gated: bool = True) -> Caller | None:
+    """The caller behind an Authorization header; None when no usable token is in it. As ``caller_by``."""
     credential = credential_of(header)
-    return caller_with(credential.token, address=address) if credential else None
+    return caller_with(credential.token, address=address, gated=gated) if credential else None
 
 
 def address_of(request: HttpRequest) -> str:
@@ -126,21 +126,25 @@ def address_of(request: HttpRequest) -> str:
     return str(request.META.get("REMOTE_ADDR") or "")
 
 
-def caller_with(text: str, *, address: str = "") -> Caller | None:
+def caller_with(text: str, *, address: str = "", gated: bool = True) -> Caller | None:
     """The caller whom a token stands for; None when it is unknown, expired, revoked, or not for this address.
 
     Raises:
         PlatformError: It is known, and refused for now.
     """
-    return caller_by(address=address, digest=token_digest(text))
+    return caller_by(address=address, gated=gated, digest=token_digest(text))
 
 
-def caller_by(*, address: str, **of_token: Any) -> Caller | None:
-    """As ``caller_with``, by any columns of the token, for a door that has checked by itself who calls."""
+def caller_by(*, address: str, gated: bool = True, **of_token: Any) -> Caller | None:
+    """As ``caller_with``, by any columns of the token, for a door that has checked by itself who calls.
+
+    Args:
+        gated: Not where one who was let in is only looked at again.
+    """
     role = Membership.objects.filter(team=OuterRef("team"), user=OuterRef("user")).values("role")[:1]
     usable = ApiToken.objects.usable().select_related("user", "team", *_relations).annotate(role=Subquery(role))
-    gated = usable.annotate(**{name: stands_before() for name, (stands_before, _) in _gates.items()})
-    token: Any = gated.filter(**of_token).first()
+    known = usable.annotate(**{name: stands_before() for name, (stands_before, _) in _gates.items()})
+    token: Any = known.filter(**of_token).first()
     if token is None or not token.is_usable_from(address):
         return None
     if token.last_used_at is None or timezone.now() - token.last_used_at > LAST_USE_RESOLUTION:
@@ -148,7 +152,7 @@ def caller_by(*, address: str, **of_token: Any) -> Caller | None:
         ApiToken.objects.filter(stale, pk=token.pk).update(last_used_at=Now())
     caller = Caller(user=token.user, team=token.team, token=token, role=token.role)
     for name, (_, let_in) in _gates.items():
-        if getattr(token, name):
+        if gated and getattr(token, name):
             let_in(caller)
     return caller
 

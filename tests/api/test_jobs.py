@@ -109,7 +109,7 @@ def test_c5_lists_take_the_same_number_of_queries_for_any_number_of_rows(
 
 
 def test_the_list_shows_each_jobs_own_progress(api, caller):
-    slow, fast, queued = a_job(caller, n_iter=8), a_job(caller, n_iter=4), a_job(caller)
+    slow, fast, queued = a_job(caller, n_iter=16), a_job(caller, n_iter=4), a_job(caller)
     for step in (1, 3):
         Claim.objects.filter(pk=begun().claim_id).update(step=step, steps=4)
     shown = {row["id"]: row["progress"] for row in api.get("/api/v1/jobs").json()["results"]}

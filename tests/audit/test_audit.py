@@ -44,7 +44,7 @@ def said(entry: LogEntry, key: str) -> object:
 def test_p14_a_change_in_the_admin_is_kept_with_who_from_where_before_and_after(root):
     team = a_caller().team
     form = {"name": "team-a", "title": "The A team"}
-    for part in ("memberships", "projects"):
+    for part in ("memberships", "projects", "quotas"):
         form |= {f"{part}-TOTAL_FORMS": 0, f"{part}-INITIAL_FORMS": 0}
     assert root.post(page("accounts_team", "change", team.pk), form, REMOTE_ADDR="10.1.2.3").status_code == 302
     change = entries(team)[-1]
@@ -117,7 +117,7 @@ def test_the_name_stays_when_the_account_goes(root):
 
 def new_team(name: str) -> dict[str, object]:
     form: dict[str, object] = {"name": name}
-    for part in ("memberships", "projects"):
+    for part in ("memberships", "projects", "quotas"):
         form |= {f"{part}-TOTAL_FORMS": 0, f"{part}-INITIAL_FORMS": 0}
     return form
 

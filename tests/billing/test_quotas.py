@@ -11,6 +11,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
+from accounts.authentication import caller_of
 from accounts.models import User
 from billing.errors import QuotaExceededError
 from billing.models import Hold, Measure, Quota, RequestCount, UsageRecord
@@ -240,6 +241,14 @@ def test_s23_a_refused_request_counts_on_no_quota_and_says_when_the_next_minute_
     assert (body["quota"], body["whose"], body["limit"], body["used"]) == ("requests_per_minute", "token", 1, 1)
     assert datetime.fromisoformat(body["resets_at"]).second == 0 and 1 <= int(answer["Retry-After"]) <= 60
     assert sorted(RequestCount.objects.values_list("requests", flat=True)) == [1, 1]
+
+
+def test_one_who_is_only_looked_at_again_sends_no_request():
+    caller = a_caller()
+    a_quota("requests_per_minute", 1, team=caller.team)
+    header = f"Bearer {caller.token.text}"
+    assert [caller_of(header, gated=gated) is not None for gated in (True, False)] == [True, True]
+    assert RequestCount.objects.get().requests == 1
 
 
 def test_a_token_without_such_a_quota_costs_no_statement_more():

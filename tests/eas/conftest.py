@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 
 from tests.flows.conftest import ROOT, RunningPlatform
-from tests.prepared import platform_copy
 from tests.services import missing, redis_server
 
 HERE = Path(__file__).parent
@@ -126,7 +125,7 @@ def running_server(client_python: Path, tmp_path_factory: pytest.TempPathFactory
     with ExitStack() as stack:
         stack.enter_context(redis_server(data_dir / "redis.sock"))
         stack.callback(platform.stop_all)
-        platform_copy(data_dir)
+        platform.set_up()
         server = EasServer(platform, client_python)
         platform.start_web()
         yield server

@@ -53,6 +53,14 @@ class RunningPlatform:
             raise AssertionError(f"{arguments} failed:\n{done.stdout}\n{done.stderr}")
         return done.stdout
 
+    def set_up(self) -> None:
+        """A pool, a rate card, the miniature."""
+        if self.environment.keys() & {"DATABASE_URL", "STORAGE_URL"}:
+            for command in SET_UP:
+                self.manage(*command)
+        else:
+            platform_copy(self.data_dir)
+
     def start(self, name: str, command: list[str], **environment: str) -> subprocess.Popen[bytes]:
         log = (self.data_dir / f"{name}.log").open("ab")
         paths = {"PYTHONPATH": f"{ROOT / 'platform'}{os.pathsep}{ROOT}"}
@@ -137,11 +145,7 @@ def running_platform(data_dir: Path, **environment: str) -> Iterator[RunningPlat
         platform = RunningPlatform(data_dir, **environment)
         stack.enter_context(redis_server(data_dir / "redis.sock"))
         stack.callback(platform.stop_all)
-        if platform.environment.keys() & {"DATABASE_URL", "STORAGE_URL"}:
-            for command in SET_UP:
-                platform.manage(*command)
-        else:
-            platform_copy(data_dir)
+        platform.set_up()
         platform.start_web()
         yield platform
 

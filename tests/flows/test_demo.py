@@ -41,7 +41,7 @@ def test_the_demo_renders_four_images_one_grid_and_a_bill(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
 def test_a_demo_that_is_stopped_takes_its_platform_along(tmp_path, number):
     process = demo(tmp_path)
-    wait_until(lambda: pid_of(tmp_path, "uvicorn"), seconds=30, what="Starting")
+    wait_until(lambda: pid_of(tmp_path, "uvicorn"), seconds=90, what="Starting")
     process.send_signal(number)
     wait_until(lambda: not set(processes_of(tmp_path)) - {process.pid}, seconds=20, what="Every process being gone")
     assert process.wait(20) != 0

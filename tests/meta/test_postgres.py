@@ -24,6 +24,8 @@ ON_BOTH = [
     "tests/api",
     "tests/eas",
 ]
+ABOUT_FILES = ["tests/assets/test_conversion.py", "tests/assets/test_folders.py", "tests/eas/test_documents.py"]
+"""Slow, and hardly a row in them."""
 
 
 @pytest.mark.timeout(900)
@@ -32,7 +34,18 @@ def test_the_tests_of_rows_and_money_pass_on_postgresql(tmp_path_factory):
         pytest.skip("the suite itself runs on a server database")
     with postgres_server(tmp_path_factory.mktemp("postgres")) as server:
         folders = [folder for folder in ON_BOTH if (ROOT / folder).is_dir()]
-        command = [sys.executable, "-m", "pytest", *folders, "-q", "-p", "no:cacheprovider", "-m", "not embedded"]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            *folders,
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-m",
+            "not embedded and not slow",
+        ]
+        command += [f"--ignore={file}" for file in ABOUT_FILES]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
         environment.pop("DATA_DIR", None)
         run = subprocess.run(

@@ -15,6 +15,7 @@ from assets.companions import COMPANIONS
 from assets.intake import asset_process, asset_receive
 from assets.models import Asset, AssetKind
 from assets.zoo import FOLDER_OF_KIND
+from billing.models import StoredBytes
 from operations.invariants import violations
 from renderjobs.data_directory import MODEL_FOLDERS, kind_of
 from renderjobs.models import TeamFile
@@ -95,6 +96,7 @@ def test_a_second_time_takes_in_what_is_new(directory, team):
 def test_a_run_that_was_killed_between_object_and_row_is_repaired(directory, team):
     take_in(directory)
     TeamFile.objects.all().delete()
+    StoredBytes.objects.all().delete()  # is written with the row, or not at all
     take_in(directory)
     assert TeamFile.objects.count() == 3 and list(violations()) == []
     assert len(list(Path(default_storage.path(f"{team.pk}/files")).rglob("*.png"))) == 3

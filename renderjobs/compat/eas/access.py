@@ -45,10 +45,12 @@ def token_text(nonce: str) -> str:
 
 
 def service_called(
-    name: str, header: str, signed: Signed | None = None, *, address: str = ""
+    name: str, header: str, signed: Signed | None = None, *, address: str = "", gated: bool = True
 ) -> tuple[EasService, Caller]:
     """The service and who calls.
 
+    Args:
+        gated: Not where one who was let in is only looked at again: that is no request of its own.
     Raises:
         EasError: No usable token (401), no such service or another team's (404), or the token lacks the scope (403).
     """
@@ -57,7 +59,7 @@ def service_called(
     if header.startswith(SIGNATURE):
         caller = _signer(service, header.removeprefix(SIGNATURE), signed, address) if service and signed else None
     else:
-        caller = caller_of(header, address=address) if header.strip() else None
+        caller = caller_of(header, address=address, gated=gated) if header.strip() else None
     if caller is None:
         raise EasError(401, "Unauthorized: the token is missing, unknown, expired or revoked.")
     if service is None or service.team_id != caller.team.pk:

@@ -183,8 +183,10 @@ def _frames_answer(request: HttpRequest, query: Query, found: list[Frame]) -> Ht
 
 async def _watch(request: HttpRequest, query: Query, name: str, kind: str) -> HttpResponseBase:
     """For clients without WebSockets."""
-    ask = partial(_watch_asked, request, query, name, kind)
-    response = StreamingHttpResponse(stream_of(await in_database(ask), ask), content_type="application/octet-stream")
+    watch = await in_database(_watch_asked, request, query, name, kind)
+    header, address = request.headers.get("Authorization", ""), address_of(request)
+    admit = partial(service_called, name, header, address=address, gated=False)
+    response = StreamingHttpResponse(stream_of(watch, admit), content_type="application/octet-stream")
     response["X-Accel-Buffering"] = "no"  # a proxy that waits for more would keep frames back
     return response
 

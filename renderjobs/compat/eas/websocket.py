@@ -69,7 +69,7 @@ class Headers(Mapping[str, str]):
         return len(self._values)
 
 
-def _admitted(scope: Mapping[str, Any]) -> queues.Watch:
+def _admitted(scope: Mapping[str, Any], *, gated: bool = True) -> queues.Watch:
     """Raises: EasError: The caller or what is asked for cannot be accepted."""
     headers, found = Headers(scope), PATH.fullmatch(scope["path"])
     if found is None:
@@ -81,7 +81,7 @@ def _admitted(scope: Mapping[str, Any]) -> queues.Watch:
     if origin and not validate_host(_host(origin.partition("://")[2]), settings.ALLOWED_HOSTS):
         raise EasError(403, "The origin is not one of this server.")
     address = (scope.get("client") or ("",))[0]
-    service, _ = service_called(found["service"], headers.get("Authorization", ""), address=address)
+    service, _ = service_called(found["service"], headers.get("Authorization", ""), address=address, gated=gated)
     kind, _ = addressed(found["rest"] or "")
     query = Query.of(scope["query_string"].decode("latin-1"))
     if not query.flag("_watch_"):
@@ -114,7 +114,9 @@ async def _serve(seat: queues.Seat, scope: Mapping[str, Any], receive: Receive, 
     tasks = {
         asyncio.create_task(_until_left(receive)),
         asyncio.create_task(_feed(seat, send)),
-        asyncio.create_task(seat_kept(seat, admit=partial(_admitted, scope), is_silent=_silence_of(scope))),
+        asyncio.create_task(
+            seat_kept(seat, admit=partial(_admitted, scope, gated=False), is_silent=_silence_of(scope))
+        ),
     }
     done, running = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in running:
