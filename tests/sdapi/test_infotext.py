@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gpuworker.contract import EmbeddingUse, Hires, Recipe, Settings, Weights
+from gpuworker.contract import EmbeddingUse, Hires, Recipe, Refiner, Settings, Weights
 from renderjobs.compat.sdapi.infotext import extra_parameters_of, infotext_of
 
 HEAD = "a cat\nSteps: 12, Sampler: {}, Schedule type: {}, CFG scale: 7.0, Seed: 7, Size: 128x128, "
@@ -128,6 +128,17 @@ def test_the_second_pass_reports_after_the_first_one(name):
     hires = Hires(scale=1.5, upscaler="Latent", **own)
     text = infotext_of(a_recipe(hires=hires, settings=Settings(**settings), **changes))
     assert text.endswith(f"{end}, Version: v1.10.1")
+
+
+@pytest.mark.parametrize(
+    ("steps", "switch_at", "named"), [(4, 0.75, True), (4, 0.8, False), (9, 1.0, False), (1, 0.5, False)]
+)
+def test_a_refiner_is_named_where_it_takes_over(steps, switch_at, named):
+    refiner = Refiner(checkpoint=Weights(name="fine", sha256="1" * 64), switch_at=switch_at)
+    found = extra_parameters_of(a_recipe(refiner=refiner, steps=steps))
+    assert ("Refiner" in found, "Refiner switch at" in found) == (named, named)
+    hires = Hires(scale=1.5, upscaler="Latent", steps=20)
+    assert ("Refiner" in extra_parameters_of(a_recipe(refiner=refiner, steps=steps, hires=hires))) == (switch_at < 1)
 
 
 def test_beta_of_the_hires_pass_names_its_two_numbers():

@@ -172,8 +172,6 @@ def picture_parameters(recipe: Recipe) -> dict[str, Any]:
             found |= {"Inpaint area": "Only masked", "Masked area padding": inpaint.padding}
         if inpaint.fill != ORIGINAL:
             found["Masked content"] = MASKED_CONTENT[inpaint.fill]
-    if recipe.img2img.noise_multiplier != 1.0:
-        found["Noise multiplier"] = float(recipe.img2img.noise_multiplier)
     return found
 
 
@@ -265,6 +263,8 @@ def sampling_parameters(recipe: Recipe) -> dict[str, Any]:
     sampler, settings = SAMPLERS_BY_NAME[recipe.sampler], recipe.settings
     schedule = first_schedule(recipe)
     found: dict[str, Any] = {}
+    if recipe.img2img and recipe.img2img.noise_multiplier != 1.0:
+        found["Noise multiplier"] = float(recipe.img2img.noise_multiplier)
     if settings.use_downcasted_alpha_bar:
         found["Downcast alphas_cumprod"] = True
     if settings.sd_noise_schedule != "Default":
@@ -333,7 +333,7 @@ def churn_parameters(sampler: str, settings: Settings) -> dict[str, Any]:
 
 def refiner_parameters(recipe: Recipe) -> dict[str, Any]:
     refiner, settings = recipe.refiner, recipe.settings
-    if refiner is None or refiner.checkpoint.sha256 == recipe.checkpoint.sha256:
+    if refiner is None or refiner.checkpoint.sha256 == recipe.checkpoint.sha256 or not refiner_takes_over(recipe):
         return {}
     found: dict[str, Any] = {}
     if settings.refiner_switch_by_sample_steps:
@@ -343,6 +343,18 @@ def refiner_parameters(recipe: Recipe) -> dict[str, Any]:
     found["Refiner"] = f"{refiner.checkpoint.name} [{refiner.checkpoint.short_hash}]"
     found["Refiner switch at"] = as_float(refiner.switch_at)
     return found
+
+
+def refiner_takes_over(recipe: Recipe) -> bool:
+    """Whether a step begins at the refiner's share of them or behind it; none does where that is the whole or steps are few."""
+    given, passes = recipe.img2img, recipe.settings.hires_fix_refiner_pass
+    steps = [recipe.steps] if recipe.hires is None or passes != "second pass" else []
+    if given and not recipe.settings.img2img_fix_steps:
+        steps = [int(min(recipe.strength, 0.999) * recipe.steps) + 1]
+    if recipe.hires and passes != "first pass":
+        steps.append(recipe.hires_steps)
+    switch_at = recipe.refiner.switch_at if recipe.refiner else None
+    return switch_at is None or any((count - 1) / count >= switch_at for count in steps)
 
 
 def as_float(value: float | None) -> float | None:
