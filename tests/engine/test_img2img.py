@@ -368,7 +368,7 @@ def test_inpainting_network_without_a_picture_sees_a_grey_one(random_checkpoint)
 
 @pytest.mark.parametrize(
     ("hires", "size"),
-    [({"scale": 1.3}, (83, 83)), ({"resize_x": 100, "resize_y": 92}, (96, 88)), ({"resize_x": 100}, (100, 100))],
+    [({"scale": 1.3}, (83, 83)), ({"resize_x": 100, "resize_y": 92}, (100, 88)), ({"resize_x": 100}, (100, 100))],
 )
 def test_a_picture_beside_hires_latents_has_the_size_asked_for_unless_it_is_cropped(recipe_of, hires, size):
     second = plan_passes(recipe_of(hires=Hires(upscaler="Lanczos", **hires))).second

@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 
+from assets.models import PromptStyle
 from renderjobs.compat.sdapi.profile import default_options
+from renderjobs.compat.sdapi.styling import styles_apply
 from renderjobs.compat.sdapi.translate import to_request
 from renderjobs.compat.sdapi.wire import OURS, TXT2IMG, parsed
+from tests.factories import a_caller, a_platform
 
 HIRES = {"prompt": "cat", "enable_hr": True, "hr_upscaler": "Latent", "denoising_strength": 0.6}
 
@@ -49,3 +52,13 @@ def test_the_old_hires_fix_takes_width_and_height_for_the_finished_pictures(aske
     assert (made["width"], made["height"]) == first
     assert (made["hires"]["resize_x"], made["hires"]["resize_y"]) == asked
     assert canonical(prompt="cat", **size, override_settings=option)["width"] == asked[0]
+
+
+@pytest.mark.django_db
+def test_styles_are_put_into_hires_prompts_of_their_own():
+    a_platform()
+    PromptStyle.objects.create(name="dusk", prompt="{prompt} at dusk", negative_prompt="dark, worst")
+    made = canonical(**HIRES, hr_negative_prompt="tree")
+    styles_apply(a_caller(), ["dusk"], made)
+    assert (made["prompt"], made["negative_prompt"]) == ("cat at dusk", "dark, worst")
+    assert (made["hires"]["prompt"], made["hires"]["negative_prompt"]) == ("", "tree, dark, worst")
