@@ -49,8 +49,7 @@ def texts_of(image: ClaimedImage) -> dict[str, str]:
         case Recipe():
             return {"parameters": infotext_of(image.recipe)}
         case ExtrasRecipe():
-            text = extras_text(image.recipe)
-            return {"postprocessing": text} if text else {}
+            return {"postprocessing": extras_text(image.recipe)}
         case DetectRecipe():
             return {}
 

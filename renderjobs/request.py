@@ -534,7 +534,8 @@ HIRES_CHECKS = {
 EXTRAS_CHECKS = {
     "picture": an_input,
     "resize_mode": whole(0, 1),
-    "upscaling_resize": real(0.01, 16),
+    # A whole number stays one: texts say 2 where it was the default, 2.0 where it was sent.
+    "upscaling_resize": number(0.01, 16),
     "upscaling_resize_w": whole(1, settings.MAX_SIDE_PX),
     "upscaling_resize_h": whole(1, settings.MAX_SIDE_PX),
     "extras_upscaler_2_visibility": real(0, 1),

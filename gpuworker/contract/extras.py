@@ -25,7 +25,7 @@ def _upscale(recipe: ExtrasRecipe) -> dict[str, str | float]:
     if recipe.upscaler_1 == NO_UPSCALER:
         return {}
     size = f"{recipe.upscaling_resize_w}x{recipe.upscaling_resize_h}"
-    made: dict[str, str | float] = {"Postprocess upscale by": float(recipe.upscaling_resize)}
+    made: dict[str, str | float] = {"Postprocess upscale by": recipe.upscaling_resize}
     if recipe.resize_mode == 1:
         made = {"Postprocess upscale to": size}
         if recipe.upscaling_crop:

@@ -482,8 +482,8 @@ class _Pass:
             self.loaded.checkpoint,
             self.drawing.pictures,
             vae_key=self._vae_key,
-            width=self.plan.latent_width * LATENT_FACTOR,
-            height=self.plan.latent_height * LATENT_FACTOR,
+            width=self.plan.picture_width,
+            height=self.plan.picture_height,
             images=len(self.group),
         )
 

@@ -40,6 +40,15 @@ class PassPlan:
         return self.latent_height * LATENT_FACTOR, self.latent_width * LATENT_FACTOR
 
     @property
+    def picture_width(self) -> int:
+        """Of a picture whose latents are those of the pass: as asked for, also where that is no multiple of 8."""
+        return _of_latents(self.width, self.latent_width)
+
+    @property
+    def picture_height(self) -> int:
+        return _of_latents(self.height, self.latent_height)
+
+    @property
     def editing_steps(self) -> int:
         """The total that prompt editing counts against: denoiser calls, so second-order samplers have twice the steps."""
         return self.steps * 2 if self.sampler.second_order else self.steps
@@ -58,6 +67,10 @@ class ExecutionPlan:
     @property
     def last(self) -> PassPlan:
         return self.second or self.first
+
+
+def _of_latents(side: int, latent_side: int) -> int:
+    return side if side // LATENT_FACTOR == latent_side else latent_side * LATENT_FACTOR
 
 
 def plan_passes(recipe: Recipe) -> ExecutionPlan:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from gpuworker.contract import (
     Failed,
+    Hires,
     Img2Img,
     Inpaint,
     InputPicture,
@@ -23,6 +24,7 @@ from gpuworker.contract import (
     SoftInpainting,
 )
 from gpuworker.engine.errors import InvalidPictureError, InvalidSpecError
+from gpuworker.engine.execution_plan import plan_passes
 from gpuworker.engine.images.colours import corrected, lab_of
 from gpuworker.engine.images.init import BLANK_MASK, prepare
 from gpuworker.engine.images.latents import PictureEncoder, concat_without_picture, given_latents
@@ -362,6 +364,15 @@ def test_inpainting_network_without_a_picture_sees_a_grey_one(random_checkpoint)
     with torch.inference_mode():
         concat = concat_without_picture(nine, PictureEncoder(), vae_key="random", width=64, height=40, images=3)
     assert concat.shape == (3, 5, 5, 8) and bool((concat[:, 0] == 1.0).all())
+
+
+@pytest.mark.parametrize(
+    ("hires", "size"),
+    [({"scale": 1.3}, (83, 83)), ({"resize_x": 100, "resize_y": 92}, (100, 88)), ({"resize_x": 100}, (100, 100))],
+)
+def test_a_picture_beside_hires_latents_has_the_size_asked_for_unless_it_is_cropped(recipe_of, hires, size):
+    second = plan_passes(recipe_of(hires=Hires(upscaler="Lanczos", **hires))).second
+    assert (second.picture_width, second.picture_height) == size
 
 
 def test_editing_network_sees_unscaled_latents_and_needs_a_picture(store, noisy, random_checkpoint):

@@ -183,6 +183,28 @@ def test_dpm_solvers_walk_from_a_picture_only_what_the_strength_leaves(levels, n
     assert last.flatten().tolist() == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("eta", "expected"),
+    [
+        (1.0, [0.471351, -0.062807, -0.504189, -0.709328]),
+        (1.2, [-0.077332, 0.088387, 0.205164, 0.273657]),
+        (2.0, [-0.177492, -0.099078, 0.124369, 0.177948]),
+    ],
+)
+def test_dpm2_a_does_not_raise_again_what_it_stepped_all_the_way_down(levels, eta, expected):
+    """The numbers are those of k-diffusion, with a constant for its noise."""
+    visits, noise = sigmas(levels, "Euler", "Automatic", 9)[4:], torch.full_like(FOUR, 0.25)
+    run = SolverRun(FOUR, visits, Squashing(FOUR), lambda *_: noise, levels, steps=9, eta=eta)
+    *_, last = SOLVERS["DPM2 a"].steps(run)
+    assert last.flatten().tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_unipc_refuses_a_single_step_of_a_picture(levels):
+    run = SolverRun(FOUR, timesteps_for(6)[:0], Squashing(FOUR), None, levels, steps=1, inside=True)
+    with pytest.raises(InvalidSpecError, match="at least two"):
+        list(SOLVERS["UniPC"].steps(run))
+
+
 @pytest.mark.parametrize("name", ["DPM fast", "DPM adaptive"])
 def test_dpm_solvers_refuse_a_single_step_of_a_picture(levels, name):
     left = sigmas(levels, name, "Automatic", 9)[-2:]

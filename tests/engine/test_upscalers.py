@@ -338,12 +338,21 @@ def test_restored_faces_are_blended_in() -> None:
 
 
 def test_names_with_commas_are_quoted_and_escaped() -> None:
-    text = extras_text(extras_recipe(upscaler_1="a, <b>", gfpgan_visibility=0.12345, codeformer_visibility=1.0))
+    text = extras_text(
+        extras_recipe(upscaler_1="a, <b>", upscaling_resize=2.0, gfpgan_visibility=0.12345, codeformer_visibility=1.0)
+    )
     assert text == (
         'Postprocess upscale by: 2.0, Postprocess upscaler: "a, <b>", '
         "GFPGAN visibility: 0.123, CodeFormer visibility: 1.0, CodeFormer weight: 0.0"
     )
     assert extras_html("a\n<b>") == "<p>a<br>\n&lt;b&gt;</p>"
+
+
+def test_a_factor_that_was_not_sent_is_a_whole_number():
+    assert extras_text(extras_recipe(upscaler_1="Lanczos", upscaling_resize=2)).startswith(
+        "Postprocess upscale by: 2, "
+    )
+    assert extras_text(extras_recipe()) == ""
 
 
 # --- recorded --------------------------------------------------------------------------------------------------------
@@ -373,7 +382,10 @@ def recorded_upscaler(name: str) -> Upscaler:
 def test_recorded_extras(case: str) -> None:
     body = json.loads((CASES / case / "request.json").read_text())
     answer = json.loads((CASES / case / "response.json").read_text())
-    recipe = extras_recipe(**{name: value for name, value in body.items() if name in EXTRAS_FIELDS})
+    fields = {name: value for name, value in body.items() if name in EXTRAS_FIELDS}
+    if "upscaling_resize" in fields:
+        fields["upscaling_resize"] = float(fields["upscaling_resize"])  # as the door reads what is sent
+    recipe = extras_recipe(**fields)
     assert extras_html(extras_text(recipe)) == answer["html_info"]
     upscalers = {name: recorded_upscaler(name) for name in (recipe.upscaler_1, recipe.upscaler_2)}
     sent = [body["image"]] if "image" in body else [entry["data"] for entry in body["imageList"]]

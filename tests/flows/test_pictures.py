@@ -95,6 +95,15 @@ def test_extras_enlarge(call, name, size):
     assert answer["html_info"] == f"<p>Postprocess upscale by: 2.0, Postprocess upscaler: {name}</p>"
 
 
+@pytest.mark.parametrize(
+    ("name", "text"), [("Lanczos", "Postprocess upscale by: 2, Postprocess upscaler: Lanczos"), ("None", "")]
+)
+def test_an_extras_picture_says_what_was_done_to_it(call, name, text):
+    answer = call("extra-single-image", image=as_text(Image.new("RGB", (16, 12))), upscaler_1=name).json()
+    assert pictures_of(answer)[0].info["postprocessing"] == text
+    assert answer["html_info"] == f"<p>{text}</p>"
+
+
 def test_extras_of_many_pictures_come_in_their_order(call):
     pictures = [{"data": as_text(Image.new("RGB", (side, 16))), "name": str(side)} for side in (16, 24, 32)]
     answer = call("extra-batch-images", imageList=pictures, upscaler_1="Nearest", upscaling_resize=2).json()

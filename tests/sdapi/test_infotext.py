@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gpuworker.contract import EmbeddingUse, Hires, Recipe, Weights
+from gpuworker.contract import EmbeddingUse, Hires, Recipe, Refiner, Settings, Weights
 from renderjobs.compat.sdapi.infotext import extra_parameters_of, infotext_of
 
 HEAD = "a cat\nSteps: 12, Sampler: {}, Schedule type: {}, CFG scale: 7.0, Seed: 7, Size: 128x128, "
@@ -107,6 +107,38 @@ def test_text_encoders_list_their_embeddings_one_after_the_other():
 def test_embeddings_of_the_hires_prompts_alone_come_too_late_to_be_listed():
     hires = Hires(scale=2.0, upscaler="Latent", prompt="zzemb")
     assert "TI hashes" not in extra_parameters_of(a_recipe(hires=hires, embeddings=EMBEDDINGS))
+
+
+SECOND_PASSES = {
+    "a schedule's numbers and extra noise": (
+        {"eta": 0.5}, {"schedule": "Karras"}, {"img2img_extra_noise": 0.1, "rho": 5.0, "sigma_min": 0.1},
+        "Eta: 0.5, Schedule min sigma: 0.1, Schedule rho: 5, Extra noise: 0.1",
+    ),
+    "a sampler's eta": (
+        {"sampler": "Euler", "eta": 0.5}, {"sampler": "Euler a"}, {"s_churn": 5.0}, "Sigma churn: 5, Eta: 0.5",
+    ),
+    "another eta": ({"eta": 0.5}, {"sampler": "DDIM"}, {}, "Eta: 0.5, Eta DDIM: 0.5"),
+    "churn": ({"sampler": "DPM++ 2M"}, {"sampler": "Euler"}, {"s_churn": 5.0}, "Hires upscaler: Latent, Sigma churn: 5"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SECOND_PASSES)
+def test_the_second_pass_reports_after_the_first_one(name):
+    changes, own, settings, end = SECOND_PASSES[name]
+    hires = Hires(scale=1.5, upscaler="Latent", **own)
+    text = infotext_of(a_recipe(hires=hires, settings=Settings(**settings), **changes))
+    assert text.endswith(f"{end}, Version: v1.10.1")
+
+
+@pytest.mark.parametrize(
+    ("steps", "switch_at", "named"), [(4, 0.75, True), (4, 0.8, False), (9, 1.0, False), (1, 0.5, False)]
+)
+def test_a_refiner_is_named_where_it_takes_over(steps, switch_at, named):
+    refiner = Refiner(checkpoint=Weights(name="fine", sha256="1" * 64), switch_at=switch_at)
+    found = extra_parameters_of(a_recipe(refiner=refiner, steps=steps))
+    assert ("Refiner" in found, "Refiner switch at" in found) == (named, named)
+    hires = Hires(scale=1.5, upscaler="Latent", steps=20)
+    assert ("Refiner" in extra_parameters_of(a_recipe(refiner=refiner, steps=steps, hires=hires))) == (switch_at < 1)
 
 
 def test_beta_of_the_hires_pass_names_its_two_numbers():

@@ -577,6 +577,42 @@ def test_lines_that_are_no_command_lines_are_prompts():
     assert cells[4].options == {"sd_model_checkpoint": "tiny-sd15-b.safetensors"}
 
 
+def test_prompts_from_a_file_are_described_by_the_request_they_are_copies_of():
+    arguments = [False, False, "start", '--prompt "old" --width 80 --height 72 --batch_size 2 --sampler_name DDIM']
+    plan = planned("prompts from file or textbox", arguments, width=64, height=64, sampler_name="LMS", steps=5)
+    info = advance(plan, [[Drawn(pictures=[picture()])]]).info
+    assert (info["width"], info["height"], info["batch_size"]) == (64, 64, 1)
+    assert (info["sampler_name"], info["steps"], info["cfg_scale"]) == ("LMS", 5, 7.0)
+
+
+@pytest.mark.parametrize(("given", "fill"), [(1, 1), ("2", 2), ("original", 0), ("latent noise", 0)])
+def test_labels_of_poor_mans_outpainting_mean_the_first_of_them(given, fill):
+    body = {"tab": "img2img", "init_images": [as_text(picture(size=(64, 64)))], "width": 64, "height": 64}
+    (cell, *_) = planned("poor man's outpainting", [32, 4, given, ["right"]], **body).cells
+    assert cell.changes["inpainting_fill"] == fill
+
+
+GRID_TEXTS = {
+    "nothing is left of the axes' options": ("CPU,NV", {}, "Clip skip: 2, RNG: CPU", "Clip skip: 2"),
+    "the request's own come back": ("CPU,NV", {"randn_source": "NV"}, "RNG: CPU", "RNG: NV"),
+}
+
+
+@pytest.mark.parametrize("name", GRID_TEXTS)
+def test_a_grids_text_is_written_when_the_options_are_back(name):
+    sources, overrides, parameters, expected = GRID_TEXTS[name]
+    axis = [axis.label for axis in axes_of("txt2img")].index("RNG source")
+    arguments = [axis, sources, "", 0, "", "", 0, "", "", False, True, False, False, False, False, False, 0, True]
+    plan = planned("x/y/z plot", arguments, prompt="RNG: a, b", override_settings=overrides)
+    texts = [f"RNG: a, b\nSteps: 20, {parameters}, Version: v1.10.1"] * 2
+    done = [[Drawn(pictures=[picture()], infotexts=[text], seeds=[5]) for text in texts]]
+    grid, first, _ = advance(plan, done).info["infotexts"]
+    assert first == texts[0]
+    assert grid == (
+        f'RNG: a, b\nSteps: 20, {expected}, Script: X/Y/Z plot, X Type: RNG source, X Values: "CPU,NV", Version: v1.10.1'
+    )
+
+
 def test_later_cells_inherit_what_earlier_ones_reported():
     extras = [{"Schedule type": "Karras"}, {}, {"Schedule type": "Beta", "Eta": 0.5}, {}]
     assert inherited(extras) == [

@@ -189,7 +189,8 @@ def _dpm2_ancestral(run: SolverRun) -> Steps:
     for sigma, sigma_next in run.sigma_pairs():
         down, up = _ancestral_split(sigma, sigma_next, run.eta)
         latents = _midpoint_step(run, latents, sigma, down)
-        if sigma_next > 0:
+        if down > 0:
+            # QUIRK(A1111 1.10): a step all the way down, as an eta beyond 1 takes it, is never raised again.
             latents = latents + run.noise(sigma, sigma_next) * run.s_noise * up
         yield latents
 
@@ -566,6 +567,10 @@ class _UniPcPoint:
 def _unipc(run: SolverRun) -> Steps:
     """Source: Zhao et al. 2023 (UniPC), data prediction, lower orders at the start and, unless told otherwise, at the end."""
     settings, count = run.settings, len(run.visits)
+    if not count:
+        raise InvalidSpecError(
+            "UniPC needs at least two of the steps that the strength leaves.", field="steps", value=run.steps
+        )
     points = [_unipc_point(run.levels, time) for time in _unipc_times(run, count)]
     latents = run.latents
     history = [(points[0], _unipc_picture(run, latents, points[0]))]

@@ -12,7 +12,7 @@ from typing import Any
 
 from gpuworker.contract import ControlUnit, Recipe, Settings
 from gpuworker.contract.prompts import embedding_names_in, strip_network_tags
-from gpuworker.contract.samplers import AUTOMATIC, SAMPLERS_BY_NAME, effective_schedule, schedule_named
+from gpuworker.contract.samplers import AUTOMATIC, SAMPLERS_BY_NAME, SamplerInfo, effective_schedule, schedule_named
 
 VERSION = "v1.10.1"
 """The A1111 release whose behaviour a picture follows; clients compare it."""
@@ -172,8 +172,6 @@ def picture_parameters(recipe: Recipe) -> dict[str, Any]:
             found |= {"Inpaint area": "Only masked", "Masked area padding": inpaint.padding}
         if inpaint.fill != ORIGINAL:
             found["Masked content"] = MASKED_CONTENT[inpaint.fill]
-    if recipe.img2img.noise_multiplier != 1.0:
-        found["Noise multiplier"] = float(recipe.img2img.noise_multiplier)
     return found
 
 
@@ -200,13 +198,16 @@ def hires_parameters(recipe: Recipe) -> dict[str, Any]:
 
 def hires_schedule(recipe: Recipe) -> str | None:
     """Only where the second pass has a schedule of its own and it is another than the first one's."""
-    hires = recipe.hires
-    assert hires is not None
-    sampler = SAMPLERS_BY_NAME.get(hires.sampler or recipe.sampler, SAMPLERS_BY_NAME[recipe.sampler])
-    if not sampler.uses_sigmas:
+    hires, sampler = recipe.hires, sampler_of_hires(recipe)
+    if hires is None or not sampler.uses_sigmas:
         return None
     label = effective_schedule(sampler, schedule_named(hires.schedule or recipe.schedule)).label
     return label if label not in (AUTOMATIC, first_schedule(recipe)) else None
+
+
+def sampler_of_hires(recipe: Recipe) -> SamplerInfo:
+    named = recipe.hires.sampler if recipe.hires else None
+    return SAMPLERS_BY_NAME.get(named or recipe.sampler, SAMPLERS_BY_NAME[recipe.sampler])
 
 
 def prompts_of_hires(recipe: Recipe) -> dict[str, Any]:
@@ -262,6 +263,8 @@ def sampling_parameters(recipe: Recipe) -> dict[str, Any]:
     sampler, settings = SAMPLERS_BY_NAME[recipe.sampler], recipe.settings
     schedule = first_schedule(recipe)
     found: dict[str, Any] = {}
+    if recipe.img2img and recipe.img2img.noise_multiplier != 1.0:
+        found["Noise multiplier"] = float(recipe.img2img.noise_multiplier)
     if settings.use_downcasted_alpha_bar:
         found["Downcast alphas_cumprod"] = True
     if settings.sd_noise_schedule != "Default":
@@ -269,25 +272,12 @@ def sampling_parameters(recipe: Recipe) -> dict[str, Any]:
     if sampler.uses_sigmas and settings.always_discard_next_to_last_sigma and not sampler.discard_next_to_last:
         found["Discard penultimate sigma"] = True
     if schedule != AUTOMATIC:
-        found[SCHEDULE_TYPE] = schedule
-        if settings.sigma_min:
-            found["Schedule min sigma"] = as_sent(settings.sigma_min)
-        if settings.sigma_max:
-            found["Schedule max sigma"] = as_sent(settings.sigma_max)
-        rho = schedule_named(schedule).default_rho
-        if rho != -1 and settings.rho not in (0, rho):
-            found["Schedule rho"] = as_sent(settings.rho)
-    if "Beta" in (schedule, recipe.hires and hires_schedule(recipe)):
-        # QUIRK(A1111 1.10): its parser calls these "Beta scheduler alpha" and "… beta".
-        found |= {"Beta schedule alpha": settings.beta_dist_alpha, "Beta schedule beta": settings.beta_dist_beta}
+        found |= {SCHEDULE_TYPE: schedule, **schedule_parameters(schedule, settings)}
     if sampler.uses_sigmas and settings.sgm_noise_multiplier and recipe.img2img is None:
         found["SGM noise multiplier"] = True
-    if settings.img2img_extra_noise and (recipe.img2img or recipe.hires):
+    if settings.img2img_extra_noise and recipe.img2img:
         found["Extra noise"] = settings.img2img_extra_noise
-    neutral_eta, eta_key = (1.0, "Eta") if sampler.uses_sigmas else (0.0, "Eta DDIM")
-    if sampler.name in TAKES_ETA and recipe.eta is not None and recipe.eta != neutral_eta:
-        found[eta_key] = recipe.eta
-    found |= churn_parameters(sampler.name, settings)
+    found |= {**eta_parameters(sampler, recipe.eta), **churn_parameters(sampler.name, settings)}
     if settings.skip_early_cond:
         found["Skip Early CFG"] = settings.skip_early_cond
     if settings.s_min_uncond:
@@ -296,7 +286,39 @@ def sampling_parameters(recipe: Recipe) -> dict[str, Any]:
             found["NGMS all steps"] = True
     if settings.pad_cond_uncond:
         found["Pad conds"] = True
+    return found | second_pass_parameters(recipe)
+
+
+def schedule_parameters(schedule: str, settings: Settings) -> dict[str, Any]:
+    """The numbers of a schedule that was chosen by name."""
+    found: dict[str, Any] = {}
+    if settings.sigma_min:
+        found["Schedule min sigma"] = as_sent(settings.sigma_min)
+    if settings.sigma_max:
+        found["Schedule max sigma"] = as_sent(settings.sigma_max)
+    rho = schedule_named(schedule).default_rho
+    if rho != -1 and settings.rho not in (0, rho):
+        found["Schedule rho"] = as_sent(settings.rho)
+    if schedule == "Beta":
+        # QUIRK(A1111 1.10): its parser calls these "Beta scheduler alpha" and "… beta".
+        found |= {"Beta schedule alpha": settings.beta_dist_alpha, "Beta schedule beta": settings.beta_dist_beta}
     return found
+
+
+def second_pass_parameters(recipe: Recipe) -> dict[str, Any]:
+    """What the second pass of hires fix reports beside what the first one did."""
+    if recipe.hires is None:
+        return {}
+    sampler, settings, schedule = sampler_of_hires(recipe), recipe.settings, hires_schedule(recipe)
+    found = schedule_parameters(schedule, settings) if schedule else {}
+    if settings.img2img_extra_noise:
+        found["Extra noise"] = settings.img2img_extra_noise
+    return {**found, **eta_parameters(sampler, recipe.eta), **churn_parameters(sampler.name, settings)}
+
+
+def eta_parameters(sampler: SamplerInfo, eta: float | None) -> dict[str, Any]:
+    neutral, key = (1.0, "Eta") if sampler.uses_sigmas else (0.0, "Eta DDIM")
+    return {key: eta} if sampler.name in TAKES_ETA and eta not in (None, neutral) else {}
 
 
 def churn_parameters(sampler: str, settings: Settings) -> dict[str, Any]:
@@ -311,7 +333,7 @@ def churn_parameters(sampler: str, settings: Settings) -> dict[str, Any]:
 
 def refiner_parameters(recipe: Recipe) -> dict[str, Any]:
     refiner, settings = recipe.refiner, recipe.settings
-    if refiner is None or refiner.checkpoint.sha256 == recipe.checkpoint.sha256:
+    if refiner is None or refiner.checkpoint.sha256 == recipe.checkpoint.sha256 or not refiner_takes_over(recipe):
         return {}
     found: dict[str, Any] = {}
     if settings.refiner_switch_by_sample_steps:
@@ -321,6 +343,18 @@ def refiner_parameters(recipe: Recipe) -> dict[str, Any]:
     found["Refiner"] = f"{refiner.checkpoint.name} [{refiner.checkpoint.short_hash}]"
     found["Refiner switch at"] = as_float(refiner.switch_at)
     return found
+
+
+def refiner_takes_over(recipe: Recipe) -> bool:
+    """Whether a step begins at the refiner's share of them or behind it; none does where that is the whole or steps are few."""
+    given, passes = recipe.img2img, recipe.settings.hires_fix_refiner_pass
+    steps = [recipe.steps] if recipe.hires is None or passes != "second pass" else []
+    if given and not recipe.settings.img2img_fix_steps:
+        steps = [int(min(recipe.strength, 0.999) * recipe.steps) + 1]
+    if recipe.hires and passes != "first pass":
+        steps.append(recipe.hires_steps)
+    switch_at = recipe.refiner.switch_at if recipe.refiner else None
+    return switch_at is None or any((count - 1) / count >= switch_at for count in steps)
 
 
 def as_float(value: float | None) -> float | None:

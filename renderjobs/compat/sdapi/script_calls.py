@@ -27,7 +27,6 @@ from PIL import Image
 from accounts.authentication import Caller
 from assets.models import AssetKind
 from assets.selectors import asset_find_loosely, newest_of
-from assets.styles import styled
 from assets.wildcards import lines_for
 from common.errors import ConflictError, PlatformError
 from common.pictures import UnreadablePictureError
@@ -53,6 +52,7 @@ from renderjobs.compat.sdapi.scripts.base import (
     inherited,
     request_of,
 )
+from renderjobs.compat.sdapi.styling import styles_apply
 from renderjobs.compat.sdapi.translate import Translation, to_request
 from renderjobs.expansion import recipe_from
 from renderjobs.inputs import picture_from_text
@@ -323,8 +323,7 @@ def _translated(caller: Caller, tab: str, values: Mapping[str, Any], cell: Cell 
     if cell.mask is not None:
         own["mask"] = _text(cell.mask)
     made = to_request(own, options=installed_options(caller), kind=tab)
-    prompts = styled(caller, own["styles"] or (), made.canonical)
-    made.canonical["prompt"], made.canonical["negative_prompt"] = prompts
+    styles_apply(caller, own["styles"] or (), made.canonical)
     most = settings.MAX_SYNC_IMAGES
     prompts_resolve(made, own, wildcards=lines_for(caller), most=most, part_of_script=True)
     made.canonical["notes"] = dict(cell.notes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -39,14 +40,20 @@ WITHOUT_EFFECT = re.compile(
     r"samples_save|grid_save|save_|return_grid|outdir_|directories_|live_preview|show_progress|do_not_show|"
     r"grid_only_if_multiple|grid_save_to_dirs|grid_extended_filename|add_.*_to_info|enable_pnginfo|"
     r"sd_checkpoint_cache|sd_checkpoints_|persistent_cond_cache|face_restoration|code_former_weight|batch_cond_uncond|disable_weights_auto_swap|"
-    r"use_scale_latent|export_for_4chan|samples_log|samples_filename|multiple_tqdm|initial_noise_multiplier$"
+    r"use_scale_latent|export_for_4chan|samples_log|samples_filename|multiple_tqdm|initial_noise_multiplier$|"
+    r"enable_batch_seeds|upcast_attn|lora_functional|extra_networks_default_multiplier"
 )
 """Options about A1111's own files, pages or speed, those of the contact sheet that the answer honours, those of faces where none
-are restored, and one that A1111 reads before it is set."""
+are restored, one that A1111 reads before it is set, one that nothing reads, ways to compute the same in other orders, and the
+number of network tags that options add, which is read with them."""
 OF_THE_GRID = re.compile(r"n_rows|grid_")
 """Options of the contact sheet's looks: without effect unless one is asked for."""
 NETWORK_OPTIONS = {"sd_hypernetwork": "hypernet", "sd_lora": "lora"}
 """Options that put a network tag behind every prompt → the tag's type."""
+MULTIPLIER = "extra_networks_default_multiplier"
+"""The option with the number of those tags."""
+OLD_PIXELS, OLD_STEP = 512 * 512, 64
+"""Of the first pass under ``use_old_hires_fix_width_height``: pixels, and what its sides are multiples of."""
 COMMENT_LINE = re.compile(r"(^|\n)#[^\n]*(\n|$)")
 COMMENT_TAIL = re.compile(r"#[^\n]*(\n|$)")
 INERT_SCRIPTS = ("refiner", "sampler", "seed", "extra options", "hypertile", "comments")
@@ -66,6 +73,8 @@ class Translation:
     names: dict[str, str] = field(default_factory=dict)
     """Canonical name → the name the caller used."""
     uploads: list[Upload] = field(default_factory=list)
+    network_tags: dict[str, str] = field(default_factory=dict)
+    """What options put behind every prompt: how a tag begins that stands for it → the tag."""
 
     def build(self) -> RenderRequest:
         """Raises: InvalidRequestError: A value is out of range."""
@@ -159,13 +168,26 @@ def add_hires(made: Translation, values: Mapping[str, Any]) -> None:
     hires = {name: values[wire] for name, wire in fields.items()}
     if values["firstphase_width"] or values["firstphase_height"]:
         hires |= {"resize_x": values["width"], "resize_y": values["height"]}
+    if made.canonical["settings"].get("use_old_hires_fix_width_height"):
+        width, height = made.canonical["width"], made.canonical["height"]
+        hires |= {"resize_x": width, "resize_y": height}
+        made.canonical["width"], made.canonical["height"] = old_first_pass(width, height)
     for name in ("sampler", "schedule", "checkpoint"):
         # The labels of A1111's page mean what null means.
         hires[name] = None if hires[name] in ("", None) or hires[name].startswith("Use same") else hires[name]
     for name in ("prompt", "negative_prompt"):
         hires[name] = without_comments(hires[name] or "")
+    if hires["prompt"]:
+        hires["prompt"] = with_networks(hires["prompt"], made.network_tags)
     made.canonical["hires"] = hires
     made.names |= {f"hires.{name}": wire for name, wire in fields.items()}
+
+
+def old_first_pass(width: int, height: int) -> tuple[int, int]:
+    """Sides of the first pass where width and height are the finished picture's: its shape, as many pixels as the networks were
+    trained on, whole multiples of 64."""
+    factor = math.sqrt(OLD_PIXELS / max(1, width * height))
+    return math.ceil(factor * width / OLD_STEP) * OLD_STEP, math.ceil(factor * height / OLD_STEP) * OLD_STEP
 
 
 def add_pictures(made: Translation, values: Mapping[str, Any]) -> None:
@@ -253,7 +275,7 @@ def apply_options(
         elif option == "sd_vae":
             made.canonical["vae"] = "" if value in AUTOMATIC_VAE else value
         elif option in NETWORK_OPTIONS:
-            add_network(made, NETWORK_OPTIONS[option], value)
+            add_network(made, NETWORK_OPTIONS[option], value, {**options, **overrides}[MULTIPLIER])
         elif option in ("eta_ancestral", "eta_ddim"):
             continue  # read where the sampler is known
         elif not without_effect(option, value, options, values):
@@ -261,9 +283,15 @@ def apply_options(
             raise WireError(field_detail(place, message, "value_error.unsupported"))
 
 
-def add_network(made: Translation, kind: str, name: Any) -> None:
-    if name not in (None, "", "None") and f"<{kind}:{name}" not in made.canonical["prompt"]:
-        made.canonical["prompt"] += f"<{kind}:{name}:1.0>"
+def add_network(made: Translation, kind: str, name: Any, multiplier: Any) -> None:
+    if name not in (None, "", "None"):
+        made.network_tags[f"<{kind}:{name}"] = f"<{kind}:{name}:{multiplier}>"
+        made.canonical["prompt"] = with_networks(made.canonical["prompt"], made.network_tags)
+
+
+def with_networks(prompt: str, tags: Mapping[str, str]) -> str:
+    """A prompt with the tags of the networks that it does not name itself."""
+    return prompt + "".join(tag for begin, tag in tags.items() if begin not in prompt)
 
 
 def without_effect(option: str, value: Any, options: Mapping[str, Any], values: Mapping[str, Any]) -> bool:

@@ -20,7 +20,7 @@ from django.utils import timezone
 
 from accounts.authentication import Caller
 from assets.models import AssetKind
-from assets.styles import styled, styles_of
+from assets.styles import styles_of
 from assets.wildcards import lines_for
 from common.errors import FieldError, InvalidRequestError
 from common.pictures import UnreadablePictureError
@@ -61,6 +61,7 @@ from renderjobs.compat.sdapi.script_calls import (
 from renderjobs.compat.sdapi.scripts.base import Answer, Shown
 from renderjobs.compat.sdapi.scripts.info import script_info as scripts_described
 from renderjobs.compat.sdapi.scripts.info import scripts_listed
+from renderjobs.compat.sdapi.styling import styles_apply
 from renderjobs.compat.sdapi.translate import (
     CONTROLNET,
     arguments_of,
@@ -351,7 +352,7 @@ def generation_submit(
     lane: int = Lane.INTERACTIVE,
 ) -> Submitted:
     made = to_request(with_profile(caller, values), options=installed_options(caller), kind=kind)
-    made.canonical["prompt"], made.canonical["negative_prompt"] = styled(caller, values["styles"] or (), made.canonical)
+    styles_apply(caller, values["styles"] or (), made.canonical)
     prompts_resolve(made, values, wildcards=lines_for(caller), most=settings.MAX_SYNC_IMAGES)
     render = made.build()
     if render.images_total > settings.MAX_SYNC_IMAGES:

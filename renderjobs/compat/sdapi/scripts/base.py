@@ -209,6 +209,14 @@ def never_run(values: Mapping[str, Any], infotexts: Sequence[str | None]) -> dic
         "all_seeds": [-1],
         "subseed": -1,
         "all_subseeds": [-1],
+        "width": values["width"],
+        "height": values["height"],
+        "sampler_name": resolve_sampler(
+            values["sampler_name"] or values["sampler_index"], values["scheduler"]
+        ).sampler.name,
+        "cfg_scale": values["cfg_scale"],
+        "steps": values["steps"],
+        "batch_size": values["batch_size"],
         "restore_faces": values["restore_faces"],
         "sd_model_name": None,
         "sd_model_hash": None,

@@ -39,8 +39,8 @@ MK2_DEFAULTS: Mapping[str, Any] = {
     "info": "", "pixels": 128, "mask_blur": 8, "directions": list(SIDES), "falloff": 1.0, "color_variation": 0.05,
 }  # fmt: skip
 POOR_MANS_DEFAULTS: Mapping[str, Any] = {"pixels": 128, "mask_blur": 4, "inpainting_fill": 0, "directions": list(SIDES)}
-ORIGINAL = 1
-"""``inpainting_fill`` that keeps what is under the mask."""
+FILL, ORIGINAL = 0, 1
+"""``inpainting_fill`` that spreads the colours around the mask, and that keeps what is under it."""
 MOST_PIXELS = 8_000_000
 """Of the picture with its border: matched noise needs some 200 bytes for each."""
 SIDE_FACTOR = 64
@@ -253,7 +253,7 @@ def poor_mans_plan(
     changes = {
         **ALONE,
         "mask_blur": blur * 2,
-        "inpainting_fill": int(arguments["inpainting_fill"]),
+        "inpainting_fill": fill_of(arguments["inpainting_fill"]),
         "inpaint_full_res": False,
     }
     seed = fixed_seed(values["seed"], random)
@@ -270,6 +270,14 @@ def poor_mans_plan(
     return Plan(
         title=POOR_MANS_TITLE, images_total=len(cells), start=lambda: poor_mans_run(cells, tiling, open_places, values)
     )
+
+
+def fill_of(given: Any) -> int:
+    """QUIRK(A1111 1.10): its page sends the place of a label; the label itself, ``original`` among them, means the first one."""
+    try:
+        return int(given)
+    except ValueError:
+        return FILL
 
 
 def inner_box(size: tuple[int, int], border: Border, within: int) -> Image.Image:

@@ -9,6 +9,7 @@ import csv
 import io
 import itertools
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -44,6 +45,15 @@ DEFAULTS: Mapping[str, Any] = {
 }  # fmt: skip
 MOST_CELLS = 10_000
 """Of a plot, and so of an axis: small pictures would let A1111's limit, which counts pixels, pass millions."""
+
+OPTIONS_IN_TEXTS: Mapping[str, tuple[tuple[str, ...], Any]] = {
+    "Conditional mask weight": (("inpainting_mask_weight",), None),
+    "Clip skip": (("CLIP_stop_at_last_layers",), 1),
+    "Token merging ratio": (("token_merging_ratio",), 0),
+    "Token merging ratio hr": (("token_merging_ratio_hr", "token_merging_ratio"), 0),
+    "RNG": (("randn_source",), "GPU"),
+}
+"""What infotexts read from options: the options, the first that is set, and the value that is not written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,8 +233,13 @@ def answer(plot: Plot, drawn: Sequence[Drawn]) -> Answer:
     prompts = [prompt_of(plot, number) if drawn[number].pictures else None for number in listed]
     infotexts = [first_of(drawn[number].infotexts) for number in order]
     texts = [
-        extended(infotexts[0], {**described(plot, "xy"), **described(plot, "z", title=False)}),
-        *(extended(first_of(drawn[number].infotexts), described(plot, "xy")) for number in sub_grids),
+        extended(
+            text_of_grid(plot, order[0], infotexts[0]), {**described(plot, "xy"), **described(plot, "z", title=False)}
+        ),
+        *(
+            extended(text_of_grid(plot, number, first_of(drawn[number].infotexts)), described(plot, "xy"))
+            for number in sub_grids
+        ),
     ]
     info = {
         "prompt": prompts[0],
@@ -237,6 +252,22 @@ def answer(plot: Plot, drawn: Sequence[Drawn]) -> Answer:
         "infotexts": [*texts, *infotexts],
     }
     return Answer(shown=tuple(shown), info=info, described=0)
+
+
+def text_of_grid(plot: Plot, number: int, infotext: str | None) -> str | None:
+    """A cell's infotext as a grid repeats it.
+
+    QUIRK(A1111 1.10): it is written when the options of the axes are back at what they were before.
+    """
+    changed = plot.cells[number].options
+    before = {**plot.options, **(plot.values["override_settings"] or {})}
+    for name, (options, neutral) in OPTIONS_IN_TEXTS.items():
+        if infotext and not changed.keys().isdisjoint(options):
+            value = next((before[option] for option in options if before[option]), neutral)
+            head, separator, parameters = infotext.rpartition("\nSteps: ")
+            shown = "" if value == neutral else f", {name}: {value}"
+            infotext = head + separator + re.sub(rf", {name}: [^,]*", shown, parameters, count=1)
+    return infotext
 
 
 def prompt_of(plot: Plot, number: int) -> str:
