@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -84,7 +86,7 @@ def test_f2_a_frozen_worker_that_comes_back_cannot_deliver_again(platform):
     platform.start_worker("frozen", PATTERN_STEP_SECONDS="0.5")
     job = client.submit(n_iter=4, steps=6)
     wait_until(lambda: client.job(job["id"])["state"] == "running", seconds=60, what="The claim")
-    os.killpg(platform.processes["frozen"].pid, signal.SIGSTOP)
+    freeze(platform, "frozen")
     platform.start_worker("second")
     client.wait(job["id"])
     os.killpg(platform.processes["frozen"].pid, signal.SIGCONT)
@@ -92,6 +94,23 @@ def test_f2_a_frozen_worker_that_comes_back_cannot_deliver_again(platform):
     client.wait(later["id"])
     assert_each_image_once_of(client, job["id"], 4)
     platform.assert_invariants()
+
+
+def freeze(platform: RunningPlatform, name: str) -> None:
+    """Outside a transaction of its own: SQLite has one writer, and nobody writes while it is frozen."""
+    group, database = platform.processes[name].pid, platform.data_dir / "db.sqlite3"
+    while True:
+        os.killpg(group, signal.SIGSTOP)
+        connection = sqlite3.connect(database, timeout=0.5, isolation_level=None)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+            return
+        except sqlite3.OperationalError:
+            os.killpg(group, signal.SIGCONT)
+            time.sleep(0.05)
+        finally:
+            connection.close()
 
 
 def assert_each_image_once_of(client: Client, job_id: str, count: int) -> None:
