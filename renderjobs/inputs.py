@@ -66,15 +66,22 @@ def inputs_new(*, team: Team, uploads: Iterable[Upload]) -> dict[str, Upload]:
 
 
 def input_store(*, team: Team, uploads: Iterable[Upload]) -> None:
-    """Keep what is not kept yet. A row is seen by nobody before its object lies there, and what does not fit leaves neither.
+    """Keep what is not kept yet: the objects first, outside a transaction, then their rows, so that a row always has its object.
 
+    What does not fit leaves neither; of two that race for the last bytes, the loser's object goes with the sweeper.
     Storing the same picture twice, also at the same time, is one object and one row.
 
     Raises:
         QuotaExceededError: The team may not store so much.
     """
-    for sha256, upload in inputs_new(team=team, uploads=uploads).items():
+    new = inputs_new(team=team, uploads=uploads)
+    if new:
+        with transaction.atomic():
+            stored_check(team_id=team.pk, size_bytes=sum(len(upload.data) for upload in new.values()))
+    for sha256, upload in new.items():
         key = f"{team.pk}/inputs/{sha256[:2]}/{sha256}"
+        if not default_storage.exists(key):
+            default_storage.save(key, ContentFile(upload.data))
         with transaction.atomic():
             stored_check(team_id=team.pk, size_bytes=len(upload.data))
             _, created = InputFile.objects.get_or_create(
@@ -88,7 +95,5 @@ def input_store(*, team: Team, uploads: Iterable[Upload]) -> None:
                     "created_at": Now(),
                 },
             )
-            if not default_storage.exists(key):
-                default_storage.save(key, ContentFile(upload.data))
             if created:
                 stored_change(team_id=team.pk, by=len(upload.data))
