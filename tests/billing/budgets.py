@@ -1,10 +1,11 @@
-"""Budgets for tests."""
+"""Budgets for tests, and whom quotas name."""
 
 from __future__ import annotations
 
 from decimal import Decimal
 from typing import Any
 
+from accounts.authentication import Caller
 from billing.models import Budget, BudgetThreshold
 
 
@@ -21,3 +22,13 @@ def a_budget(
         BudgetThreshold(budget=budget, percent=percent, action=action) for percent, action in thresholds
     )
     return budget
+
+
+def named_by(whose: str, caller: Caller) -> dict[str, Any]:
+    """The columns of a quota for everybody, the caller's team, the caller as its member, or the caller's token."""
+    return {
+        "team": {"team": caller.team},
+        "member": {"team": caller.team, "user": caller.user},
+        "token": {"token": caller.token},
+        "organisation": {},
+    }[whose]

@@ -21,7 +21,7 @@ from fleet.services import worker_register
 from renderjobs.claims import microbatch_claim
 from renderjobs.models import EasFrame, RenderImage, RenderJob
 from renderjobs.submission import job_cancel
-from tests.billing.budgets import a_budget
+from tests.billing.budgets import a_budget, named_by
 from tests.eas.test_requests import put, results, work_off
 from tests.factories import a_caller, a_job, a_platform, a_pool, an_eas_service
 from tests.meta.test_routes import handshake
@@ -101,13 +101,7 @@ def test_a_running_job_is_open_and_not_waiting():
 @pytest.mark.parametrize("whose", ["team", "member", "token", "organisation"])
 def test_a_quota_counts_what_it_names_and_nothing_else(whose):
     caller, colleague, stranger = a_caller(), a_caller(user="alan"), a_caller("team-b", "bob")
-    named = {
-        "team": {"team": caller.team},
-        "member": {"team": caller.team, "user": caller.user},
-        "token": {"token": caller.token},
-        "organisation": {},
-    }
-    a_quota("open_jobs", 1, **named[whose])
+    a_quota("open_jobs", 1, **named_by(whose, caller))
     a_job(caller)
     refused = []
     for other in (a_caller(), colleague, stranger):  # the first is the same member with another token
@@ -213,13 +207,7 @@ def client_of(caller) -> Client:
 def test_s23_requests_per_minute_are_counted_for_whom_the_quota_names(whose):
     a_platform()
     caller, colleague, stranger = a_caller(), a_caller(user="alan"), a_caller("team-b", "bob")
-    named = {
-        "team": {"team": caller.team},
-        "member": {"team": caller.team, "user": caller.user},
-        "token": {"token": caller.token},
-        "organisation": {},
-    }
-    a_quota("requests_per_minute", 2, **named[whose])
+    a_quota("requests_per_minute", 2, **named_by(whose, caller))
     assert [client_of(caller).get("/api/v1/jobs").status_code for _ in range(3)] == [200, 200, 429]
     others = [client_of(one).get("/api/v1/jobs").status_code for one in (a_caller(), colleague, stranger)]
     expected = {"team": [429, 429, 200], "member": [429, 200, 200], "token": [200] * 3, "organisation": [429] * 3}

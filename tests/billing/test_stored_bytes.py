@@ -33,6 +33,7 @@ from renderjobs.models.jobs import Source
 from renderjobs.submission import job_cancel, job_submit
 from renderjobs.team_files import file_remove, file_upload
 from renderjobs.work import image_bytes
+from tests.billing.budgets import named_by
 from tests.factories import a_caller, a_job, a_platform, a_request
 from tests.renderjobs.test_delivery import begun, deliver, picture
 from tests.renderjobs.test_races import at_once
@@ -239,13 +240,7 @@ def test_a_quarantined_model_has_no_file_and_counts_nothing():
 @pytest.mark.parametrize("whose", ["team", "member", "token", "organisation"])
 def test_a_quota_counts_the_bytes_of_those_it_names(whose):
     caller, colleague, stranger = a_caller(), a_caller(user="alan"), a_caller("team-b", "bob")
-    named = {
-        "team": {"team": caller.team},
-        "member": {"team": caller.team, "user": caller.user},
-        "token": {"token": caller.token},
-        "organisation": {},
-    }
-    quota = a_quota(GIB, **named[whose])
+    quota = a_quota(GIB, **named_by(whose, caller))
     for number, one in enumerate((caller, colleague, stranger)):
         a_job(one)
         deliver(begun(f"w{number}"), key=f"{number}.png")
