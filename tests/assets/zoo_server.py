@@ -55,11 +55,11 @@ def model_server() -> Iterator[ModelServer]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             models.asked.append(dict(self.headers))
-            if models.redirects_to:
+            elsewhere, models.redirects_to = models.redirects_to, ""  # taken before the answer lets anybody ask again
+            if elsewhere:
                 self.send_response(302)
-                self.send_header("Location", models.redirects_to)
+                self.send_header("Location", elsewhere)
                 self.end_headers()
-                models.redirects_to = ""
                 return
             first = self._first()
             self.send_response(206 if first else 200)
