@@ -227,6 +227,8 @@ def test_a_job_that_was_made_while_its_request_was_deleted_is_taken_back_by_its_
         await asyncio.Event().wait()
 
     monkeypatch.setattr(views, "job_wait", never)
+    # Here the call shares this test's thread, whose connection is not the call's to close.
+    monkeypatch.setattr(workers, "_on_a_thread_of_its_own", workers.answer_to)
     async_to_sync(workers.RequestWorkers()._do)(taken)
     assert RenderJob.objects.get().state == "cancelled" and results(service) == []
 
