@@ -24,8 +24,13 @@ ON_BOTH = [
     "tests/api",
     "tests/eas",
 ]
-ABOUT_FILES = ["tests/assets/test_conversion.py", "tests/assets/test_folders.py", "tests/eas/test_documents.py"]
-"""Slow, and hardly a row in them."""
+NOT_ABOUT_ROWS = [
+    "tests/assets/test_conversion.py",
+    "tests/assets/test_folders.py",
+    "tests/eas/test_documents.py",
+    "tests/eas/test_http_watch.py",
+]
+"""Slow: files and connections, and hardly a row in them."""
 
 
 @pytest.mark.timeout(900)
@@ -45,7 +50,7 @@ def test_the_tests_of_rows_and_money_pass_on_postgresql(tmp_path_factory):
             "-m",
             "not embedded and not slow",
         ]
-        command += [f"--ignore={file}" for file in ABOUT_FILES]
+        command += [f"--ignore={file}" for file in NOT_ABOUT_ROWS]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
         environment.pop("DATA_DIR", None)
         run = subprocess.run(
