@@ -1,4 +1,4 @@
-"""What databases and running platforms of the tests begin with, made once and copied: forty migrations take many seconds."""
+"""What databases and running platforms of the tests begin with, made once and copied: migrations take many seconds."""
 
 from __future__ import annotations
 
