@@ -14,7 +14,7 @@ serve: .venv/installed
 	@exec $(RUN) serve
 
 test: .venv/installed-test
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	@OMP_NUM_THREADS=1 TMPDIR=$$($(BIN)/python -m tests.scratch) $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 bench: .venv/installed
 	@$(BIN)/python -m benchmarks

@@ -5,12 +5,16 @@ Not in ``config/settings``: importing a module of that package reads the environ
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import tempfile
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.pop("DATA_DIR", None)  # the starting process's own; each of those that share the tests needs another
-os.environ.setdefault("DATA_DIR", tempfile.mkdtemp(prefix="renderkiln-tests-"))
+if "DATA_DIR" not in os.environ:
+    os.environ["DATA_DIR"] = tempfile.mkdtemp(prefix="renderkiln-tests-")
+    atexit.register(shutil.rmtree, os.environ["DATA_DIR"], ignore_errors=True)
 
 from config.settings import *  # noqa: E402, F403
 from config.settings import DATA_DIR, DATABASES, RENDERER  # noqa: E402
