@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import socket as sockets
@@ -14,6 +15,9 @@ from pathlib import Path
 
 import pytest
 import redis
+from filelock import FileLock
+
+from tests.prepared import ROOT
 
 
 def missing(program: str) -> None:
@@ -50,6 +54,22 @@ def reserved_port() -> int:
     holder.bind(("127.0.0.1", 0))
     _reserved.append(holder)
     return holder.getsockname()[1]
+
+
+def npm_packages(folder: Path) -> Path:
+    """Those that the folder's lock file names, installed there once."""
+    npm = shutil.which("npm") or missing("npm")
+    installed = folder / "node_modules"
+    digest = hashlib.sha256((folder / "package-lock.json").read_bytes()).hexdigest()
+    (ROOT / "var").mkdir(exist_ok=True)
+    with FileLock(ROOT / "var" / f"npm-{digest}.lock"):
+        made = installed / digest
+        if not made.exists():
+            command = [str(npm), "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            made.touch()
+    return installed
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -15,11 +16,11 @@ from typing import Any
 
 import pytest
 import requests
-from playwright.sync_api import expect
+from playwright.sync_api import Browser, BrowserContext, expect, sync_playwright
 
 from operations.launcher import WEBSOCKETS
 from tests.prepared import ROOT, SET_UP, platform_copy
-from tests.services import PATIENCE_SECONDS, redis_server, reserved_port, wait_until
+from tests.services import PATIENCE_SECONDS, missing, redis_server, reserved_port, wait_until
 
 PATIENCE_MS = PATIENCE_SECONDS * 1000
 expect.set_options(timeout=PATIENCE_MS)
@@ -163,6 +164,21 @@ class Client:
             assert time.monotonic() < deadline, f"The job did not end within {seconds} s: {job}"
             time.sleep(0.1)
         return job
+
+
+@contextmanager
+def chromium_browser() -> Iterator[Browser]:
+    program = shutil.which("chromium") or missing("chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"], timeout=PATIENCE_MS)
+        yield browser
+        browser.close()
+
+
+def patient_context(browser: Browser, platform: RunningPlatform, **options: Any) -> BrowserContext:
+    context = browser.new_context(base_url=platform.address, **options)
+    context.set_default_timeout(PATIENCE_MS)
+    return context
 
 
 @contextmanager
