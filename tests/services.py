@@ -28,7 +28,7 @@ def missing(program: str) -> None:
     pytest.skip(message)
 
 
-PATIENCE_SECONDS = 180
+PATIENCE_SECONDS = 300
 """For what takes a moment on a machine that is free: one that is busy, or stands still for a while, is no reason to fail."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.operations.test_launcher import pid_of, processes_of
+from tests.prepared import migrated_database
 from tests.services import PATIENCE_SECONDS, reserved_port, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,6 +41,7 @@ def test_the_demo_renders_four_images_one_grid_and_a_bill(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
 def test_a_demo_that_is_stopped_takes_its_platform_along(tmp_path, number):
+    shutil.copy(migrated_database(), tmp_path)
     process = demo(tmp_path)
     wait_until(lambda: pid_of(tmp_path, "uvicorn"), what="Starting")
     process.send_signal(number)

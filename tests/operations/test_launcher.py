@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.prepared import migrated_database
 from tests.services import PATIENCE_SECONDS, reserved_port, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,6 +31,7 @@ def serve(data_dir: Path, **environment: str) -> subprocess.Popen[str]:
 
 @pytest.fixture
 def server(tmp_path) -> Iterator[subprocess.Popen[str]]:
+    shutil.copy(migrated_database(), tmp_path)
     server = serve(tmp_path)
     yield server
     server.kill()
