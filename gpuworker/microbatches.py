@@ -131,9 +131,10 @@ class Microbatches:
     def _read(self, shape: str) -> None:
         if shape in self._read_at and time.monotonic() - self._read_at[shape] < READ_AGAIN_SECONDS:
             return
+        was_unsaved = bool(self._unsaved)  # what is written while this reads may be missing in it
         found = profile_read(**self._kept, shape=shape)
         with self._lock:
-            own = self._profiles.get(shape, {}) if self._unsaved else {}
+            own = self._profiles.get(shape, {}) if was_unsaved or self._unsaved else {}
             self._profiles[shape] = {**found, **own}
             self._read_at[shape] = time.monotonic()
 

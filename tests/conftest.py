@@ -10,9 +10,17 @@ from pathlib import Path
 import pytest
 from django.conf import settings
 from django.db import connection
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 from tests.prepared import migrated_database
 from tests.services import RedisServer, redis_server
+
+# The same examples each time, however long the machine takes over one: a run tells what a change did, not what luck brought.
+hypothesis_settings.register_profile(
+    "tests", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+hypothesis_settings.load_profile("tests")
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -32,7 +32,8 @@ def migrated_database() -> Path:
     folder.parent.mkdir(exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
-            made = folder.with_suffix(f".{os.getpid()}")
+            made = folder.with_suffix(".making")
+            shutil.rmtree(made, ignore_errors=True)  # of somebody who was killed over it
             _manage(made, SET_UP[0])
             made.rename(folder)
     return folder / "db.sqlite3"
@@ -46,6 +47,7 @@ def platform_copy(data_dir: Path) -> None:
     with FileLock(f"{prepared}.lock"):
         if not prepared.exists():
             made = shared / "preparing"
+            shutil.rmtree(made, ignore_errors=True)
             made.mkdir()
             shutil.copy(migrated_database(), made)
             for command in SET_UP:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
+import socket as sockets
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +15,9 @@ from pathlib import Path
 
 import pytest
 import redis
+from filelock import FileLock
+
+from tests.prepared import ROOT
 
 
 def missing(program: str) -> None:
@@ -23,12 +28,48 @@ def missing(program: str) -> None:
     pytest.skip(message)
 
 
-def wait_until(condition: Callable[[], object], *, seconds: float, what: str) -> None:
+PATIENCE_SECONDS = 300
+"""For what takes a moment on a machine that is free: one that is busy, or stands still for a while, is no reason to fail."""
+
+
+def wait_until(condition: Callable[[], object], *, what: str, seconds: float = PATIENCE_SECONDS) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        if time.monotonic() > deadline:
+        # The last look comes after the deadline: this process itself may have stood still until then.
+        if time.monotonic() > deadline and not condition():
             raise AssertionError(f"{what} did not happen within {seconds} s.")
         time.sleep(0.05)
+
+
+_reserved: list[sockets.socket] = []
+
+
+def reserved_port() -> int:
+    """A port on loopback that is given to nobody else while the tests run. A server may listen there, as often as it is started.
+
+    Bound and never listening: the system passes over it when somebody asks for any port, and lets in who names it.
+    """
+    holder = sockets.socket()
+    holder.setsockopt(sockets.SOL_SOCKET, sockets.SO_REUSEADDR, 1)
+    holder.bind(("127.0.0.1", 0))
+    _reserved.append(holder)
+    return holder.getsockname()[1]
+
+
+def npm_packages(folder: Path) -> Path:
+    """Those that the folder's lock file names, installed there once."""
+    npm = shutil.which("npm") or missing("npm")
+    installed = folder / "node_modules"
+    digest = hashlib.sha256((folder / "package-lock.json").read_bytes()).hexdigest()
+    (ROOT / "var").mkdir(exist_ok=True)
+    with FileLock(ROOT / "var" / f"npm-{digest}.lock"):
+        made = installed / digest
+        if not made.exists():
+            command = [str(npm), "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            made.touch()
+    return installed
 
 
 @dataclass(frozen=True)
@@ -56,12 +97,12 @@ def redis_server(socket: Path) -> Iterator[RedisServer]:
             return False
 
     try:
-        wait_until(answers, seconds=10, what="Redis answering")
+        wait_until(answers, what="Redis answering")
         yield RedisServer(socket, client)
     finally:
         client.close()
         process.terminate()
-        process.wait(10)
+        process.wait(PATIENCE_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -100,8 +141,10 @@ def postgres_server(folder: Path) -> Iterator[PostgresServer]:
     )
     ready = [str(programs[0] / "pg_isready"), "-q", "-h", str(sockets)]
     try:
-        wait_until(lambda: subprocess.run(ready).returncode == 0, seconds=20, what="PostgreSQL answering")
+        wait_until(lambda: subprocess.run(ready).returncode == 0, what="PostgreSQL answering")
         yield PostgresServer(f"postgres://renderkiln@{str(sockets).replace('/', '%2F')}/postgres")
     finally:
-        process.terminate()
-        process.wait(20)
+        # By its own command: a signal would wait for connections that are still open, and ``runuser`` would not wait at all.
+        stop = [str(programs[0] / "pg_ctl"), "stop", "-D", str(data), "-m", "immediate", "-s"]
+        subprocess.run([*prefix, *stop], check=False, stdout=subprocess.DEVNULL)
+        process.wait(PATIENCE_SECONDS)

@@ -89,7 +89,7 @@ class Child:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # a terminal's Ctrl-C reaches the launcher alone, which stops them in order
-                preexec_fn=die_with_parent,
+                preexec_fn=dies_with(os.getpid()),
             )
         self.started_at = time.monotonic()
 
@@ -338,7 +338,16 @@ def workers_that_can_claim() -> set[tuple[int, datetime]]:
     return set(workers_claiming().values_list("pk", "started_at"))
 
 
-def die_with_parent() -> None:
-    """In the child, between fork and exec: a launcher that is killed takes its children along (Linux)."""
-    if sys.platform == "linux":
+def dies_with(parent: int) -> Callable[[], None]:
+    """For a child, between fork and exec: a launcher that is killed takes its children along (Linux)."""
+
+    def ask_for_it() -> None:
+        if sys.platform != "linux":
+            return
+        # Until exec the handlers are the parent's, which only take note: what they are told before would be lost.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it was killed before it could be asked for
+            os._exit(1)
+
+    return ask_for_it

@@ -17,14 +17,16 @@ from eas_prediction import PredictClient, PredictException, QueueClient, StringR
 class User:
     """Both queues of one service."""
 
-    def __init__(self, address: str, token: str, *, service: str = "sd_async", **member: str):
+    def __init__(self, address: str, token: str, *, service: str, **member: str):
         self.address, self.token, self.service, self.member = address, token, service, member
         self.requests = self.client(service)
         self.results = self.client(f"{service}/sink")
 
-    def client(self, name: str, **member: str) -> Any:
+    def client(self, name: str, *, timeout_ms: int = 60_000, **member: str) -> Any:
+        """It repeats a put that is not answered in time, so it has more time than by itself."""
         client = QueueClient(self.address, name)
         client.set_token(self.token)
+        client.set_timeout(timeout_ms)
         client.init(**{**self.member, **member})
         client.set_logger(None)
         return client
@@ -58,11 +60,17 @@ def puts_gets_and_searches(user: User) -> None:
 
 
 def gets_while_somebody_puts(user: User) -> None:
-    """The default timeout is the socket's own: a late answer would be asked for again, and lost."""
+    """The default timeout is the socket's own: a late answer would be asked for again, and lost.
+
+    The one who puts may be held up until nobody waits any more; what was put then is there for who asks again.
+    """
     user.empty()
-    threading.Timer(1.0, user.client("sd_async/sink").put, args=("late",)).start()
+    results = user.client(f"{user.service}/sink", timeout_ms=5000)
     began = time.monotonic()
-    say({"frames": seen(user.results.get()), "seconds": time.monotonic() - began})
+    threading.Timer(1.0, user.client(f"{user.service}/sink").put, args=("late",)).start()
+    while not (frames := seen(results.get())):
+        pass
+    say({"frames": frames, "seconds": time.monotonic() - began})
 
 
 def truncates_and_deletes(user: User) -> None:
@@ -71,7 +79,7 @@ def truncates_and_deletes(user: User) -> None:
     user.results.truncate(indexes[2])
     user.results.delete(indexes[3])
     user.results.delete([indexes[4], 10**6])
-    say({"left": [index - indexes[0] for index, _, _ in seen(user.results.get(length=9))]})
+    say({"left": [index - indexes[0] for index, _, _ in seen(user.results.get(length=9, timeout="0s"))]})
 
 
 def is_refused(user: User) -> None:

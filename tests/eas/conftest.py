@@ -17,12 +17,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
+from renderjobs.compat.eas import synchronous
 from tests.flows.conftest import ROOT, RunningPlatform
-from tests.services import missing, redis_server
+from tests.services import PATIENCE_SECONDS, missing, redis_server
 
 HERE = Path(__file__).parent
 REQUIREMENTS = HERE / "client-requirements.txt"
+
+
+@pytest.fixture(autouse=True)
+def no_calls_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are counted by the service's number, which each test's first one has."""
+    monkeypatch.setattr(synchronous, "_running", {})
+    monkeypatch.setattr(synchronous, "_began", {})
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +58,7 @@ def client_python() -> Path:
                     str(REQUIREMENTS),
                 ],
             ):
-                done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+                done = subprocess.run(command, capture_output=True, text=True, timeout=600)
                 if done.returncode:
                     missing(f"eas_prediction (no registry answers: {done.stderr.strip()[-300:]})")
             made.touch()
@@ -72,32 +81,62 @@ class Program:
             self.lines.put(line)
         self.lines.put(None)
 
-    def said(self, seconds: float = 30) -> Any:
+    def said(self, seconds: float = PATIENCE_SECONDS) -> Any:
         line = self.lines.get(timeout=seconds)
         if line is None:
-            raise EOFError(f"The program ended with {self.process.wait(5)}.")
+            raise EOFError(f"The program ended with {self.process.wait(PATIENCE_SECONDS)}.")
         return json.loads(line)
 
-    def all_said(self, seconds: float = 60) -> list[Any]:
+    def all_said(self, seconds: float = PATIENCE_SECONDS) -> list[Any]:
         found = []
         while (line := self.lines.get(timeout=seconds)) is not None:
             found.append(json.loads(line))
-        assert self.process.wait(10) == 0
+        assert self.process.wait(PATIENCE_SECONDS) == 0
         return found
 
 
+SERVICES = 50
+"""More than tests use in one process."""
+MAKE_SERVICES = f"""
+from accounts.models import Team
+from renderjobs.compat.eas.services import service_create
+team = Team.objects.get_or_create(name="studio")[0]
+for number in range({SERVICES}):
+    print(f"sd_{{number}}", service_create(name=f"sd_{{number}}", team=team)[1])
+"""
+
+
 class EasServer:
-    """Web process, broker and database of a platform with one service; the process of queued requests only on demand."""
+    """Web process, broker and database of a platform with services; the process of queued requests only on demand.
+
+    Each test has a service of its own: consumers of an earlier one, who count for a while after they left, are none of its.
+    """
 
     def __init__(self, platform: RunningPlatform, python: Path):
         self.platform, self.python = platform, python
-        platform.token("studio")
-        self.token = platform.manage("create_service", "sd_async", "--team", "studio").strip()
+        lines = platform.manage("shell", "-v", "0", "-c", MAKE_SERVICES).splitlines()
+        self.unused = [line.split() for line in lines if line.startswith("sd_")]
+        self.service = self.token = ""
         self.programs: list[subprocess.Popen[str]] = []
 
-    def start(self, name: str, **options: Any) -> Program:
+    @property
+    def queue(self) -> str:
+        """The address of the service's input."""
+        return f"{self.platform.address}/api/predict/{self.service}"
+
+    @property
+    def sink(self) -> str:
+        return f"{self.queue}/sink"
+
+    @property
+    def watched(self) -> str:
+        """The sink's address for a WebSocket."""
+        return self.sink.replace("http:", "ws:")
+
+    def start(self, name: str, *, user: dict[str, str] | None = None, **options: Any) -> Program:
         """Run a function of the client's program."""
         address = f"127.0.0.1:{self.platform.port}"
+        options["user"] = {"service": self.service, **(user or {})}
         arguments = [address, self.token, name, json.dumps(options)]
         process = subprocess.Popen(
             [str(self.python), str(HERE / "client_program.py"), *arguments], stdout=subprocess.PIPE, text=True
@@ -114,7 +153,7 @@ class EasServer:
     def end_programs(self) -> None:
         for process in self.programs:
             process.kill()
-            process.wait(5)
+            process.wait(PATIENCE_SECONDS)
         self.programs.clear()
 
 
@@ -133,5 +172,9 @@ def running_server(client_python: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture
 def server(running_server: EasServer) -> Iterator[EasServer]:
+    running_server.service, running_server.token = running_server.unused.pop()
     yield running_server
     running_server.end_programs()
+    for address in (running_server.queue, running_server.sink):  # a later test's workers find nothing of this one
+        query, header = {"_trunc_": "true", "_index_": 10**12}, {"Authorization": running_server.token}
+        requests.delete(address, params=query, headers=header, timeout=PATIENCE_SECONDS)

@@ -17,6 +17,12 @@ from tests.factories import an_eas_service
 pytestmark = pytest.mark.django_db
 
 
+@pytest.fixture(autouse=True)
+def times_no_test_takes(monkeypatch) -> None:
+    monkeypatch.setattr(queues, "GRACE_SECONDS", 3600)
+    monkeypatch.setattr(queues, "SILENT_SECONDS", 3600)
+
+
 @pytest.fixture
 def sink() -> EasQueue:
     return queues.queue_of(an_eas_service(), "sink")
@@ -43,9 +49,10 @@ def left(sink: EasQueue) -> list[int]:
     return list(EasFrame.objects.filter(queue=sink).order_by("index").values_list("index", flat=True))
 
 
-def gone(seat: queues.Seat, seconds: float = queues.GRACE_SECONDS + 1) -> None:
+def gone(seat: queues.Seat) -> None:
+    """For longer than its grace."""
     queues.consumer_leave(seat=seat)
-    EasConsumer.objects.filter(pk=seat.consumer_id).update(left_at=now_plus(-seconds))
+    EasConsumer.objects.filter(pk=seat.consumer_id).update(left_at=now_plus(-queues.GRACE_SECONDS - 1))
 
 
 def test_each_commit_frees_one_slot_of_the_window(sink):
@@ -131,7 +138,7 @@ def test_frames_of_a_consumer_that_left_wait_for_its_grace(sink):
     put(sink, count=2)
     lost, next_one = join(sink, "lost"), join(sink, "next")
     assert taken(lost) == [1, 2]
-    gone(lost, seconds=0)
+    queues.consumer_leave(seat=lost)
     assert taken(next_one) == []
     gone(lost)
     assert taken(next_one) == [1, 2]

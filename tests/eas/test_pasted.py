@@ -17,9 +17,9 @@ import requests
 from renderjobs.compat.eas.calling import ways_of
 from tests.eas.conftest import client_python  # noqa: F401
 from tests.flows.conftest import ROOT, RunningPlatform, running_platform
-from tests.services import missing
+from tests.services import PATIENCE_SECONDS, missing
 
-pytestmark = [pytest.mark.embedded, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.embedded
 LOGIN = """
 from accounts.models import User
 from django.contrib.auth import login
@@ -47,19 +47,21 @@ class Pages:
         }
         self.session = requests.Session()
         self.session.cookies.set("sessionid", platform.manage("shell", "-v", "0", "-c", LOGIN).split()[-1])
-        found = self.session.get(f"{platform.address}/admin/renderjobs/easservice/", timeout=30).text
+        found = self.session.get(f"{platform.address}/admin/renderjobs/easservice/", timeout=60).text
         self.keys = {name: pk for pk, name in re.findall(r"easservice/(\d+)/change/[^>]*>\s*(sd_\w+)", found)}
 
     def printed(self, service: str, tab: str, language: str) -> str:
         """The text of a box of the page, as a reader selects it."""
         address = f"{self.platform.address}/admin/renderjobs/easservice/{self.keys[service]}/calling"
-        page = self.session.get(address, params={"tab": tab}, timeout=30).text
+        page = self.session.get(address, params={"tab": tab}, timeout=60).text
         (box,) = re.findall(rf'<pre[^>]* id="{language}">(.*?)</pre>', page, re.DOTALL)
         return html.unescape(box)
 
     def pasted(self, service: str, command: list[str], folder: Path) -> str:
         environment = {**os.environ, "TOKEN": self.tokens[service]}
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=90)
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -70,7 +72,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pages]:
     with running_platform(folder, TEST_RENDERER="tests.fakes.PatternRenderer") as platform:
         platform.start_worker()
         platform.start("requests", [sys.executable, str(ROOT / "manage.py"), "run_eas_requests"])
-        yield Pages(platform)
+        pages = Pages(platform)
+        platform.await_worker()  # a printed call waits half a minute for its result
+        yield pages
 
 
 @pytest.mark.parametrize("service", ["sd_async", "sd_plain"])

@@ -30,6 +30,7 @@ from tests.factories import a_caller, a_platform, an_eas_service
 from tests.renderjobs.test_delivery import begun
 from tests.sdapi.test_controlnet import picture_text
 from tests.sdapi.test_txt2img import a_stored_picture
+from tests.services import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.django_db
 SMALL = {"prompt": "a ring", "seed": 5, "width": 64, "height": 64, "steps": 2}
@@ -391,20 +392,19 @@ def test_two_services_work_apart(service):
 # --- the loop itself --------------------------------------------------------------------------------------------------
 
 
-def run_until(condition: Any, *, seconds: float = 20) -> float:
-    """Run the workers until the condition holds; the seconds it took."""
+def run_until(condition: Any) -> None:
+    """Run the workers until the condition holds."""
 
-    async def scenario() -> float:
+    async def scenario() -> None:
         stop, began = asyncio.Event(), time.monotonic()
         running = asyncio.create_task(workers.RequestWorkers().run(stop))
         while not await asyncio.to_thread(in_a_thread, condition):
-            assert time.monotonic() - began < seconds and not running.done()
+            assert time.monotonic() - began < PATIENCE_SECONDS and not running.done()
             await asyncio.sleep(0.05)
         stop.set()
         await running
-        return time.monotonic() - began
 
-    return asyncio.run(scenario())
+    asyncio.run(scenario())
 
 
 def in_a_thread(condition: Any) -> Any:

@@ -68,13 +68,28 @@ def test_an_unknown_call_is_404_and_a_strangers_token_too(calls):
     assert not RenderJob.objects.exists()
 
 
-def test_a_call_that_takes_too_long_is_408_and_its_job_goes_on(calls, monkeypatch):
-    async def slow(job_id: object) -> None:
-        await asyncio.sleep(60)
+@pytest.fixture
+def time_is_up(monkeypatch) -> list[float]:
+    """Of each call while it waits for its job, and not before; how long it would have had."""
+    asked, limits = [], []
 
-    monkeypatch.setattr(views, "job_wait", slow)
-    EasService.objects.update(keepalive_seconds=1)
-    assert call(calls) == 408
+    def timeout(seconds: float) -> asyncio.Timeout:
+        asked.append(seconds)
+        limits.append(asyncio.timeout(None))
+        return limits[-1]
+
+    async def waited(job_id: object) -> None:
+        limits[-1].reschedule(asyncio.get_running_loop().time())
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(synchronous, "asyncio", SimpleNamespace(timeout=timeout))
+    monkeypatch.setattr(views, "job_wait", waited)
+    return asked
+
+
+def test_a_call_that_takes_too_long_is_408_and_its_job_goes_on(calls, time_is_up):
+    EasService.objects.update(keepalive_seconds=7)
+    assert (call(calls), time_is_up) == (408, [7])
     assert RenderJob.objects.get().state == "queued"
 
 
@@ -97,7 +112,6 @@ def test_calls_beyond_the_limits_are_450_and_429_and_make_no_job(service, calls,
     monkeypatch.setitem(synchronous._running, service.pk, service.max_queue_size)
     assert call(calls) == 450
     monkeypatch.setitem(synchronous._running, service.pk, 0)
-    monkeypatch.setattr(synchronous, "_began", {})
     monkeypatch.setattr(synchronous, "time", SimpleNamespace(monotonic=lambda: 5.0))  # all within one second
     EasService.objects.update(rate_limit=2)
     assert [call(calls, "/sdapi/v1/samplers", "GET") for _ in range(3)] == [200, 200, 429]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
-import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -15,11 +16,14 @@ from typing import Any
 
 import pytest
 import requests
+from playwright.sync_api import Browser, BrowserContext, expect, sync_playwright
 
 from operations.launcher import WEBSOCKETS
 from tests.prepared import ROOT, SET_UP, platform_copy
-from tests.services import redis_server, wait_until
+from tests.services import PATIENCE_SECONDS, missing, redis_server, reserved_port, wait_until
 
+PATIENCE_MS = PATIENCE_SECONDS * 1000
+expect.set_options(timeout=PATIENCE_MS)
 WORKER = [sys.executable, "-m", "celery", "-A", "gpuworker", "worker", "--loglevel", "INFO"]
 
 
@@ -28,9 +32,7 @@ class RunningPlatform:
 
     def __init__(self, data_dir: Path, **environment: str):
         self.data_dir = data_dir
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = reserved_port()
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
         self.environment = {
             **inherited,
@@ -62,22 +64,24 @@ class RunningPlatform:
             platform_copy(self.data_dir)
 
     def start(self, name: str, command: list[str], **environment: str) -> subprocess.Popen[bytes]:
-        log = (self.data_dir / f"{name}.log").open("ab")
         paths = {"PYTHONPATH": f"{ROOT / 'platform'}{os.pathsep}{ROOT}"}
-        self.processes[name] = subprocess.Popen(
-            command,
-            env={**self.environment, **paths, **environment},
-            cwd=ROOT,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+        with (self.data_dir / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                command,
+                env={**self.environment, **paths, **environment},
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
         return self.processes[name]
 
     def start_web(self) -> None:
         arguments = ["config.asgi:application", "--port", str(self.port), "--log-level", "warning", *WEBSOCKETS]
+        # Or it closes a connection at rest in the moment in which a test's client, which was held up, asks on it again.
+        arguments += ["--timeout-keep-alive", "3600"]
         self.start("web", [sys.executable, "-m", "uvicorn", *arguments])
-        wait_until(self.web_answers, seconds=30, what="The web process answering")
+        wait_until(self.web_answers, what="The web process answering")
 
     def web_answers(self) -> bool:
         try:
@@ -88,11 +92,34 @@ class RunningPlatform:
     def start_worker(self, name: str = "worker", **environment: str) -> None:
         self.start(name, WORKER, **environment)
 
+    def await_worker(self) -> None:
+        """Until one has reported itself, for who cannot wait as long as one takes to start."""
+        wait_until(lambda: requests.get(f"{self.address}/readyz", timeout=60).ok, what="A worker that can claim")
+
     def kill(self, name: str) -> None:
         """SIGKILL to the process and its children at once: what a lost machine looks like."""
         process = self.processes.pop(name)
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait(10)
+        process.wait(PATIENCE_SECONDS)
+
+    def freeze(self, name: str) -> None:
+        """Outside a transaction of its own: SQLite has one writer, and nobody writes while it is frozen."""
+        group, database = self.processes[name].pid, self.data_dir / "db.sqlite3"
+        while True:
+            os.killpg(group, signal.SIGSTOP)
+            connection = sqlite3.connect(database, timeout=0.5, isolation_level=None)
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                connection.execute("ROLLBACK")
+                return
+            except sqlite3.OperationalError:
+                os.killpg(group, signal.SIGCONT)
+                time.sleep(0.05)
+            finally:
+                connection.close()
+
+    def thaw(self, name: str) -> None:
+        os.killpg(self.processes[name].pid, signal.SIGCONT)
 
     def stop_all(self) -> None:
         for name in list(self.processes):
@@ -119,24 +146,39 @@ class Client:
 
     def submit(self, headers: dict[str, str] | None = None, **request: Any) -> dict[str, Any]:
         body = {"kind": "txt2img", "request": {"width": 64, "height": 64, "steps": 4, "seed": 1, **request}}
-        answer = self.session.post(f"{self.base}/jobs", json=body, headers=headers or {}, timeout=30)
+        answer = self.session.post(f"{self.base}/jobs", json=body, headers=headers or {}, timeout=60)
         assert answer.status_code == 201, answer.text
         return answer.json()
 
     def job(self, job_id: str) -> dict[str, Any]:
-        return self.session.get(f"{self.base}/jobs/{job_id}", timeout=30).json()
+        return self.session.get(f"{self.base}/jobs/{job_id}", timeout=60).json()
 
     def images(self, job_id: str) -> list[dict[str, Any]]:
-        return self.session.get(f"{self.base}/jobs/{job_id}/images", params={"limit": 1000}, timeout=30).json()[
+        return self.session.get(f"{self.base}/jobs/{job_id}/images", params={"limit": 1000}, timeout=60).json()[
             "results"
         ]
 
-    def wait(self, job_id: str, seconds: float = 60) -> dict[str, Any]:
+    def wait(self, job_id: str, seconds: float = PATIENCE_SECONDS) -> dict[str, Any]:
         deadline = time.monotonic() + seconds
         while (job := self.job(job_id))["state"] in ("queued", "running"):
             assert time.monotonic() < deadline, f"The job did not end within {seconds} s: {job}"
             time.sleep(0.1)
         return job
+
+
+@contextmanager
+def chromium_browser() -> Iterator[Browser]:
+    program = shutil.which("chromium") or missing("chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"], timeout=PATIENCE_MS)
+        yield browser
+        browser.close()
+
+
+def patient_context(browser: Browser, platform: RunningPlatform, **options: Any) -> BrowserContext:
+    context = browser.new_context(base_url=platform.address, **options)
+    context.set_default_timeout(PATIENCE_MS)
+    return context
 
 
 @contextmanager

@@ -18,8 +18,6 @@ from tests.flows.test_admin_browser import CHORES, PASSWORD, browser, page, phot
 from tests.prepared import MINIATURE
 from tests.renderjobs.test_data_directory import a_png, write
 
-pytestmark = pytest.mark.timeout(240)
-
 
 @pytest.fixture(scope="module")
 def models() -> Iterator[ModelServer]:
@@ -84,7 +82,8 @@ def test_d7_files_are_uploaded_browsed_fetched_and_deleted(platform, page, tmp_p
     page.click("#upload button")
     rows = page.locator(".rk-upload")
     expect(rows.nth(2).locator(".rk-upload-state")).to_contain_text("are not kept")
-    expect(rows.nth(0).locator(".rk-upload-state")).to_have_text("is here")
+    for place in (0, 1):
+        expect(rows.nth(place).locator(".rk-upload-state")).to_have_text("is here")
     assert [bar.evaluate("bar => bar.value") for bar in rows.locator("progress").all()[:2]] == [1, 1]
     photograph(page, "files-upload")
     open_folder(page, "data/inputs")
@@ -94,7 +93,7 @@ def test_d7_files_are_uploaded_browsed_fetched_and_deleted(platform, page, tmp_p
     photograph(page, "files")
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     address = page.locator(".rk-files a:has-text('ring.png')").get_attribute("href")
-    assert requests.get(address, timeout=10).content == files[0].read_bytes()  # type: ignore[arg-type]
+    assert requests.get(address, timeout=60).content == files[0].read_bytes()  # type: ignore[arg-type]
     with page.expect_download() as download:
         page.click("[aria-label='Download notes.txt']")
     assert download.value.suggested_filename == "notes.txt" and download.value.path().read_text() == "twenty steps"
@@ -104,7 +103,7 @@ def test_d7_files_are_uploaded_browsed_fetched_and_deleted(platform, page, tmp_p
     photograph(page, "files-delete")
     page.click("button:has-text('Delete')")
     expect(page.locator(".rk-files li")).to_have_count(1)
-    assert requests.get(address, timeout=10).status_code == 404  # type: ignore[arg-type]
+    assert requests.get(address, timeout=60).status_code == 404  # type: ignore[arg-type]
     platform.assert_invariants()
 
 
@@ -128,7 +127,7 @@ def test_an_upload_shows_its_progress_and_a_lost_connection(platform, page, tmp_
     open_folder(page)
     page.set_input_files("#upload [name=files]", files)
     page.click("#upload button")
-    expect(page.locator(".rk-upload-state").nth(1)).to_contain_text("connection was lost", timeout=30_000)
+    expect(page.locator(".rk-upload-state").nth(1)).to_contain_text("connection was lost")
     expect(page.locator(".rk-upload-state").nth(0)).to_have_text("is here")
     assert any(text.endswith(" %") for text in seen) and "waits" in seen
 
@@ -146,8 +145,8 @@ def test_d8_a_directory_is_imported_while_its_page_is_watched(platform, page):  
     expect(page.locator("body")).to_contain_text("The directory lies outside")
     page.fill("[name=directory]", str(root))
     page.click("[name=_save]")
-    expect(page.locator("#import")).to_contain_text("2 of 3 files taken in", timeout=60_000)
-    expect(page.locator("#import")).to_contain_text("outputs/broken.png", timeout=10_000)
+    expect(page.locator("#import")).to_contain_text("2 of 3 files taken in")
+    expect(page.locator("#import")).to_contain_text("outputs/broken.png")
     photograph(page, "import")
     page.click("text=The pictures")
     for part in ("outputs", "txt2img-images", "2023-07-24"):
@@ -165,11 +164,9 @@ def test_d8_a_model_of_the_zoo_is_fetched_by_one_click(platform, page, models): 
     expect(page.locator("#zoo-far")).to_contain_text("not among those this server fetches from")
     expect(page.locator("#zoo-far")).to_contain_text("models/Stable-diffusion/far.safetensors")
     page.click("#zoo-ring button")
-    expect(page.locator("#zoo-ring")).to_contain_text("ended early", timeout=30_000)
+    expect(page.locator("#zoo-ring")).to_contain_text("ended early")
     photograph(page, "zoo")
     platform.manage("shell", "-c", "from assets.tasks import resume_zoo; resume_zoo()")
-    expect(page.locator("#zoo-ring")).to_contain_text(
-        "Here as zoo-rings.safetensors", timeout=60_000
-    )  # without a click
+    expect(page.locator("#zoo-ring")).to_contain_text("Here as zoo-rings.safetensors")  # without a click
     assert models.asked[-1]["Range"] == f"bytes={8 * 1024**2}-"
     platform.assert_invariants()

@@ -11,8 +11,6 @@ from tests.engine.companions import a_text_generator
 from tests.flows.conftest import Client, RunningPlatform, running_platform
 from tests.services import wait_until
 
-pytestmark = pytest.mark.timeout(300)
-
 
 @pytest.fixture
 def platform(tmp_path: Path) -> Iterator[RunningPlatform]:
@@ -28,14 +26,14 @@ def test_a_killed_worker_loses_no_prompt(platform):
     client = Client(platform)
 
     def shown() -> dict:
-        return client.session.get(address, timeout=30).json()
+        return client.session.get(address, timeout=60).json()
 
     platform.start_worker("slow", PATTERN_STEP_SECONDS="100")
     body = {"prompt": "a cat in a garden", "count": 2, "seed": 7}
-    address = client.session.post(f"{client.base}/prompts/expand", json=body, timeout=30).json()["links"]["self"]
-    wait_until(lambda: shown()["state"] == "writing", seconds=90, what="A worker taking the prompt")
+    address = client.session.post(f"{client.base}/prompts/expand", json=body, timeout=60).json()["links"]["self"]
+    wait_until(lambda: shown()["state"] == "writing", what="A worker taking the prompt")
     platform.kill("slow")
     platform.start_worker("next")
-    wait_until(lambda: shown()["state"] == "written", seconds=90, what="The next worker writing the prompt")
+    wait_until(lambda: shown()["state"] == "written", what="The next worker writing the prompt")
     assert shown()["prompts"] == ["a cat in a garden, 7", "a cat in a garden, 8"]
     platform.assert_invariants()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import time
 
 import pytest
 from PIL import Image
@@ -14,6 +13,7 @@ from gpuworker.heartbeat import Lease
 from gpuworker.runner import Runner
 from renderjobs.previews import preview_ask, preview_put, previews_asked
 from tests.fakes import PatternRenderer
+from tests.services import wait_until
 
 PICTURE = Picture(2, 1, bytes([255, 0, 0, 0, 0, 255]))
 
@@ -28,12 +28,9 @@ def never() -> list[Picture]:
     raise AssertionError("Nobody looks, so no preview is to be made.")
 
 
-def kept(image_id: int) -> bytes | None:
-    for _ in range(100):
-        if found := preview_ask(image_id):
-            return found
-        time.sleep(0.02)
-    return None
+def kept(image_id: int) -> bytes:
+    wait_until(lambda: preview_ask(image_id), what="The preview being put there")
+    return preview_ask(image_id) or b""
 
 
 def test_looking_asks_for_a_preview(broker):

@@ -31,6 +31,7 @@ from renderjobs.submission import job_cancel
 from tests.engine.flow_models import pipeline
 from tests.factories import a_caller, a_checkpoint, a_job, a_pool
 from tests.fakes import PatternRenderer
+from tests.services import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.django_db(transaction=True)
 WEIGHTS = b"weights"
@@ -59,8 +60,9 @@ RUNNERS: list[Runner] = []
 
 
 @pytest.fixture(autouse=True)
-def threads_of_the_runners_end() -> Iterator[None]:
+def threads_of_the_runners_end(settings) -> Iterator[None]:
     """Each keeps a connection of the database's pool, which has fewer than these tests have threads."""
+    settings.LEASE_SECONDS = 3600  # no heartbeat renews them here
     yield
     while RUNNERS:
         runner = RUNNERS.pop()
@@ -70,10 +72,11 @@ def threads_of_the_runners_end() -> Iterator[None]:
 
 
 def end_threads(pool: ThreadPoolExecutor) -> None:
-    all_here = threading.Barrier(max(1, len(pool._threads)))
+    """As many tasks as there may be threads, and none ends before all have begun: each thread has one of them."""
+    all_here = threading.Barrier(pool._max_workers)
 
     def end() -> None:
-        all_here.wait(10)
+        all_here.wait(PATIENCE_SECONDS)
         connections.close_all()
 
     wait([pool.submit(end) for _ in range(all_here.parties)])
@@ -270,7 +273,7 @@ class WaitingAtItsEnd(PatternRenderer):
 
 
 def test_h1_the_next_micro_batch_is_claimed_while_this_one_renders():
-    job, renderer = a_job(n_iter=3), WaitingAtItsEnd(seconds=20)  # one image, then two
+    job, renderer = a_job(n_iter=3), WaitingAtItsEnd(seconds=PATIENCE_SECONDS)  # one image, then two
     a_runner(renderer).run_until_empty()
     job.refresh_from_db()
     assert job.state == "succeeded" and renderer.claimed_at_end == [1, 0]
@@ -286,7 +289,7 @@ def test_h8_the_next_jobs_checkpoint_is_read_before_the_pass_ends():
     class Reading(PatternRenderer):
         def render(self, spec: RenderSpec, **call: Any) -> Iterator[ImageOutcome]:
             outcomes = list(super().render(spec, **call))
-            deadline = time.monotonic() + (20 if not read_at_end else 0)
+            deadline = time.monotonic() + (PATIENCE_SECONDS if not read_at_end else 0)
             while not self.read and time.monotonic() < deadline:
                 time.sleep(0.01)
             read_at_end.append([recipe.checkpoint.name for one in self.read for recipe in one.recipes])
@@ -321,9 +324,9 @@ def test_h1_nothing_is_claimed_early_in_a_long_pass(settings):
 
     class Long(WaitingAtItsEnd):
         def render(self, spec: RenderSpec, *, on_step: Callable[[int, int], None], **rest: object):
-            time.sleep(0.3)
-            on_step(1, 1000)  # at this speed, five minutes are left
-            time.sleep(0.3)
+            time.sleep(0.1)
+            on_step(1, 1000)  # at this speed, more than a minute is left
+            time.sleep(0.2)
             seen.append(self.claimed() - 1)  # this pass is counted below
             return super().render(spec, on_step=on_step, **rest)
 
@@ -339,7 +342,7 @@ def test_i16_what_was_claimed_ahead_goes_back_when_the_worker_drains():
             runner.draining.set()
 
     job = a_job(n_iter=4)
-    runner = a_runner(Draining(seconds=20))
+    runner = a_runner(Draining(seconds=PATIENCE_SECONDS))
     runner.run_until_empty()
     assert sorted(job.images.values_list("state", "attempts")) == [("delivered", 1)] + [("waiting", 0)] * 3
     assert not runner.heartbeat.kept()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
+import threading
 from typing import Any
 
 import pytest
@@ -176,17 +178,24 @@ def test_a_stream_ends_with_the_pictures(door, worker):
 
 
 def test_a_stream_shows_as_many_previews_as_were_asked_for(door, monkeypatch):
-    looks = iter([None, b"one", b"one", b"two", b"three"])
+    looks = iter([None, b"one", b"one", b"two"])
+    left = threading.Semaphore(0)
+
+    def look(job_id: Any) -> bytes | None:
+        found = next(looks)  # one more than is wanted would be an error
+        if found == b"two":
+            left.release()
+        return found
 
     async def waited(job_id: Any) -> None:
-        while next(iterator_of_looks, None):
-            await views.asyncio.sleep(0.01)
+        while not left.acquire(blocking=False):
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)  # a look beyond the last one would come now
         await sync_to_async(lambda: draw(RenderJob.objects.get(pk=job_id)))()
 
-    iterator_of_looks = iter(range(1, 20))
     monkeypatch.setattr(views, "job_wait", waited)
     monkeypatch.setattr(views, "LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(views, "newest_preview", lambda job_id: next(looks))
+    monkeypatch.setattr(views, "newest_preview", look)
     *partial, completed = streamed(post(door, prompt="x", size="64x64", stream=True, partial_images=2))
     assert [event["type"] for event in partial] == ["image_generation.partial_image"] * 2
     assert [base64.b64decode(event["b64_json"]) for event in partial] == [b"one", b"two"]

@@ -77,6 +77,7 @@ from tests.billing.budgets import a_budget
 from tests.billing.deployed import a_service, logged
 from tests.factories import a_caller, a_job, a_schedule, a_written_prompt, an_eas_service
 from tests.renderjobs.test_delivery import begun, deliver, picture
+from tests.services import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.django_db
 
@@ -422,7 +423,7 @@ def test_the_check_sees_one_moment_and_keeps_nobody_from_writing(delivered_job):
         before = JobEvent.objects.count()
         writer = threading.Thread(target=in_another_connection, args=(lambda: job_cancel(job=delivered_job),))
         writer.start()
-        writer.join(20)
+        writer.join(PATIENCE_SECONDS)
         assert not writer.is_alive() and JobEvent.objects.count() == before
     assert JobEvent.objects.count() > before and list(violations()) == []
 

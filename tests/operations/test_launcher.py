@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,21 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.services import wait_until
+from tests.prepared import migrated_database
+from tests.services import PATIENCE_SECONDS, reserved_port, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = [pytest.mark.embedded, pytest.mark.timeout(120)]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+pytestmark = pytest.mark.embedded
 
 
 def serve(data_dir: Path, **environment: str) -> subprocess.Popen[str]:
     inherited = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
-    settings = {"DATA_DIR": str(data_dir), "PORT": str(free_port()), "OMP_NUM_THREADS": "1", **environment}
+    settings = {"DATA_DIR": str(data_dir), "PORT": str(reserved_port()), "OMP_NUM_THREADS": "1", **environment}
     settings["DJANGO_SETTINGS_MODULE"] = "config.settings"
     command = [sys.executable, "manage.py", "serve"]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -35,9 +31,11 @@ def serve(data_dir: Path, **environment: str) -> subprocess.Popen[str]:
 
 @pytest.fixture
 def server(tmp_path) -> Iterator[subprocess.Popen[str]]:
+    shutil.copy(migrated_database(), tmp_path)
     server = serve(tmp_path)
     yield server
     server.kill()
+    server.wait()
 
 
 def processes_of(data_dir: Path) -> dict[int, str]:
@@ -65,19 +63,19 @@ def test_serve_says_ready_restarts_a_dead_child_and_leaves_nothing_behind(server
     beat = pid_of(tmp_path, " beat ")
     assert beat and pid_of(tmp_path, "redis-server")
     os.kill(beat, signal.SIGKILL)
-    wait_until(lambda: pid_of(tmp_path, " beat ", other_than=beat), seconds=15, what="Beat coming back")
+    wait_until(lambda: pid_of(tmp_path, " beat ", other_than=beat), what="Beat coming back")
     second = serve(tmp_path)
-    _, errors = second.communicate(timeout=30)
+    _, errors = second.communicate(timeout=PATIENCE_SECONDS)
     assert second.returncode == 1 and "Another platform runs in DATA_DIR" in errors
     server.send_signal(signal.SIGTERM)
-    assert server.wait(15) == 0
-    wait_until(lambda: not processes_of(tmp_path), seconds=5, what="Every process being gone")
+    assert server.wait(PATIENCE_SECONDS) == 0
+    wait_until(lambda: not processes_of(tmp_path), what="Every process being gone")
 
 
 def test_nothing_outlives_a_launcher_that_is_killed(server, tmp_path):
-    wait_until(lambda: pid_of(tmp_path, "uvicorn"), seconds=30, what="Starting")
+    wait_until(lambda: pid_of(tmp_path, "uvicorn"), what="Starting")
     server.kill()
-    wait_until(lambda: not processes_of(tmp_path), seconds=20, what="Every process being gone")
+    wait_until(lambda: not processes_of(tmp_path), what="Every process being gone")
 
 
 @pytest.mark.parametrize(
@@ -95,7 +93,7 @@ def test_nothing_outlives_a_launcher_that_is_killed(server, tmp_path):
 )
 def test_a_wrong_variable_stops_the_start_with_a_sentence_that_names_it(tmp_path, environment, sentence):
     server = serve(tmp_path, **environment)
-    _, errors = server.communicate(timeout=60)
+    _, errors = server.communicate(timeout=PATIENCE_SECONDS)
     assert server.returncode == 1 and sentence in errors.splitlines()[-1]
 
 
@@ -105,5 +103,5 @@ def test_a_port_in_use_is_one_clear_sentence(tmp_path):
         taken.listen()
         port = taken.getsockname()[1]
         server = serve(tmp_path, PORT=str(port))
-        _, errors = server.communicate(timeout=60)
+        _, errors = server.communicate(timeout=PATIENCE_SECONDS)
     assert server.returncode == 1 and f"Port {port} on 127.0.0.1 cannot be used" in errors.splitlines()[-1]

@@ -13,6 +13,7 @@ from moto.server import ThreadedMotoServer
 
 from renderjobs.files import file_url
 from tests.common.test_folders import NAMES, names
+from tests.gpuworker.test_runner import threads_of_the_runners_end  # noqa: F401  a fixture
 
 BUCKET = "pictures"
 
@@ -54,7 +55,7 @@ def test_s17_the_address_of_a_picture_is_signed_and_expires():
     key = default_storage.save("1/b.png", ContentFile(b"picture"))
     url = file_url(key, base="http://testserver")
     query = parse_qs(urlsplit(url).query)
-    assert requests.get(url, timeout=10).content == b"picture"
+    assert requests.get(url, timeout=60).content == b"picture"
     assert query["X-Amz-Expires"] == ["3600"] and "X-Amz-Signature" in query
 
 
@@ -77,11 +78,11 @@ def test_d7_pages_of_a_folder_have_everything_once_with_one_question_each(s3, li
 
 def test_s13_what_is_no_picture_is_saved_not_shown(s3):
     key = default_storage.save("1/files/notes.txt", ContentFile(b"<script>"))
-    answer = requests.get(file_url(key, base=""), timeout=10)
+    answer = requests.get(file_url(key, base=""), timeout=60)
     assert answer.headers["Content-Type"] == "application/octet-stream"
     assert answer.headers["Content-Disposition"] == 'attachment; filename="notes.txt"'
     picture = default_storage.save("1/files/c.png", ContentFile(b"picture"))
-    answer = requests.get(file_url(picture, base="", to_save=True), timeout=10)
+    answer = requests.get(file_url(picture, base="", to_save=True), timeout=60)
     assert answer.headers["Content-Type"] == "image/png" and "attachment" in answer.headers["Content-Disposition"]
 
 
@@ -103,5 +104,5 @@ def test_a_job_is_delivered_into_the_store(s3, settings, tmp_path):
     job.refresh_from_db()
     assert job.state == "succeeded"
     for image in job.images.all():
-        data = requests.get(file_url(image.file_key, base=""), timeout=10).content
+        data = requests.get(file_url(image.file_key, base=""), timeout=60).content
         assert hashlib.sha256(data).hexdigest() == image.sha256

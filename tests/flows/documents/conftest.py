@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw
 
 from tests.eas.conftest import client_python  # noqa: F401
 from tests.flows.conftest import ROOT, RunningPlatform, running_platform
-from tests.services import missing, wait_until
+from tests.services import PATIENCE_SECONDS, missing, wait_until
 
 HERE = Path(__file__).parent
 MINIATURE = ROOT / "miniature"
@@ -91,7 +91,9 @@ class Documented:
 
     def _run(self, command: list[str], folder: Path) -> str:
         environment = {**os.environ, "PYTHONPATH": str(HERE), "OSS_ROOT": str(self.bucket), "PYTHONIOENCODING": "utf-8"}
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -106,16 +108,18 @@ class Documented:
                 [str(python), "-c", changed(program, changes)], cwd=folder, env=environment, stdout=out, stderr=error
             )
             try:
-                wait_until(lambda: until(said.read_text()), seconds=40, what="The printed results")
+                wait_until(lambda: until(whole_lines(said)), what="The printed results")
             except AssertionError as late:
-                raise AssertionError(f"{late}\n{said.read_text()}\n{errors.read_text()}") from late
+                raise AssertionError(f"{late}\n{whole_lines(said)}\n{errors.read_text()}") from late
             finally:
                 process.kill()
                 process.wait()
-        return said.read_text()
+        return whole_lines(said)
 
     def request(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        answer = requests.post(f"{self.url}{path}", json=body, headers={"Authorization": self.token}, timeout=60)
+        answer = requests.post(
+            f"{self.url}{path}", json=body, headers={"Authorization": self.token}, timeout=PATIENCE_SECONDS
+        )
         assert answer.status_code == 200, answer.text
         return answer.json()
 
@@ -125,18 +129,24 @@ class Documented:
 
         def found() -> list[dict[str, Any]]:
             headers = {"Authorization": self.queue_token}
-            answer = requests.get(f"{self.queue_url}/sink", params=query, headers=headers, timeout=30)
+            answer = requests.get(f"{self.queue_url}/sink", params=query, headers=headers, timeout=60)
             frames = answer.json() if answer.status_code == 200 else []
             results = [json.loads(base64.b64decode(frame["data"])) for frame in frames]
             return [result for result in results if result["parameters"]["id_task"] == id_task]
 
-        wait_until(found, seconds=40, what=f"A result for {id_task}")
+        wait_until(found, what=f"A result for {id_task}")
         return found()[0]
 
     def objects(self, answer: Mapping[str, Any], mount: str) -> list[Path]:
         """The objects behind the paths of an answer, as the documents' programs find them in the bucket."""
         paths = answer["parameters"]["image_url"].split(",")
         return [Path(path.replace(mount, str(self.bucket / "data-oss"))) for path in paths]
+
+
+def whole_lines(file: Path) -> str:
+    """What a program has printed so far, without a line that it is at."""
+    data = file.read_bytes()
+    return data[: data.rfind(b"\n") + 1].decode()
 
 
 def changed(text: str, changes: Mapping[str, str]) -> str:

@@ -12,8 +12,8 @@ import requests
 from PIL import Image
 
 from tests.flows.documents.conftest import Documented, body_of
+from tests.services import PATIENCE_SECONDS, wait_until
 
-pytestmark = pytest.mark.timeout(120)
 MOUNT = "/code/stable-diffusion-webui/data"
 NAME = r"\d{6}-[0-9a-f-]{36}"
 DATE = r"\d{4}-\d\d-\d\d"
@@ -489,10 +489,14 @@ def test_11_a_printed_service_document_is_a_service_that_draws(documented: Docum
     made = documented.platform.manage("create_service", name, "--team", "studio", "--document", str(file))
     address, header = f"{documented.url}/api/predict/{name}", {"Authorization": made.split()[-1]}
     body = {"prompt": "girls", "steps": 5, "alwayson_scripts": {"save_dir": f"{MOUNT}/outputs"}}
-    answer = requests.post(f"{address}/sdapi/v1/txt2img", json=body, headers=header, timeout=60)
+    answer = requests.post(f"{address}/sdapi/v1/txt2img", json=body, headers=header, timeout=PATIENCE_SECONDS)
     assert answer.status_code == 200, answer.text
     if printed is DEPLOYED_API:
         assert answer.text == "1"
-        query = {"_timeout_": "30s"}
-        answer = requests.get(f"{address}/sink", params=query, headers=header, timeout=60)
+        wait_until(lambda: got(f"{address}/sink?_auto_delete_=false", header).status_code == 200, what="The result")
+        answer = got(f"{address}/sink", header)
     assert answer.json()["parameters"]["image_url"].startswith(f"{MOUNT}/outputs/txt2img-images/")
+
+
+def got(address: str, headers: dict[str, str]) -> requests.Response:
+    return requests.get(address, params={"_timeout_": "30s"}, headers=headers, timeout=PATIENCE_SECONDS)

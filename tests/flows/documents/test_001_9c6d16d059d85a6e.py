@@ -17,7 +17,6 @@ from PIL import Image
 
 from tests.flows.documents.conftest import Documented, body_of
 
-pytestmark = pytest.mark.timeout(120)
 MOUNT = "/code/stable-diffusion-webui/data"
 NAME = r"\d{6}-[0-9a-f-]{36}"
 DATE = r"\d{4}-\d\d-\d\d"
@@ -288,7 +287,7 @@ def test_06_the_requests_of_the_java_program_are_queued(documented: Documented, 
     indexes = []
     for number in range(5):
         put = requests.post(
-            address, data.replace(PICTURES, documented.pictures).encode(), timeout=30,
+            address, data.replace(PICTURES, documented.pictures).encode(), timeout=60,
             headers={"Authorization": documented.queue_token, **member},
             params={"task_id": f"{queue.rpartition('/')[2]}_{number}"},
         )  # fmt: skip

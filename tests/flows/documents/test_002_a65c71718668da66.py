@@ -6,12 +6,10 @@ import base64
 import io
 import json
 
-import pytest
 from PIL import Image
 
 from tests.flows.documents.conftest import Documented, body_of
 
-pytestmark = pytest.mark.timeout(120)
 REQUEST = """
 {
     "batch_size": 1,

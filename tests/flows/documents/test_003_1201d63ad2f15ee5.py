@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from PIL import Image
 
 from tests.flows.documents.conftest import Documented
 
-pytestmark = pytest.mark.timeout(120)
 TXT2IMG = """
 import requests
 import base64

@@ -3,7 +3,7 @@ import { ControlNetUnit, StableDiffusionApi } from "stable-diffusion-api"
 import sharp from "sharp"
 
 const [address, token] = process.argv.slice(2)
-const api = new StableDiffusionApi({ baseUrl: address, timeout: 120000, defaultStepCount: 4 })
+const api = new StableDiffusionApi({ baseUrl: address, timeout: 300000, defaultStepCount: 4 })
 api.setAuth("anybody", token)
 
 const small = { width: 64, height: 64, seed: 3 }

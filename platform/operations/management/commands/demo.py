@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from django.core.management.base import BaseCommand, CommandError
 from tqdm import tqdm
 
 from config import ROOT
-from operations.launcher import die_with_parent
+from operations.launcher import dies_with
 
 BATCH = ROOT / "examples" / "batch.json"
 START_SECONDS = 180
@@ -44,7 +45,7 @@ class Command(BaseCommand):
         self.stdout.write(f"Starting the platform in {settings.DATA_DIR} …")
         command = [sys.executable, str(ROOT / "manage.py"), "serve"]
         server = subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=die_with_parent
+            command, stdout=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=dies_with(os.getpid())
         )
         signal.signal(
             signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
