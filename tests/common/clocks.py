@@ -16,12 +16,12 @@ QUIET = 10 * MINUTE
 
 
 def quiet_moment() -> datetime:
-    """The next one at which a minute begins, and that is ten minutes or more away from the end of a day.
+    """The next one at which a minute begins, and that is ten minutes or more away from the ends of a day.
 
     It is never in the past, so that what the database writes by a column's own default is not in the future.
     """
     minute = timezone.now().astimezone(UTC).replace(second=0, microsecond=0) + MINUTE
-    if (minute + QUIET).date() == minute.date():
+    if (minute - QUIET).date() == (minute + QUIET).date():
         return minute
     return (minute + QUIET).replace(hour=0, minute=0) + QUIET
 
