@@ -28,7 +28,7 @@ ABOUT_FILES = ["tests/assets/test_conversion.py", "tests/assets/test_folders.py"
 """Slow, and hardly a row in them."""
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 def test_the_tests_of_rows_and_money_pass_on_postgresql(tmp_path_factory):
     if os.environ.get("DATABASE_URL"):
         pytest.skip("the suite itself runs on a server database")
