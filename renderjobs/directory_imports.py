@@ -112,7 +112,7 @@ def imports_waiting() -> list[int]:
     if DirectoryImport.objects.filter(state=ImportState.RUNNING).exclude(_silent()).exists():
         return []
     rows = DirectoryImport.objects.filter(Q(state=ImportState.WAITING) | _silent())
-    return list(rows.order_by("created_at").values_list("pk", flat=True))
+    return list(rows.order_by("created_at", "pk").values_list("pk", flat=True))
 
 
 def _silent() -> Q:

@@ -98,4 +98,4 @@ def checkpoint_find(caller: Caller, name: str) -> Asset | None:
 
 def checkpoint_default(caller: Caller) -> Asset | None:
     """The installation's default, or the first the caller may use when the default is not among those."""
-    return checkpoints_of(caller).order_by("-is_default", "name", "-approved_at").first()
+    return checkpoints_of(caller).order_by("-is_default", "name", "-approved_at", "-pk").first()

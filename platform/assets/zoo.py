@@ -143,14 +143,14 @@ def zoo_import(*, key: str, user: User | None) -> ZooImport:
         with transaction.atomic():
             run = _half_way(entry) or ZooImport.objects.create(entry=key, started_by=user, created_at=Now())
     except IntegrityError:
-        run = ZooImport.objects.filter(entry=key).order_by("-created_at")[:1].get()
+        run = ZooImport.objects.filter(entry=key).order_by("-created_at", "-pk")[:1].get()
     transaction.on_commit(lambda: wake(run.pk))
     return run
 
 
 def _half_way(entry: ZooEntry) -> ZooImport | None:
     """The newest import of the model, made waiting, where it is open or has parts that are worth keeping."""
-    last = ZooImport.objects.filter(entry=entry.key).order_by("-created_at").first()
+    last = ZooImport.objects.filter(entry=entry.key).order_by("-created_at", "-pk").first()
     if last is None or last.state in ZOO_OPEN:
         return last
     if last.state == ZooState.FAILED and Upload.objects.filter(asset=last.asset_id).exists():
@@ -174,7 +174,7 @@ def zoo_waiting() -> list[int]:
     if ZooImport.objects.filter(state=ZooState.RUNNING).exclude(_silent()).exists():
         return []
     rows = ZooImport.objects.filter(Q(state=ZooState.WAITING) | _silent())
-    return list(rows.order_by("failures", "created_at").values_list("pk", flat=True))
+    return list(rows.order_by("failures", "created_at", "pk").values_list("pk", flat=True))
 
 
 def _silent() -> Q:

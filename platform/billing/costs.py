@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 from urllib.parse import urlencode
@@ -18,6 +17,7 @@ from django.db.models import F, FilteredRelation, Q
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.shortcuts import render
 from django.urls import reverse
+from django.utils import timezone
 
 from accounts.models import Team
 from audit.recording import record
@@ -63,7 +63,7 @@ class Question:
 def question_of(request: HttpRequest, team_ids: Sequence[int] | None) -> Question:
     """Raises: InvalidRequestError."""
     given = request.GET
-    start, end = month_bounds(given.get("month") or f"{datetime.now(UTC):%Y-%m}")
+    start, end = month_bounds(given.get("month") or f"{timezone.now():%Y-%m}")
     team = given.get("team", "")
     if team:
         team_ids = _team_ids(team, team_ids)

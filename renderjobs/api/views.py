@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 from django.db.models import QuerySet
 from django.db.models.functions import Now
 from django.http import StreamingHttpResponse
+from django.utils import timezone
 from django.utils.dateparse import parse_date, parse_datetime
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework.request import Request
@@ -284,7 +285,7 @@ def usage_wanted(request: Request) -> tuple[list[str], Period]:
     if wrong := [name for name in dimensions if not is_dimension(name)]:
         message = f"group_by is {wrong[0][:80]!r}; accepted are {', '.join(DIMENSIONS)}, tag:KEY."
         raise InvalidRequestError([FieldError("group_by", message)])
-    now = datetime.now(UTC)
+    now = timezone.now()
     month = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     start, end = moment(request, "from") or month, moment(request, "to") or now
     return dimensions, Period(start=start, end=end, team_ids=[caller.team.pk])

@@ -35,6 +35,12 @@ def code_of(key: str, *, steps: int = 0) -> str:
     return f"{totp.token():06}"
 
 
+def wrong_code(key: str) -> str:
+    """What an app with this key shows neither now nor within a few minutes."""
+    shown = {code_of(key, steps=steps) for steps in range(-9, 10)}
+    return next(code for code in map("{:06}".format, range(len(shown) + 1)) if code not in shown)
+
+
 def with_second_factor(user: User) -> tuple[str, list[str]]:
     """The key in the person's app and the recovery codes. Codes of the moment before are unused still."""
     key = new_key()

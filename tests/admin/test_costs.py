@@ -15,7 +15,6 @@ from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
-from django.utils import timezone
 
 from accounts.models import Role, User
 from accounts.services import member_ensure
@@ -24,11 +23,10 @@ from billing.models import LedgerLine
 from billing.reports import TREE
 from tests.admin.pages import client_of, rendered_job
 from tests.billing.deployed import a_priced_platform, a_service, logged, rendered
-from tests.billing.test_reports import a_month, book, instances_of_ten_days
+from tests.billing.test_reports import a_month, book, instances_of_ten_days, this_month
 from tests.factories import a_caller
 
 pytestmark = pytest.mark.django_db
-MONTH = f"{timezone.now():%Y-%m}"
 
 
 @pytest.fixture
@@ -74,7 +72,7 @@ def test_m10_the_files_are_what_the_command_prints(root):
         printed = {}
         for form in ("csv", "json"):
             out = io.StringIO()
-            call_command("usage_report", month=MONTH, by=by, format=form, stdout=out)
+            call_command("usage_report", month=this_month(), by=by, format=form, stdout=out)
             printed[form] = out.getvalue()
         assert written[f"{name}, CSV"] == printed["csv"] and written[f"{name}, JSON"] == printed["json"]
         assert json.loads(printed["json"]) == list(csv.DictReader(io.StringIO(printed["csv"])))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 
 import pytest
 from django.test import Client
@@ -37,10 +38,15 @@ PATHS = {
 }
 
 
+@cache
+def written() -> bytes:
+    """It is the same for everybody, and takes a while."""
+    return Client(headers={"Accept": "application/vnd.oai.openapi+json"}).get("/api/schema/?format=json").content
+
+
 @pytest.fixture
 def document() -> dict:
-    answer = Client(headers={"Accept": "application/vnd.oai.openapi+json"}).get("/api/schema/?format=json")
-    return json.loads(answer.content)
+    return json.loads(written())
 
 
 def test_u4_the_document_validates_and_names_every_call(document):

@@ -54,14 +54,16 @@ def model_server() -> Iterator[ModelServer]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            """All that the test dictated is taken before anything is answered: the next request may come in the same moment."""
             models.asked.append(dict(self.headers))
-            elsewhere, models.redirects_to = models.redirects_to, ""  # taken before the answer lets anybody ask again
-            if elsewhere:
+            redirects_to, models.redirects_to = models.redirects_to, ""
+            if redirects_to:
                 self.send_response(302)
-                self.send_header("Location", elsewhere)
+                self.send_header("Location", redirects_to)
                 self.end_headers()
                 return
             first = self._first()
+            most = models.breaks_after.pop(0) if models.breaks_after else len(models.data)
             self.send_response(206 if first else 200)
             if first:
                 self.send_header("Content-Range", f"bytes {first}-{len(models.data) - 1}/{len(models.data)}")
@@ -69,7 +71,6 @@ def model_server() -> Iterator[ModelServer]:
             self.send_header("Content-Length", str(len(models.data) - first))
             self.send_header("ETag", models.tag)
             self.end_headers()
-            most = models.breaks_after.pop(0) if models.breaks_after else len(models.data)
             self.wfile.write(models.data[first:][:most])
 
         def _first(self) -> int:

@@ -51,6 +51,7 @@ def submit_all(callers: list, outcome: dict[str, int]) -> None:
     at_once(*[submit] * THREADS)
 
 
+@pytest.mark.timeout(600)
 def test_m2_two_hundred_submitters_exceed_no_level_by_anything():
     a_platform()
     callers = [a_caller("team-a", "ada"), a_caller("team-a", "alan"), a_caller("team-b", "bob")]

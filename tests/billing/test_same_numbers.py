@@ -30,7 +30,6 @@ from tests.factories import a_caller, a_checkpoint, a_pool, a_request
 from tests.renderjobs.test_delivery import begun, deliver, image_fail
 
 pytestmark = pytest.mark.django_db
-MONTH = f"{timezone.now():%Y-%m}"
 CARDS = (("USD", "pool", "0.000333"), ("USD", "causer", "0.0007"), ("EUR", "proportional", "0.000111"))
 QUESTIONS = (
     "team",
@@ -83,7 +82,7 @@ def callers() -> list[Any]:
 
 def printed(by: str, form: str, **of: str) -> str:
     out = io.StringIO()
-    call_command("usage_report", month=MONTH, by=by, format=form, stdout=out, **of)
+    call_command("usage_report", month=f"{timezone.now():%Y-%m}", by=by, format=form, stdout=out, **of)
     return out.getvalue()
 
 

@@ -8,7 +8,6 @@ import shutil
 import ssl
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -55,7 +54,7 @@ class Pictures:
     @property
     def policy(self) -> FetchPolicy:
         own = (ipaddress.ip_network(f"{SERVED}/32"),)
-        return FetchPolicy(hosts=("*",), private_networks=own, ports=frozenset({80, 443, self.port}), seconds=5)
+        return FetchPolicy(hosts=("*",), private_networks=own, ports=frozenset({80, 443, self.port}), seconds=100)
 
     def get(self, path: str = "/picture.png", *, host: str = "pictures.example", **policy: object) -> Fetched:
         return self.get_url(f"http://{host}:{self.port}{path}", **policy)
@@ -113,26 +112,30 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_drip(self, _: str) -> None:
         self.send_response(200)
-        self.send_header("Content-Length", "1000")
+        self.send_header("Content-Length", "1000000")
         self.end_headers()
-        self._drip()
+        self._until_left(b"x")
 
     def do_silent(self, _: str) -> None:
         self.do_picture("", b"x", Content_Length="10")
-        time.sleep(1)
+        self._until_left(b"")
 
     def do_dripping_head(self, _: str) -> None:
         self.wfile.write(b"HTTP/1.0 200 OK\r\nX: ")
-        self._drip()
+        self._until_left(b"x")
 
-    def _drip(self) -> None:
-        try:
-            for _ in range(100):
-                self.wfile.write(b"x")
-                self.wfile.flush()
-                time.sleep(0.05)
-        except OSError:
-            pass
+    def _until_left(self, drop: bytes) -> None:
+        """A drop now and then, or nothing, for as long as somebody waits for more: it is never the server that ends it."""
+        self.connection.settimeout(0.05)
+        while True:
+            try:
+                self.wfile.write(drop)
+                if not self.connection.recv(1):
+                    return
+            except TimeoutError:
+                continue
+            except OSError:
+                return
 
     def do_short(self, _: str) -> None:
         self.do_picture("", b"x" * 5, Content_Length="10")
@@ -363,21 +366,18 @@ def test_too_much_is_cut_off_while_it_comes(pictures, path):
 
 @pytest.mark.parametrize("path", ["/drip", "/dripping_head"])
 def test_an_answer_that_drips_ends_at_the_limit_for_everything(pictures, path):
-    began = time.monotonic()
     with pytest.raises(FetchError, match="too long"):
         pictures.get(path, seconds=0.4)
-    assert time.monotonic() - began < 2
 
 
 def test_a_name_that_nobody_answers_ends_at_the_limit(pictures):
     release = threading.Event()
-    began = time.monotonic()
-    with pytest.raises(FetchError, match="too long"):
-        fetch(
-            "http://slow.example/", policy=FetchPolicy(hosts=("*",), seconds=0.2), resolver=lambda *_: release.wait(5)
-        )
-    release.set()
-    assert time.monotonic() - began < 2
+    policy = FetchPolicy(hosts=("*",), seconds=0.2)
+    try:
+        with pytest.raises(FetchError, match="too long"):
+            fetch("http://slow.example/", policy=policy, resolver=lambda *_: release.wait())
+    finally:
+        release.set()
 
 
 @pytest.mark.parametrize(
@@ -511,10 +511,8 @@ def test_s14_a_redirect_of_a_stream_is_checked_again(pictures):
 
 
 def test_a_server_that_falls_silent_is_given_up_however_long_the_whole_may_take(pictures):
-    begin = time.monotonic()
     with pytest.raises(FetchError, match="too long"):
         download(pictures, "/silent", seconds=3600, idle_seconds=0.2)
-    assert time.monotonic() - begin < 3
 
 
 def test_a_whole_that_drips_is_given_up_at_the_deadline(pictures):

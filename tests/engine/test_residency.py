@@ -188,13 +188,13 @@ def test_h8_who_needs_a_file_that_is_being_read_waits_for_it(files, monkeypatch)
 
     def slowly(path: Path) -> Any:
         reading.set()
-        assert go_on.wait(10)
+        assert go_on.wait(100)
         return really_read(path)
 
     monkeypatch.setattr(host_memory, "read_separately", slowly)
     ahead = threading.Thread(target=host.read_ahead, args=(path,))
     ahead.start()
-    assert reading.wait(10)
+    assert reading.wait(100)
     threading.Timer(0.1, go_on.set).start()
     assert len(host.read(path)) > 100
     ahead.join()

@@ -33,7 +33,7 @@ NOT_ABOUT_ROWS = [
 """Slow: files and connections, and hardly a row in them."""
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 def test_the_tests_of_rows_and_money_pass_on_postgresql(tmp_path_factory):
     if os.environ.get("DATABASE_URL"):
         pytest.skip("the suite itself runs on a server database")

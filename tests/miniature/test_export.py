@@ -44,7 +44,7 @@ def test_the_denoiser_and_the_text_encoder_come_back_as_they_were(networks, load
 @torch.no_grad()
 def test_the_vae_gives_latents_of_unit_variance_and_the_same_picture(networks, loaded):
     _, vae, _ = networks
-    picture = torch.rand(1, 3, 64, 64) * 2 - 1
+    picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(4)) * 2 - 1
     before = vae.quant_conv(vae.encoder(picture))[:, :4]
     after = loaded.vae.encode(picture).latent_dist.mode() * 0.18215
     assert torch.allclose(after, before / LATENT_STD, atol=2e-2)

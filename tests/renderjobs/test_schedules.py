@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, time, timedelta
-from time import monotonic
+from time import process_time
 
 import pytest
 from django.core.exceptions import ValidationError
@@ -298,8 +298,8 @@ def test_cron_fields_are_read_as_they_are_written(cron, runs):
 
 def test_times_that_never_lie_in_the_window_are_told_at_once():
     schedule = BatchSchedule(minute="*", hour="0-11", window_from=time(12), window_until=time(13))
-    began = monotonic()
-    assert next_runs(schedule, 1) == [] and monotonic() - began < 1
+    began = process_time()
+    assert next_runs(schedule, 1) == [] and process_time() - began < 1
 
 
 def test_a_day_that_the_month_does_not_have_is_named():

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import re
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -154,11 +153,8 @@ def test_a_value_may_stand_in_args_and_names_in_any_case(door, worker):
 def test_without_a_save_dir_the_answer_is_a1111s(door, worker, scripts):
     answer = txt2img(door, scripts).json()
     assert len(answer["images"]) == 1 and answer["parameters"]["alwayson_scripts"] == scripts
-    assert (
-        RenderJob.objects.get()
-        .images.get()
-        .file_key.startswith(f"{RenderJob.objects.get().team_id}/{datetime.now(UTC):%Y/}")
-    )
+    job = RenderJob.objects.get()
+    assert job.images.get().file_key.startswith(f"{job.team_id}/{job.created_at:%Y/}")
 
 
 def test_the_callers_user_is_a_tag_by_which_costs_are_reported(door, worker):

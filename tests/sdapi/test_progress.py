@@ -98,8 +98,10 @@ def test_batches_and_passes_are_counted_as_a1111_would_at_this_point(
 def test_the_time_left_follows_from_the_time_taken(door, broker):
     job = a_call()
     rendering(5)
-    RenderJob.objects.filter(pk=job.pk).update(started_at=timezone.now() - timedelta(seconds=10))
-    assert progress(door)["eta_relative"] == pytest.approx(30, abs=5)
+    began = timezone.now() - timedelta(seconds=10)
+    RenderJob.objects.filter(pk=job.pk).update(started_at=began)
+    left, taken = progress(door)["eta_relative"], (timezone.now() - began).total_seconds()
+    assert 3 * 10 - 0.1 < left < 3 * taken + 0.1  # a quarter is done
 
 
 def test_what_waits_is_not_idle(door, broker):

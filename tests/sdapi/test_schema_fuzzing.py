@@ -18,6 +18,8 @@ from django.core.wsgi import get_wsgi_application
 from django.db import close_old_connections
 from django.test import Client
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.internal.conjecture import providers
+from hypothesis.internal.constants_ast import Constants
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
     response_headers_conformance,
@@ -46,6 +48,13 @@ PICTURES = ("image", "mask")
 LISTS = {"init_images": "/img2img", "controlnet_input_images": "/detect"}
 """Field → end of the paths that have it."""
 schemathesis.serializer.alias("application/offset+octet-stream", "application/octet-stream")
+
+
+@pytest.fixture(autouse=True)
+def the_same_examples_whatever_ran_before(monkeypatch) -> None:
+    """Hypothesis draws from the constants of our modules too, of those that happen to be loaded by now."""
+    monkeypatch.setattr(providers, "_get_local_constants", Constants)
+    monkeypatch.setattr(providers, "CONSTANTS_CACHE", {})
 
 
 @pytest.fixture
