@@ -9,8 +9,9 @@ class RenderjobsConfig(AppConfig):
 
     def ready(self) -> None:
         from accounts.authentication import service_relation_register
-        from renderjobs import model_uses, quota_counters, worker_facts  # models are there only now
+        from renderjobs import corrections, model_uses, quota_counters, worker_facts  # models are there only now
 
+        corrections.register()
         quota_counters.register()
         model_uses.register()
         worker_facts.register()

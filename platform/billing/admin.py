@@ -11,6 +11,7 @@ from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
 from django.db.models import OuterRef, QuerySet, Subquery
 from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
 from django.urls import URLPattern, path, re_path
 from django.utils import timezone
 from unfold.admin import TabularInline
@@ -20,6 +21,7 @@ from unfold.forms import PaginationInlineFormSet
 from accounts.admin import PartInline, PlatformAdmin, TeamAdmin, TeamFilter, TeamPage, is_superuser, teams_as
 from accounts.models import ApiToken, Role
 from billing import costs
+from billing.corrections import charges_take_back
 from billing.forms import BudgetForm, QuotaForm, a_currency
 from billing.imports import BudgetRows, QuotaRows
 from billing.mails import mail_again
@@ -44,9 +46,12 @@ from billing.models import (
 from billing.models.money import MOST_PRICE, MOST_PRICE_OF_INSTANCES
 from billing.quotas import uses_of
 from billing.ratecards import draft_publish
-from common.errors import PlatformError
+from common.errors import InvalidRequestError, PlatformError
 from common.exporting import ListExport
 from common.importing import BOTH, ListImport
+
+MOST_CHOSEN = 500
+"""Entries of the book on the page that asks why they are taken back."""
 
 
 class ReadOnlyInline(TabularInline):
@@ -183,7 +188,7 @@ class LedgerPage(ListExport, MoneyAdmin):
     may_add = may_change = may_delete = False
     export_columns = (
         "id", "event_id", "kind", "occurred_at", "team__name", "project__name", "user__username", "pool__name", "lane",
-        "job_id", "image_id", "checkpoint_name", "checkpoint_sha256", "gpu_us", "amount", "currency",
+        "job_id", "image_id", "checkpoint_name", "checkpoint_sha256", "gpu_us", "amount", "currency", "note",
     )  # fmt: skip
     list_display = (
         "occurred_at",
@@ -202,6 +207,7 @@ class LedgerPage(ListExport, MoneyAdmin):
     search_fields = ("event_id", "checkpoint_name", "service")
     ordering = ("-pk",)
     inlines = (LineInline,)
+    actions = ("take_back",)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         # Looked up for the rows of the page only; a sum over a join would group the whole book first.
@@ -229,6 +235,40 @@ class LedgerPage(ListExport, MoneyAdmin):
         if not self.may_visit(request):
             raise PermissionDenied
         return None if self.reads_all(request) else sorted(teams_as(request, *self.readers))
+
+    def has_take_back_permission(self, request: HttpRequest) -> bool:
+        return self.reads_all(request)
+
+    @action(description="Take charges back", permissions=["take_back"])
+    def take_back(self, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponse | None:
+        """Asks for the reason first."""
+        chosen = list(queryset.values_list("pk", flat=True)[: MOST_CHOSEN + 1])
+        if len(chosen) > MOST_CHOSEN:
+            told = f"Choose up to {MOST_CHOSEN}; of one of a job's charges the next page takes the others along."
+            self.message_user(request, told, messages.ERROR)
+            return None
+        reason, whole_jobs = request.POST.get("reason", ""), "whole_jobs" in request.POST
+        refusal = ""
+        if "confirmed" in request.POST:
+            try:
+                taken = charges_take_back(entries=chosen, whole_jobs=whole_jobs, reason=reason, by=request.user)  # type: ignore[arg-type]
+            except InvalidRequestError as error:
+                refusal = error.message
+            else:
+                amounts = ", ".join(f"{amount:.6f} {currency}" for currency, amount in sorted(taken.amounts.items()))
+                told = f"{taken.charges} charges are taken back{': ' if amounts else ''}{amounts}."
+                self.message_user(request, told, messages.SUCCESS if taken.charges else messages.WARNING)
+                return None
+        context = {
+            **self.admin_site.each_context(request),
+            "title": "Take charges back",
+            "opts": self.opts,
+            "entries": chosen,
+            "reason": reason,
+            "whole_jobs": whole_jobs,
+            "refusal": refusal,
+        }
+        return render(request, "billing/take_back.html", context)
 
     @display(description="GPU seconds", ordering="gpu_us")
     def gpu_seconds(self, entry: Any) -> str:

@@ -121,6 +121,15 @@ def hold_release(*, job_id: uuid.UUID) -> None:
     _move(hold, released=left)
 
 
+def hold_give_back(*, job_id: uuid.UUID, amount: Decimal) -> None:
+    """What was spent is not any more: charges were taken back. The caller has the job locked."""
+    hold = Hold.objects.get(job_id=job_id)
+    hold.settled -= amount
+    hold.released += amount
+    hold.save(update_fields=["settled", "released"])
+    _move(hold, spent=-amount, released=amount)
+
+
 def holds_locked(job_ids: Collection[uuid.UUID]) -> None:
     """Lock the accounts of several jobs at once, for a caller that will settle or release more than one of them."""
     _locked(BudgetPeriod.objects.filter(holds__job_id__in=job_ids).values("pk"))

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
+from django.db.models import OuterRef, Subquery
 from django.db.models.functions import Now
 
-from billing.models import Account, LedgerLine, LedgerTransaction, TransactionKind, UsageRecord
+from billing.models import Account, LedgerLine, LedgerTransaction, Placement, TransactionKind, UsageRecord
 from billing.pricing import Price, Terms
 
 ROWS_PER_STATEMENT = 500
+OF_ITSELF = {"id", "event_id", "kind", "occurred_at", "placement", "gpu_us", "note"}
+"""What a reversal says by itself; the rest it says as its charge did."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +75,53 @@ def charge_append(*, work: Work, terms: Terms) -> Decimal:
     _append(f"charge:{work.image_id}", TransactionKind.CHARGE, terms.price, debits, **work.line())
     _usage(work, "delivered", charged=True, pixel_steps=terms.pixel_steps)
     return paid
+
+
+def charges_of(job_ids: Collection[uuid.UUID], entries: Collection[int] | None) -> list[LedgerTransaction]:
+    """Charges that can be taken back, each with what was ``paid``: neither those that were, nor those that cost nothing.
+
+    Args:
+        entries: Keys of the charges meant; None for every charge of the jobs.
+    """
+    found = LedgerTransaction.objects.filter(job_id__in=job_ids)
+    bill = LedgerLine.objects.filter(transaction=OuterRef("pk"), account=Account.TEAM_SPEND).values("amount")
+    reversed_images = found.filter(kind=TransactionKind.REVERSAL).values("image_id")
+    charges = found.filter(kind=TransactionKind.CHARGE).exclude(image_id__in=reversed_images)
+    if entries is not None:
+        charges = charges.filter(pk__in=entries)
+    return list(charges.annotate(paid=Subquery(bill)).exclude(paid=0).order_by("pk"))
+
+
+def reversals_append(charges: Sequence[LedgerTransaction], *, note: str) -> None:
+    """Take charges, with what was ``paid``, off the bill. Of GPU time there is no line twice.
+
+    Raises:
+        IntegrityError: One of them has been taken back before.
+    """
+    same = [field.attname for field in LedgerTransaction._meta.concrete_fields if field.name not in OF_ITSELF]
+    entries = LedgerTransaction.objects.bulk_create(
+        (
+            LedgerTransaction(
+                event_id=f"reversal:{charge.image_id}",
+                kind=TransactionKind.REVERSAL,
+                occurred_at=Now(),
+                placement=Placement.POOL,  # with the causer it would be back on the bill
+                gpu_us=0,
+                note=note,
+                **{name: getattr(charge, name) for name in same},
+            )
+            for charge in charges
+        ),
+        batch_size=ROWS_PER_STATEMENT,
+    )
+    LedgerLine.objects.bulk_create(
+        (
+            LedgerLine(transaction=entry, account=account, amount=sign * charge.paid)  # type: ignore[attr-defined]
+            for entry, charge in zip(entries, charges, strict=True)
+            for account, sign in ((Account.TEAM_SPEND, -1), (Account.TAKEN_BACK, 1))
+        ),
+        batch_size=ROWS_PER_STATEMENT,
+    )
 
 
 def waste_append(*, work: Work, terms: Terms, outcome: str) -> None:

@@ -38,6 +38,7 @@ TEXTS = ("project", "member", "model", "service", "pool")
 TREE = ("team", "project", "member", "model", "job", "image")
 """From the whole to its smallest part."""
 DEPLOYMENT = Q(transaction__kind=TransactionKind.DEPLOYMENT)
+CHARGE = Q(transaction__kind=TransactionKind.CHARGE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +102,8 @@ def usage_rows(
     rows = (
         lines.values(**columns, currency=F("transaction__currency"))
         .annotate(
-            images=Count("transaction_id", filter=~DEPLOYMENT),
-            gpu_us=Sum("transaction__gpu_us", filter=~DEPLOYMENT, default=0),
+            images=Count("transaction_id", filter=CHARGE),
+            gpu_us=Sum("transaction__gpu_us", filter=CHARGE, default=0),
             deployed=Sum("amount", filter=DEPLOYMENT, default=0),
             total=Sum("amount"),
         )
@@ -195,10 +196,11 @@ def spending(period: Period) -> Spent:
 def shared(row: dict[str, Any], spent: list[tuple[int, str, Decimal]]) -> list[tuple[Any, Any, int, Decimal]]:
     """A cost spread over the teams by what they spent; with nothing spent it stays with the pool."""
     amount = rounded(row["total"])
-    parts = spread(amount, [total for _, _, total in spent])
+    weights = [max(total, Decimal(0)) for _, _, total in spent]  # of a month in which more was taken back than spent
+    parts = spread(amount, weights)
     if not parts:
         return [(None, None, row["gpu_us"], amount)]
-    times = spread(Decimal(row["gpu_us"]), [total for _, _, total in spent], unit=Decimal(1))
+    times = spread(Decimal(row["gpu_us"]), weights, unit=Decimal(1))
     return [
         (team_id, team, int(gpu_us), part) for (team_id, team, _), part, gpu_us in zip(spent, parts, times, strict=True)
     ]

@@ -208,14 +208,28 @@ def i3_ledger_transactions_sum_to_zero() -> Iterator[str]:
         yield f"I3 ledger transaction {entry.pk} has {entry.n} lines with the sum {entry.total}."
 
 
+def i3_a_reversal_takes_back_its_charge() -> Iterator[str]:
+    paid = LedgerLine.objects.filter(
+        account=Account.TEAM_SPEND, transaction__image_id=OuterRef("transaction__image_id")
+    )
+    charge = paid.filter(transaction__kind=TransactionKind.CHARGE).values("amount")[:1]
+    taken = LedgerLine.objects.filter(account=Account.TEAM_SPEND, transaction__kind=TransactionKind.REVERSAL)
+    lines = taken.annotate(total=Round(F("amount") + Subquery(charge), MONEY_PLACES))
+    for entry_id in lines.filter(Q(total=None) | ~Q(total=0)).values_list("transaction", flat=True):
+        yield f"I3 ledger transaction {entry_id} takes back what no charge of its image booked."
+
+
 def i3_images_say_what_the_ledger_says() -> Iterator[str]:
-    line = LedgerLine.objects.filter(
-        account=Account.TEAM_SPEND,
-        transaction__kind=TransactionKind.CHARGE,
-        transaction__image_id=OuterRef("pk"),
+    lines = LedgerLine.objects.filter(account=Account.TEAM_SPEND, transaction__image_id=OuterRef("pk"))
+    charge, reversal = (
+        lines.filter(transaction__kind=kind) for kind in (TransactionKind.CHARGE, TransactionKind.REVERSAL)
+    )
+    back = Coalesce(
+        Subquery(reversal.values("amount")[:1]), Value(0), output_field=LedgerLine._meta.get_field("amount")
     )
     images = RenderImage.objects.filter(state=ImageState.DELIVERED).annotate(
-        booked=Subquery(line.values("amount")[:1]), booked_us=Subquery(line.values("transaction__gpu_us")[:1])
+        booked=Round(Subquery(charge.values("amount")[:1]) + back, MONEY_PLACES),
+        booked_us=Subquery(charge.values("transaction__gpu_us")[:1]),
     )
     # Of an image without a charge the check above speaks.
     for image in images.filter(booked__isnull=False).exclude(booked=F("cost_amount"), booked_us=F("gpu_us")):
@@ -802,6 +816,8 @@ ROW_CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
     i2_no_two_images_share_a_file,
     i3_delivered_images_and_charges_are_one_to_one,
     i3_ledger_transactions_sum_to_zero,
+    i3_a_reversal_takes_back_its_charge,
+    i3_a_reversal_takes_back_its_charge,
     i3_images_say_what_the_ledger_says,
     i3_sums_of_a_job_are_its_images,
     r8_the_database_refuses_to_change_the_ledger,

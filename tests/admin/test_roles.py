@@ -53,7 +53,9 @@ PAGES: dict[str, dict[str, set[str]]] = {
         "read": LEADS, "add": ROOT, "change": ROOT, "renew_token": LEADS, "stop": ROOT, "start": ROOT,
         "/import": ROOT, "/calling": LEADS, "/document": LEADS,
     },
-    "billing_ledgertransaction": {"read": MONEY, "/export": MONEY, "/costs": MONEY, "/costs.csv": MONEY},
+    "billing_ledgertransaction": {
+        "read": MONEY, "/export": MONEY, "/costs": MONEY, "/costs.csv": MONEY, "take_back": {"root", "finance"},
+    },
     "billing_usagerecord": {"read": MONEY, "/export": MONEY},
     "billing_deploymentspan": {"read": MONEY},
     "billing_budget": {"read": MONEY, "/export": MONEY, "/import": ROOT, "add": LEADS, "change": LEADS},

@@ -31,6 +31,7 @@ from audit.models import Reading, Seal
 from audit.reading import reading_note
 from audit.sealing import seal_entries
 from billing.deployments import deployments_settle
+from billing.ledger import charges_of, reversals_append
 from billing.models import (
     Budget,
     BudgetNotice,
@@ -194,6 +195,13 @@ def two_images_with_one_file(job: RenderJob) -> None:
     image(job, "rendering").update(**values)
 
 
+def taken_back_too_much(job: RenderJob) -> None:
+    charge = LedgerTransaction.objects.get(kind="charge")
+    reversals_append([*charges_of([job.pk], [charge.pk])], note="root: noise")
+    line = "UPDATE billing_ledgerline SET amount = 2 * amount WHERE transaction_id = "
+    unguarded("billing_ledgerline", line + str(LedgerTransaction.objects.get(kind="reversal").pk))
+
+
 def charged_twice(job: RenderJob) -> None:
     in_sql("DROP INDEX one_charge_per_image")
     entry = LedgerTransaction.objects.get(kind="charge")
@@ -241,6 +249,7 @@ BREAKAGES = {
     "I1 left open": lambda job: RenderImage.objects.filter(job=job).exclude(state="delivered").update(state="failed"),
     "I2 shared": two_images_with_one_file,
     "I3 charged twice": charged_twice,
+    "I3 ledger transaction": taken_back_too_much,
     "I3 uncharged": lambda job: image(job, "rendering").update(state="delivered", file_key="b.png", sha256="0" * 64),
     "I3 image's cost": lambda job: image(job, "delivered").update(cost_amount=5),
     "I3 image's time": lambda job: image(job, "delivered").update(gpu_us=5),

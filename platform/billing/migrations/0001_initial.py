@@ -308,6 +308,12 @@ class Migration(migrations.Migration):
                 ("gpu_us", models.BigIntegerField(help_text="GPU time, or time of deployed instances; microseconds.")),
                 ("tags", models.JSONField(default=dict)),
                 (
+                    "note",
+                    models.CharField(
+                        blank=True, db_default="", help_text="Of a reversal: whose it is, and why.", max_length=360
+                    ),
+                ),
+                (
                     "pool",
                     models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name="+", to="fleet.pool"),
                 ),
@@ -338,6 +344,9 @@ class Migration(migrations.Migration):
                 "constraints": [
                     models.UniqueConstraint(
                         condition=models.Q(("kind", "charge")), fields=("image_id",), name="one_charge_per_image"
+                    ),
+                    models.UniqueConstraint(
+                        condition=models.Q(("kind", "reversal")), fields=("image_id",), name="one_reversal_per_image"
                     ),
                     models.CheckConstraint(
                         condition=models.Q(
@@ -619,6 +628,7 @@ class Migration(migrations.Migration):
                             ("model_loads", "Model Loads"),
                             ("idle_time", "Idle Time"),
                             ("beyond_hold", "Beyond Hold"),
+                            ("taken_back", "Taken Back"),
                             ("deployed", "Deployed"),
                         ],
                         max_length=16,

@@ -14,6 +14,7 @@ from fleet.models import Pool
 class TransactionKind(models.TextChoices):
     CHARGE = "charge"
     REVERSAL = "reversal"
+    """A charge is taken back."""
     OVERHEAD = "overhead"
     """The cards' time that no delivered image stands for."""
     DEPLOYMENT = "deployment"
@@ -33,11 +34,19 @@ class Account(models.TextChoices):
     """Workers that waited for work."""
     BEYOND_HOLD = "beyond_hold"
     """What delivered images cost beyond what was held for them."""
+    TAKEN_BACK = "taken_back"
+    """Charges that were reversed: the cards' time was used and nobody pays for it."""
     DEPLOYED = "deployed"
     """The cards' time that deployments pay for: debits at the price of GPU time, credits by what is on the bill for them."""
 
 
-UNALLOCATED = (Account.FAILED_ATTEMPTS, Account.MODEL_LOADS, Account.IDLE_TIME, Account.BEYOND_HOLD)
+UNALLOCATED = (
+    Account.FAILED_ATTEMPTS,
+    Account.MODEL_LOADS,
+    Account.IDLE_TIME,
+    Account.BEYOND_HOLD,
+    Account.TAKEN_BACK,
+)
 """Costs that are on no team's bill."""
 
 
@@ -70,12 +79,16 @@ class LedgerTransaction(models.Model):
     attempt_id = models.BigIntegerField(null=True)
     gpu_us = models.BigIntegerField(help_text="GPU time, or time of deployed instances; microseconds.")
     tags = models.JSONField(default=dict)
+    note = models.CharField(max_length=360, blank=True, db_default="", help_text="Of a reversal: whose it is, and why.")
 
     class Meta:
         ordering = ["pk"]
         constraints = [
             models.UniqueConstraint(
                 fields=["image_id"], condition=models.Q(kind="charge"), name="one_charge_per_image"
+            ),
+            models.UniqueConstraint(
+                fields=["image_id"], condition=models.Q(kind="reversal"), name="one_reversal_per_image"
             ),
             models.CheckConstraint(
                 condition=models.Q(kind="overhead")
