@@ -14,7 +14,8 @@ serve: .venv/installed
 	@exec $(RUN) serve
 
 test: .venv/installed-test
-	@OMP_NUM_THREADS=1 TMPDIR=$$($(BIN)/python -m tests.scratch) $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	@scratch=$$($(BIN)/python -m tests.scratch) && trap 'rm -rf "$$scratch"' EXIT && \
+		OMP_NUM_THREADS=1 TMPDIR="$$scratch" $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 bench: .venv/installed
 	@$(BIN)/python -m benchmarks

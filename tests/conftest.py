@@ -24,8 +24,8 @@ hypothesis_settings.load_profile("tests")
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores: many tests wait for processes that they started."""
-    return min(4, (os.cpu_count() or 1) + 1)
+    """Two more than there are cores: many tests wait for processes that they started."""
+    return min(8, (os.cpu_count() or 1) + 2)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

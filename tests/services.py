@@ -7,6 +7,7 @@ import os
 import shutil
 import socket as sockets
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -111,23 +112,28 @@ class PostgresServer:
 
 
 @contextmanager
-def postgres_server(folder: Path) -> Iterator[PostgresServer]:
-    """A private PostgreSQL on a unix socket in ``folder``. As root it runs under the account ``postgres``, as it must."""
+def postgres_server() -> Iterator[PostgresServer]:
+    """A private PostgreSQL on a unix socket. As root it runs under the account ``postgres``, as it must.
+
+    Not in a folder of pytest's, which closes its own to other accounts whenever another process of it begins.
+    """
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     if not programs:
         missing("PostgreSQL")
+    with tempfile.TemporaryDirectory(prefix="postgres-") as folder:
+        yield from _postgres(programs[0], Path(folder))
+
+
+def _postgres(programs: Path, folder: Path) -> Iterator[PostgresServer]:
     data, sockets = folder / "data", folder / "socket"
-    sockets.mkdir(parents=True)
+    sockets.mkdir()
     prefix: list[str] = []
     if os.geteuid() == 0:
         prefix = ["runuser", "-u", "postgres", "--"]
         for path in (folder, sockets):
             shutil.chown(path, "postgres")
             path.chmod(0o755)
-        for parent in folder.parents:
-            if parent.stat().st_uid == 0 and parent != Path("/"):
-                parent.chmod(parent.stat().st_mode | 0o011)
-    initdb, postgres = str(programs[0] / "initdb"), str(programs[0] / "postgres")
+    initdb, postgres = str(programs / "initdb"), str(programs / "postgres")
     subprocess.run(
         [*prefix, initdb, "-D", str(data), "-U", "renderkiln", "-A", "trust", "--no-sync", "-E", "UTF8"],
         check=True,
@@ -139,12 +145,12 @@ def postgres_server(folder: Path) -> Iterator[PostgresServer]:
         stdout=subprocess.DEVNULL,
         stderr=(folder / "log").open("wb"),
     )
-    ready = [str(programs[0] / "pg_isready"), "-q", "-h", str(sockets)]
+    ready = [str(programs / "pg_isready"), "-q", "-h", str(sockets)]
     try:
         wait_until(lambda: subprocess.run(ready).returncode == 0, what="PostgreSQL answering")
         yield PostgresServer(f"postgres://renderkiln@{str(sockets).replace('/', '%2F')}/postgres")
     finally:
         # By its own command: a signal would wait for connections that are still open, and ``runuser`` would not wait at all.
-        stop = [str(programs[0] / "pg_ctl"), "stop", "-D", str(data), "-m", "immediate", "-s"]
-        subprocess.run([*prefix, *stop], check=False, stdout=subprocess.DEVNULL)
+        stop = [str(programs / "pg_ctl"), "stop", "-D", str(data), "-m", "immediate", "-s"]
+        subprocess.run([*prefix, *stop], check=True, stdout=subprocess.DEVNULL)
         process.wait(PATIENCE_SECONDS)

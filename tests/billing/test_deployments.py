@@ -11,7 +11,6 @@ from importlib import import_module
 from io import StringIO
 
 import pytest
-from django.apps import apps
 from django.core.management import call_command
 from django.db import DatabaseError, connection, transaction
 from django.test import Client
@@ -150,18 +149,6 @@ def test_the_database_refuses_to_change_an_ended_span_or_a_settled_day():
             rows.update(**change)
         with pytest.raises(DatabaseError, match="append-only"), transaction.atomic():
             rows.delete()
-
-
-def test_services_that_were_there_before_are_logged_from_the_upgrade_on():
-    a_pool()
-    running, stopped, free = a_service("a", replicas=3), a_service("b"), a_service("c", edition="serverless")
-    DeploymentSpan.objects.all().delete()
-    type(stopped).objects.filter(pk=stopped.pk).update(enabled=False)
-    for _ in range(2):
-        import_module("renderjobs.migrations.0017_services_of_jobs").log_what_is_deployed(apps, None)
-    rows = {span.service: (span.replicas, span.by_time) for span in DeploymentSpan.objects.all()}
-    assert rows == {running.name: (3, True), stopped.name: (0, True), free.name: (1, False)}
-    assert broken_rows() == []
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------

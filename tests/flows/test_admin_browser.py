@@ -31,7 +31,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningPlatfo
     import sys
 
     with (
-        postgres_server(tmp_path_factory.mktemp("postgres")) as server,
+        postgres_server() as server,
         running_platform(
             tmp_path_factory.mktemp("admin"), DATABASE_URL=server.url, DJANGO_SUPERUSER_PASSWORD=PASSWORD
         ) as platform,

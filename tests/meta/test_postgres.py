@@ -34,10 +34,10 @@ NOT_ABOUT_ROWS = [
 
 
 @pytest.mark.timeout(3600)
-def test_the_tests_of_rows_and_money_pass_on_postgresql(tmp_path_factory):
+def test_the_tests_of_rows_and_money_pass_on_postgresql():
     if os.environ.get("DATABASE_URL"):
         pytest.skip("the suite itself runs on a server database")
-    with postgres_server(tmp_path_factory.mktemp("postgres")) as server:
+    with postgres_server() as server:
         folders = [folder for folder in ON_BOTH if (ROOT / folder).is_dir()]
         command = [
             sys.executable,
