@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
-
-from django.db.models import F
 
 from billing.corrections import Costs, costs_register
 from renderjobs.models import RenderImage, RenderJob
-from renderjobs.transitions import jobs_locked
-
-IMAGES_PER_STATEMENT = 500
+from renderjobs.transitions import ROWS_PER_STATEMENT, batched, jobs_locked
 
 
-def costs_lower(images: Mapping[int, Decimal], jobs: Mapping[uuid.UUID, Decimal]) -> None:
+def costs_lower(images: Sequence[int], amounts: Mapping[uuid.UUID, Decimal]) -> None:
     """A charge is taken back whole, so the picture costs nothing then. The caller has the jobs locked."""
-    keys = list(images)
-    for start in range(0, len(keys), IMAGES_PER_STATEMENT):
-        RenderImage.objects.filter(pk__in=keys[start : start + IMAGES_PER_STATEMENT]).update(cost_amount=0)
-    for job_id, amount in jobs.items():
-        RenderJob.objects.filter(pk=job_id).update(cost_amount=F("cost_amount") - amount)
+    for some in batched(images, ROWS_PER_STATEMENT):
+        RenderImage.objects.filter(pk__in=some).update(cost_amount=0)
+    jobs = list(RenderJob.objects.filter(pk__in=amounts).only("cost_amount"))
+    for job in jobs:
+        job.cost_amount -= amounts[job.pk]
+    RenderJob.objects.bulk_update(jobs, ["cost_amount"])
 
 
 def register() -> None:

@@ -17,7 +17,9 @@ from django.db import transaction
 from django.db.models.functions import Now
 
 from accounts.models import Team
+from billing.errors import QuotaExceededError
 from billing.stored import stored_change, stored_check
+from common.identifiers import uuid7
 from common.pictures import FORMATS, UnreadablePictureError, picture_opened
 from gpuworker.contract import InputPicture
 from renderjobs.models import InputFile
@@ -68,8 +70,8 @@ def inputs_new(*, team: Team, uploads: Iterable[Upload]) -> dict[str, Upload]:
 def input_store(*, team: Team, uploads: Iterable[Upload]) -> None:
     """Keep what is not kept yet: the objects first, outside a transaction, then their rows, so that a row always has its object.
 
-    What does not fit leaves neither; of two that race for the last bytes, the loser's object goes with the sweeper.
-    Storing the same picture twice, also at the same time, is one object and one row.
+    An object has a name of its own, so whoever turns out not to need it removes it: what does not fit leaves neither, and of two
+    who bring the same picture at the same time one object and one row stay.
 
     Raises:
         QuotaExceededError: The team may not store so much.
@@ -79,21 +81,31 @@ def input_store(*, team: Team, uploads: Iterable[Upload]) -> None:
         with transaction.atomic():
             stored_check(team_id=team.pk, size_bytes=sum(len(upload.data) for upload in new.values()))
     for sha256, upload in new.items():
-        key = f"{team.pk}/inputs/{sha256[:2]}/{sha256}"
-        if not default_storage.exists(key):
-            default_storage.save(key, ContentFile(upload.data))
-        with transaction.atomic():
-            stored_check(team_id=team.pk, size_bytes=len(upload.data))
-            _, created = InputFile.objects.get_or_create(
-                team=team,
-                sha256=sha256,
-                defaults={
-                    "file_key": key,
-                    "size_bytes": len(upload.data),
-                    "width": upload.picture.width,
-                    "height": upload.picture.height,
-                    "created_at": Now(),
-                },
-            )
-            if created:
-                stored_change(team_id=team.pk, by=len(upload.data))
+        key = default_storage.save(f"{team.pk}/inputs/{sha256[:2]}/{sha256}-{uuid7()}", ContentFile(upload.data))
+        try:
+            created = _row_made(team, upload, key)
+        except QuotaExceededError:
+            default_storage.delete(key)
+            raise
+        if not created:
+            default_storage.delete(key)
+
+
+def _row_made(team: Team, upload: Upload, key: str) -> bool:
+    """False where somebody else was faster."""
+    with transaction.atomic():
+        stored_check(team_id=team.pk, size_bytes=len(upload.data))
+        _, created = InputFile.objects.get_or_create(
+            team=team,
+            sha256=upload.picture.sha256,
+            defaults={
+                "file_key": key,
+                "size_bytes": len(upload.data),
+                "width": upload.picture.width,
+                "height": upload.picture.height,
+                "created_at": Now(),
+            },
+        )
+        if created:
+            stored_change(team_id=team.pk, by=len(upload.data))
+    return created

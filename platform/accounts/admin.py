@@ -6,6 +6,7 @@ marked as finance also sees the money of all teams. Django's own permission tabl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from django import forms
@@ -16,6 +17,8 @@ from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.contrib.auth.models import Group
 from django.db.models import Count, Exists, ForeignKey, Model, OuterRef, Q, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.shortcuts import render
+from django.urls import reverse
 from django.utils import timezone
 from django_otp.plugins.otp_totp.models import TOTPDevice
 from unfold.admin import ModelAdmin, TabularInline
@@ -76,6 +79,36 @@ class PlatformAdmin(ModelAdmin):
             self.message_user(request, "Choose rows of this list.", messages.ERROR)
             return HttpResponseRedirect(request.get_full_path())
         return super().response_action(request, queryset)  # type: ignore[no-any-return]
+
+    def ask_first(
+        self,
+        request: HttpRequest,
+        template: str,
+        *,
+        action: str,
+        title: str,
+        button: str,
+        chosen: Sequence[Any],
+        refusal: str = "",
+        **shown: Any,
+    ) -> HttpResponse:
+        """A page before the action, which extends ``accounts/ask_first.html``; its answer comes with ``confirmed``.
+
+        Args:
+            chosen: Keys of the rows.
+        """
+        context = {
+            **self.admin_site.each_context(request),
+            "opts": self.opts,
+            "action": action,
+            "title": title,
+            "button": button,
+            "chosen": chosen,
+            "refusal": refusal,
+            "back": reverse(f"admin:{self.opts.app_label}_{self.opts.model_name}_changelist"),
+            **shown,
+        }
+        return render(request, template, context)
 
     def may_visit(self, request: HttpRequest) -> bool:
         return self.reads_all(request)

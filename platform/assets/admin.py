@@ -11,7 +11,7 @@ from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
 from django.db.models import Model, OuterRef, QuerySet, Subquery
 from django.http import HttpRequest, HttpResponse
-from django.shortcuts import redirect, render
+from django.shortcuts import redirect
 from django.template.defaultfilters import filesizeformat
 from django.urls import reverse
 from django.utils.html import format_html
@@ -251,13 +251,15 @@ class AssetPage(ListExport, PlatformAdmin):
         if len(chosen) > MOST_AT_ONCE:
             self.message_user(request, f"Choose at most {MOST_AT_ONCE} models to retire at once.", messages.ERROR)
             return None
-        context = {
-            **self.admin_site.each_context(request),
-            "title": "Retire models",
-            "opts": self.opts,
-            "assets": [{"asset": asset, "uses": uses_of(asset)} for asset in chosen],
-        }
-        return render(request, "assets/retire.html", context)
+        return self.ask_first(
+            request,
+            "assets/retire.html",
+            action="retire",
+            title="Retire models",
+            button="Retire",
+            chosen=[asset.pk for asset in chosen],
+            assets=[{"asset": asset, "uses": uses_of(asset)} for asset in chosen],
+        )
 
     @action(description="Restore from retirement", permissions=["change"])
     def restore(self, request: HttpRequest, queryset: QuerySet[Asset]) -> None:

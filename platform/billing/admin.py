@@ -11,7 +11,6 @@ from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
 from django.db.models import OuterRef, QuerySet, Subquery
 from django.http import HttpRequest, HttpResponse
-from django.shortcuts import render
 from django.urls import URLPattern, path, re_path
 from django.utils import timezone
 from unfold.admin import TabularInline
@@ -21,7 +20,7 @@ from unfold.forms import PaginationInlineFormSet
 from accounts.admin import PartInline, PlatformAdmin, TeamAdmin, TeamFilter, TeamPage, is_superuser, teams_as
 from accounts.models import ApiToken, Role
 from billing import costs
-from billing.corrections import charges_take_back
+from billing.corrections import MOST_REASON, charges_take_back
 from billing.forms import BudgetForm, QuotaForm, a_currency
 from billing.imports import BudgetRows, QuotaRows
 from billing.mails import mail_again
@@ -259,16 +258,18 @@ class LedgerPage(ListExport, MoneyAdmin):
                 told = f"{taken.charges} charges are taken back{': ' if amounts else ''}{amounts}."
                 self.message_user(request, told, messages.SUCCESS if taken.charges else messages.WARNING)
                 return None
-        context = {
-            **self.admin_site.each_context(request),
-            "title": "Take charges back",
-            "opts": self.opts,
-            "entries": chosen,
-            "reason": reason,
-            "whole_jobs": whole_jobs,
-            "refusal": refusal,
-        }
-        return render(request, "billing/take_back.html", context)
+        return self.ask_first(
+            request,
+            "billing/take_back.html",
+            action="take_back",
+            title="Take charges back",
+            button="Take back",
+            chosen=chosen,
+            refusal=refusal,
+            reason=reason,
+            most_reason=MOST_REASON,
+            whole_jobs=whole_jobs,
+        )
 
     @display(description="GPU seconds", ordering="gpu_us")
     def gpu_seconds(self, entry: Any) -> str:

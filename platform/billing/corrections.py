@@ -15,7 +15,7 @@ from typing import Any
 from django.db import transaction
 
 from accounts.models import User
-from billing.holds import hold_give_back, holds_locked
+from billing.holds import holds_give_back
 from billing.ledger import charges_of, reversals_append
 from billing.models import LedgerTransaction, TransactionKind
 from common.errors import FieldError, InvalidRequestError
@@ -36,7 +36,7 @@ class Costs:
     """What the app of the jobs does: hold off everybody else, and lower what pictures and jobs say they cost."""
 
     lock: Callable[[Collection[uuid.UUID]], Any]
-    lower: Callable[[Mapping[int, Decimal], Mapping[uuid.UUID, Decimal]], None]
+    lower: Callable[[Sequence[int], Mapping[uuid.UUID, Decimal]], None]
 
 
 _costs: list[Costs] = []
@@ -64,13 +64,11 @@ def charges_take_back(*, entries: Collection[int], whole_jobs: bool = False, rea
         charged = LedgerTransaction.objects.filter(kind=TransactionKind.CHARGE, pk__in=entries)
         job_ids = set(charged.values_list("job_id", flat=True))
         costs.lock(job_ids)
-        holds_locked(job_ids)
         charges = charges_of(job_ids, None if whole_jobs else entries)
         reversals_append(charges, note=f"{by.username}: {reason}")
         by_job = _summed(charges, "job_id")
-        for job_id, amount in by_job.items():
-            hold_give_back(job_id=job_id, amount=amount)
-        costs.lower({charge.image_id: charge.paid for charge in charges}, by_job)  # type: ignore[attr-defined]
+        holds_give_back(by_job)
+        costs.lower([charge.image_id for charge in charges], by_job)
     return TakenBack(len(charges), _summed(charges, "currency"))
 
 

@@ -187,7 +187,8 @@ def _row(question: Question, row: dict[str, Any], total: Decimal) -> dict[str, A
         # Of what no job used there is no job, image or member, but a service.
         "label": value or (f"no {question.by}: deployed instances" if row["deployment"] else "none"),
         "gpu_hours": gpu_hours(row),
-        "share": float(100 * row["amount"] / total) if total else 0.0,
+        # Of a month in which more was taken back than spent there are no shares.
+        "share": max(0.0, float(100 * row["amount"] / total)) if total > 0 else 0.0,
         "address": question.address(by=None, **{question.by: value}) if opens else "",
     }
 

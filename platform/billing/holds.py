@@ -7,7 +7,7 @@ the caller has them, before. What one image may cost is fixed with the hold, so 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -121,13 +121,21 @@ def hold_release(*, job_id: uuid.UUID) -> None:
     _move(hold, released=left)
 
 
-def hold_give_back(*, job_id: uuid.UUID, amount: Decimal) -> None:
-    """What was spent is not any more: charges were taken back. The caller has the job locked."""
-    hold = Hold.objects.get(job_id=job_id)
-    hold.settled -= amount
-    hold.released += amount
-    hold.save(update_fields=["settled", "released"])
-    _move(hold, spent=-amount, released=amount)
+def holds_give_back(amounts: Mapping[uuid.UUID, Decimal]) -> None:
+    """What was spent is not any more, by job: charges were taken back. The caller has the jobs locked."""
+    holds = list(Hold.objects.filter(job_id__in=amounts).prefetch_related("periods"))
+    by_account: dict[int, Decimal] = {}
+    for hold in holds:
+        amount = amounts[hold.job_id]
+        hold.settled -= amount
+        hold.released += amount
+        for account in hold.periods.all():
+            by_account[account.pk] = by_account.get(account.pk, Decimal(0)) + amount
+    accounts = _locked(list(by_account))
+    for account in accounts:
+        account.spent -= by_account[account.pk]
+    Hold.objects.bulk_update(holds, ["settled", "released"])
+    BudgetPeriod.objects.bulk_update(accounts, ["spent"])
 
 
 def holds_locked(job_ids: Collection[uuid.UUID]) -> None:

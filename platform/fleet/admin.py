@@ -9,7 +9,6 @@ from django.contrib import admin, messages
 from django.contrib.admin import EmptyFieldListFilter
 from django.db.models import BooleanField, Case, QuerySet, Value, When
 from django.http import HttpRequest, HttpResponse
-from django.shortcuts import render
 from django.template.defaultfilters import filesizeformat
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
@@ -86,14 +85,16 @@ class WorkerPage(PlatformAdmin):
         chosen = list(queryset)
         reason = request.POST.get("reason", "").strip()
         if not reason:
-            context = {
-                **self.admin_site.each_context(request),
-                "title": "Quarantine workers",
-                "opts": self.opts,
-                "workers": chosen,
-                "refused": "confirmed" in request.POST,
-            }
-            return render(request, "fleet/quarantine.html", context)
+            return self.ask_first(
+                request,
+                "fleet/quarantine.html",
+                action="quarantine",
+                title="Quarantine workers",
+                button="Quarantine",
+                chosen=[worker.pk for worker in chosen],
+                refusal="Say why, for whoever releases it." if "confirmed" in request.POST else "",
+                workers=chosen,
+            )
         for worker in chosen:
             worker_quarantine(worker=worker, reason=reason, by=request.user)  # type: ignore[arg-type]
         self.message_user(request, f"{len(chosen)} workers are quarantined.", messages.SUCCESS)

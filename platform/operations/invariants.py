@@ -817,7 +817,6 @@ ROW_CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
     i3_delivered_images_and_charges_are_one_to_one,
     i3_ledger_transactions_sum_to_zero,
     i3_a_reversal_takes_back_its_charge,
-    i3_a_reversal_takes_back_its_charge,
     i3_images_say_what_the_ledger_says,
     i3_sums_of_a_job_are_its_images,
     r8_the_database_refuses_to_change_the_ledger,

@@ -9,6 +9,7 @@ from decimal import Decimal
 import pytest
 from django.db.models import Sum
 from django.test import Client
+from django.urls import reverse
 
 from accounts.models import User
 from billing.corrections import charges_take_back
@@ -20,6 +21,7 @@ from operations.invariants import violations
 from renderjobs.models import RenderImage, RenderJob
 from tests.admin.pages import client_of, page
 from tests.billing.budgets import a_budget
+from tests.common.clocks import clock_moved, quiet_moment
 from tests.factories import a_caller, a_job
 from tests.renderjobs.test_delivery import begun, deliver
 from tests.renderjobs.test_races import at_once
@@ -124,6 +126,31 @@ def test_reports_show_what_is_left_and_what_was_taken_back_beside_it(job, root):
     client = Client(headers={"Authorization": f"Bearer {a_caller().token.text}"})
     images = client.get(f"/api/v1/jobs/{job.pk}/images").json()["results"]
     assert [image["cost"]["amount"] for image in images] == ["0.000000", "0.002000", "0.002000"]
+
+
+def test_m5_what_is_taken_back_later_is_of_the_month_in_which_that_is_done(job, root, monkeypatch):
+    charged_in = around_now()
+    clock_moved(monkeypatch, quiet_moment() + timedelta(days=70))
+    charges_take_back(entries=charges(job), reason="noise", by=root)
+    (before,) = usage_by(["team"], **charged_in)
+    (after,) = usage_by(["team"], **around_now())
+    assert (before["images"], before["amount"]) == (3, 3 * PICTURE)
+    assert (after["images"], after["gpu_us"], after["amount"]) == (0, 0, -3 * PICTURE)
+    page_of_costs = client_of(root).get(reverse("admin:billing_costs"))
+    (row,) = page_of_costs.context["rows"]
+    assert (row["amount"], row["share"]) == (-3 * PICTURE, 0) and spent() == 0
+    assert list(violations(objects=False)) == []
+
+
+def test_many_jobs_are_taken_back_with_the_statements_of_one(root, django_assert_max_num_queries):
+    jobs = []
+    for number in range(12):
+        jobs.append(a_job(a_caller()))
+        deliver(begun(f"w{number}"), key=f"{number}.png", gpu_us=2_000_000)
+    entries = [pk for job in jobs for pk in charges(job)]
+    with django_assert_max_num_queries(16):
+        assert charges_take_back(entries=entries, reason="noise", by=root).charges == 12
+    assert list(violations(objects=False)) == []
 
 
 def test_overhead_is_shared_by_those_who_spent_more_than_they_got_back():

@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 from django.core.files.base import ContentFile
+from django.core.files.storage import FileSystemStorage
 from django.core.management import call_command
 from django.db import connection
 from django.test import Client
@@ -24,7 +26,7 @@ from assets.uploads import upload_begin, upload_give_up
 from billing.errors import QuotaExceededError
 from billing.models import Hold, Quota, StoredBytes
 from billing.quotas import uses_of
-from operations.invariants import m12_stored_bytes_are_those_of_the_files
+from operations.invariants import m12_stored_bytes_are_those_of_the_files, walk
 from renderjobs.data_directory import file_import
 from renderjobs.delivery import StoredAttachment, image_deliver
 from renderjobs.inputs import input_store, picture_from_bytes
@@ -152,6 +154,39 @@ def test_m12_pictures_that_callers_send_are_counted_once():
     input_store(team=caller.team, uploads=[upload])
     input_store(team=caller.team, uploads=[upload])
     assert used(quota) == len(upload.data) and InputFile.objects.count() == 1 and in_step()
+
+
+def while_an_object_is_written(monkeypatch, act: Callable[[], object]) -> None:
+    """Somebody does something between the first object of a test and its row."""
+    really_save, acts = FileSystemStorage.save, [act]
+
+    def save(self: FileSystemStorage, name: str, content: ContentFile) -> str:
+        key = really_save(self, name, content)
+        if acts:
+            acts.pop()()
+        return key
+
+    monkeypatch.setattr(FileSystemStorage, "save", save)
+
+
+def objects_of(team: Team) -> list[str]:
+    return list(walk(f"{team.pk}/inputs"))
+
+
+def test_of_two_who_bring_the_same_picture_one_object_and_one_row_stay(monkeypatch):
+    team, upload = a_caller().team, picture_from_bytes(a_png())
+    while_an_object_is_written(monkeypatch, lambda: input_store(team=team, uploads=[upload]))
+    input_store(team=team, uploads=[upload])
+    assert objects_of(team) == [InputFile.objects.get().file_key] and in_step()
+
+
+def test_a_picture_for_which_there_is_no_room_any_more_leaves_no_object(monkeypatch):
+    team, upload = a_caller().team, picture_from_bytes(a_png())
+    quota = a_quota(GIB, team=team)
+    while_an_object_is_written(monkeypatch, lambda: Quota.objects.update(limit=0))
+    with pytest.raises(QuotaExceededError):
+        input_store(team=team, uploads=[upload])
+    assert objects_of(team) == [] and not InputFile.objects.exists() and used(quota) == 0
 
 
 def img2img(caller, data: bytes):

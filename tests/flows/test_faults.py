@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -115,11 +116,14 @@ def test_f11_sigterm_finishes_what_runs_and_claims_nothing_more(platform):
     platform.start_worker(PATTERN_STEP_SECONDS="0.3", **lease)
     job = client.submit(n_iter=100, steps=4, width=128)
     wait_until(lambda: client.job(job["id"])["state"] == "running", what="The claim")
-    worker = platform.processes.pop("worker")
-    worker.terminate()
-    worker.wait(PATIENCE_SECONDS)
+    platform.freeze("worker")
+    states = Counter(image["state"] for image in client.images(job["id"]))
+    begun = sum(states.values()) - states["waiting"]
+    platform.processes["worker"].terminate()
+    platform.thaw("worker")
+    platform.processes.pop("worker").wait(PATIENCE_SECONDS)
     stopped = client.job(job["id"])
-    assert 0 < stopped["images_delivered"] < 100 and stopped["state"] == "running"
+    assert states["delivered"] <= stopped["images_delivered"] <= begun < 100 and stopped["state"] == "running"
     platform.start_worker(**lease)
     assert client.wait(job["id"])["state"] == "succeeded"
     assert {image["attempts"] for image in client.images(job["id"])} == {1}

@@ -24,13 +24,8 @@ ON_BOTH = [
     "tests/api",
     "tests/eas",
 ]
-NOT_ABOUT_ROWS = [
-    "tests/assets/test_conversion.py",
-    "tests/assets/test_folders.py",
-    "tests/eas/test_documents.py",
-    "tests/eas/test_http_watch.py",
-]
-"""Slow: files and connections, and hardly a row in them."""
+ABOUT_FILES = ["tests/assets/test_conversion.py", "tests/assets/test_folders.py", "tests/eas/test_documents.py"]
+"""Slow, and hardly a row in them."""
 
 
 @pytest.mark.timeout(3600)
@@ -50,7 +45,7 @@ def test_the_tests_of_rows_and_money_pass_on_postgresql():
             "-m",
             "not embedded and not slow",
         ]
-        command += [f"--ignore={file}" for file in NOT_ABOUT_ROWS]
+        command += [f"--ignore={file}" for file in ABOUT_FILES]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
         environment.pop("DATA_DIR", None)
         run = subprocess.run(

@@ -384,6 +384,7 @@ BREAKAGES = {
 def test_each_breakage_is_found_and_each_check_finds_one(delivered_job, tmp_path):
     """A check that no breakage above can wake would be silent for ever."""
     checks = (*ROW_CHECKS, *OBJECT_CHECKS)
+    assert len(set(checks)) == len(checks)
     woken, unfound = set(), {}
     shutil.copytree(tmp_path, kept := tmp_path / "kept")
     for name, broken in BREAKAGES.items():
