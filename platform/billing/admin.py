@@ -255,7 +255,7 @@ class LedgerPage(ListExport, MoneyAdmin):
                 refusal = error.message
             else:
                 amounts = ", ".join(f"{amount:.6f} {currency}" for currency, amount in sorted(taken.amounts.items()))
-                told = f"{taken.charges} charges are taken back{': ' if amounts else ''}{amounts}."
+                told = f"Charges taken back: {taken.charges}{amounts and f' ({amounts})'}."
                 self.message_user(request, told, messages.SUCCESS if taken.charges else messages.WARNING)
                 return None
         return self.ask_first(

@@ -183,11 +183,11 @@ def test_finance_takes_charges_back_in_the_admin_after_saying_why(job):
     refused = client.post(book, {**asked, "confirmed": "yes", "reason": " "})
     assert "Say why" in refused.content.decode() and spent() == 3 * PICTURE
     answer = client.post(book, {**asked, "confirmed": "yes", "reason": "noise", "whole_jobs": "on"}, follow=True)
-    assert "3 charges are taken back: 0.006000 USD." in answer.content.decode() and spent() == 0
+    assert "Charges taken back: 3 (0.006000 USD)." in answer.content.decode() and spent() == 0
     entry = LedgerTransaction.objects.filter(kind="reversal").first()
     shown = client.get(page("billing_ledgertransaction", "change", entry.pk)).content.decode()
     assert "fin: noise" in shown
     assert (
-        "0 charges are taken back"
+        "Charges taken back: 0."
         in client.post(book, {**asked, "confirmed": "yes", "reason": "x"}, follow=True).content.decode()
     )
